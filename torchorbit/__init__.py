@@ -1,0 +1,32 @@
+"""torchorbit: structured pruning of vision models on a graph of the model."""
+
+from torchorbit import _torchvision
+
+_torchvision.declare_missing_operators()
+
+from torchorbit.comparing import compare_module_outputs  # noqa: E402
+from torchorbit.conversion import convert  # noqa: E402
+from torchorbit.errors import CheckpointError, ConversionError, GraphRunError, TorchorbitError  # noqa: E402
+from torchorbit.explaining import Explanation, explain  # noqa: E402
+from torchorbit.graph.dag import DagModule  # noqa: E402
+from torchorbit.graph.saving import load  # noqa: E402
+
+__version__ = "0.1.0"
+
+#: torch-dag's name of `convert`.
+build_from_unstructured_module = convert
+
+__all__ = [
+    "CheckpointError",
+    "ConversionError",
+    "DagModule",
+    "Explanation",
+    "GraphRunError",
+    "TorchorbitError",
+    "__version__",
+    "build_from_unstructured_module",
+    "compare_module_outputs",
+    "convert",
+    "explain",
+    "load",
+]

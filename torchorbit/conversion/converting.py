@@ -1,0 +1,277 @@
+"""`convert`: record a model a few times, reconcile what was recorded, build the graph."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchorbit.conversion.build import build
+from torchorbit.conversion.reconcile import Disagreement, Reconciled, Variation, reconcile
+from torchorbit.conversion.recorder import Recording, Value, record
+from torchorbit.errors import ConversionError
+from torchorbit.graph.dag import DagModule, Provenance
+from torchorbit.graph.vertices import Attr
+
+_META = torch.device("meta")
+# Lengths are tripled: three is odd and no window size or stride that occurs, so a length stays divisible by
+# whatever it was divisible by, and indivisible by whatever it was not.
+_STRETCH = 3
+
+
+def convert(model: nn.Module, example_inputs: Any, *, atomic: Sequence[type[nn.Module]] = ()) -> DagModule:
+    """Convert a model into a `DagModule`.
+
+    The model is run on meta tensors, so nothing is computed and weights need not exist: it may have been built under
+    ``torch.device("meta")``. It is run a second time with another batch size, other lengths, another dtype and in
+    training mode where that matters; what differs between the runs becomes an expression in the graph.
+
+    The graph holds the model's own leaf modules, parameters and buffers (they are shared, not copied), is nested like
+    the model, and its ``state_dict()`` has the model's keys.
+
+    Args:
+        model: any module whose forward runs. It is not changed.
+        example_inputs: a tensor; or a tuple or list of the forward's positional arguments; or a dict of its keyword
+            arguments. Only shapes and dtypes matter. The first dimension is the batch.
+        atomic: module classes (with their subclasses) that stay whole: a vertex of their own that is not looked
+            into. A graph with such a vertex cannot be saved. (torch-dag: ``custom_autowrap_torch_module_classes``.)
+
+    Returns:
+        The graph. ``dag.provenance`` says how it was recorded: which of batch size, lengths, dtype and training mode
+        are free.
+
+    Raises:
+        ConversionError: with the stage, the path of the module and the operator at which conversion failed.
+        TypeError: ``model`` is no module, or ``example_inputs`` holds no tensor.
+
+    Example:
+        >>> dag = torchorbit.convert(model.eval(), torch.randn(1, 3, 224, 224))
+        >>> torch.testing.assert_close(dag(x), model(x))
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, expected an nn.Module")
+    with _no_garbage_collection():
+        return _convert(model, _Inputs.of(model, example_inputs), tuple(atomic))
+
+
+def _convert(model: nn.Module, inputs: _Inputs, atomic: tuple[type[nn.Module], ...]) -> DagModule:
+    paths: dict[int, list[str]] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        paths.setdefault(id(module), []).append(path)
+    recorder = _Recordings(model, inputs, {identity: found[0] for identity, found in paths.items()}, atomic)
+    reconciled, provenance = recorder.collect()
+    return build(model, reconciled, paths, provenance, recorder.follows)
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """A conversion makes many small objects that all stay alive; a full collection takes longer than all of it."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@dataclasses.dataclass(slots=True)
+class _Inputs:
+    """Example inputs: only their structure, shapes and dtypes are used."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    names: list[tuple[str, bool]]
+
+    @classmethod
+    def of(cls, model: nn.Module, example: Any) -> _Inputs:
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
+        if isinstance(example, Mapping):
+            kwargs = dict(example)
+        elif isinstance(example, (tuple, list)):
+            args = tuple(example)
+        else:
+            args = (example,)
+        if not _tensors((args, kwargs)):
+            raise TypeError(f"example_inputs is {example!r}, expected a tensor, or a tuple or dict that holds one")
+        try:
+            parameters = list(inspect.signature(model.forward).parameters.values())
+        except (TypeError, ValueError):
+            parameters = []
+        positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        names = [(positional[n] if n < len(positional) else f"input_{n}", False) for n in range(len(args))]
+        # A keyword argument that could be positional is a parameter in its place in the graph's forward, too.
+        names += [(name, True) for name in kwargs]
+        return cls(args, kwargs, names)
+
+    def tensors(self) -> list[Tensor]:
+        return _tensors((self.args, self.kwargs))
+
+    def on_meta(self, shape: Callable[[Tensor], tuple[int, ...]], dtypes: Mapping[torch.dtype, torch.dtype]) -> Any:
+        def change(arg: Any) -> Any:
+            if isinstance(arg, Tensor):
+                return torch.empty(shape(arg), dtype=dtypes.get(arg.dtype, arg.dtype), device=_META)
+            if isinstance(arg, (tuple, list)) and not hasattr(arg, "_fields"):
+                return type(arg)([change(a) for a in arg])
+            if isinstance(arg, Mapping):
+                return {key: change(a) for key, a in arg.items()}
+            return arg
+
+        return change(self.args), change(self.kwargs)
+
+
+def _tensors(arg: Any) -> list[Tensor]:
+    if isinstance(arg, Tensor):
+        return [arg]
+    if isinstance(arg, Mapping):
+        arg = tuple(arg.values())
+    if isinstance(arg, (tuple, list)):
+        return [tensor for item in arg for tensor in _tensors(item)]
+    return []
+
+
+class _Recordings:
+    """Takes the recordings that a model needs, and no more."""
+
+    def __init__(self, model: nn.Module, inputs: _Inputs, paths: dict[int, str], atomic: tuple[type[nn.Module], ...]):
+        self.model = model
+        self.inputs = inputs
+        self.paths = paths
+        self.atomic = atomic
+        first = next((t for t in inputs.tensors() if t.dim() > 0), None)
+        self.example_batch = 0 if first is None else first.shape[0]
+        self.batch = 2
+        self.follows = self.follow()
+        dtype = next((t.dtype for t in inputs.tensors() if t.is_floating_point()), None)
+        dtype = dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+        other = torch.bfloat16 if dtype != torch.bfloat16 else torch.float16
+        self.other_dtype = {dtype: other}
+
+    def follow(self) -> Value | Attr | None:
+        """The tensor whose dtype and device are those of the run: a floating-point input, or else a parameter."""
+        for position, value in enumerate([*self.inputs.args, *self.inputs.kwargs.values()]):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                return Value(-1 - position)
+        for path, parameter in self.model.named_parameters():
+            if parameter.is_floating_point():
+                return Attr(path)
+        for position, value in enumerate([*self.inputs.args, *self.inputs.kwargs.values()]):
+            if isinstance(value, Tensor):
+                return Value(-1 - position)
+        return None
+
+    def batched(self, tensor: Tensor) -> bool:
+        return tensor.dim() > 0 and tensor.shape[0] == self.example_batch
+
+    def take(self, variation: Variation, stretched: int | None = None) -> Recording:
+        """Record once. ``stretched`` is the dimension to stretch where there is only one choice at a time."""
+
+        def shape(tensor: Tensor) -> tuple[int, ...]:
+            lengths = list(tensor.shape)
+            if self.batch and self.batched(tensor):
+                lengths[0] = self.batch + variation.batch
+            if variation.lengths:
+                for dim in range(2, len(lengths)) if stretched is None else (stretched,):
+                    if dim < len(lengths):
+                        lengths[dim] *= _STRETCH
+            return tuple(lengths)
+
+        dtypes = self.other_dtype if variation.dtype else {}
+        args, kwargs = self.inputs.on_meta(shape, dtypes)
+        return record(
+            self.model,
+            args,
+            kwargs,
+            self.inputs.names,
+            self.paths,
+            self.atomic,
+            training=variation.training,
+            dtypes=dtypes,
+        )
+
+    def first(self) -> Recording:
+        try:
+            return self.take(Variation())
+        except ConversionError:
+            if self.example_batch == self.batch:
+                raise
+            self.batch = 0  # as given
+            return self.take(Variation())
+
+    def merged(self, first: Recording, others: list[tuple[Recording, Variation]]) -> Reconciled:
+        tensor = next(
+            (Value(-1 - n) for n, v in enumerate([*self.inputs.args, *self.inputs.kwargs.values()])
+             if isinstance(v, Tensor) and self.batched(v)),
+            None,
+        )  # fmt: skip
+        batch = None if tensor is None or not self.batch else (tensor, self.batch)
+        return reconcile(first, others, follows=self.follows, batch=batch)
+
+    def collect(self) -> tuple[Reconciled, Provenance]:
+        first = self.first()
+        stretch = self.stretches()
+        everything = Variation(
+            batch=bool(self.batch), lengths=bool(stretch), dtype=True, training=bool(first.training_reads)
+        )
+        attempts = [everything, dataclasses.replace(everything, lengths=False)]
+        for variation in attempts if everything.lengths else attempts[:1]:
+            dims = stretch if variation.lengths else [None]
+            for dim in dims:
+                try:
+                    other = self.take(variation, dim)
+                    reconciled = self.merged(first, [(other, variation)])
+                except (ConversionError, Disagreement):
+                    continue
+                return reconciled, self.provenance(first, [variation], everything)
+        return self.one_by_one(first, everything, stretch)
+
+    def one_by_one(
+        self, first: Recording, everything: Variation, stretch: list[int | None]
+    ) -> tuple[Reconciled, Provenance]:
+        """Vary one thing at a time, and keep the variations that one graph can explain."""
+        kept: list[tuple[Recording, Variation]] = []
+        reconciled = self.merged(first, kept)
+        for field in ("batch", "training", "dtype", "lengths"):
+            if not getattr(everything, field):
+                continue
+            variation = Variation(**{field: True})
+            for dim in stretch if variation.lengths else [None]:
+                try:
+                    other = self.take(variation, dim)
+                    reconciled = self.merged(first, [*kept, (other, variation)])
+                except (ConversionError, Disagreement):
+                    continue
+                kept.append((other, variation))
+                break
+        return reconciled, self.provenance(first, [variation for _, variation in kept], everything)
+
+    def stretches(self) -> list[int | None]:
+        """Which dimensions to stretch, in the order in which to try: None is all spatial ones of images together."""
+        ranks = {tensor.dim() for tensor in self.inputs.tensors()}
+        if max(ranks, default=0) >= 4:
+            return [None]
+        if max(ranks, default=0) == 3:
+            return [1, 2]
+        if any(t.dim() == 2 and not t.is_floating_point() for t in self.inputs.tensors()):
+            return [1]
+        return []
+
+    def provenance(self, first: Recording, kept: list[Variation], wanted: Variation) -> Provenance:
+        training = not wanted.training or any(variation.training for variation in kept)
+        return Provenance(
+            source=f"{type(self.model).__module__}.{type(self.model).__qualname__}",
+            mode="both" if training else "evaluation",
+            training_differs=() if training else tuple(first.training_reads),
+            free_batch=any(variation.batch for variation in kept),
+            free_lengths=any(variation.lengths for variation in kept) or not wanted.lengths,
+            free_dtype=any(variation.dtype for variation in kept),
+            input_shapes=tuple(tuple(tensor.shape) for tensor in self.inputs.tensors()),
+            torch=torch.__version__,
+        )

@@ -1,0 +1,369 @@
+"""Compare recordings of one model taken under different conditions, and keep what is true in all of them.
+
+A second recording has another batch size, other lengths, another dtype, training mode. Where the two agree, a
+constant is a constant. Where they differ, the origin of the number (see `torchorbit.conversion.numbers`) says how it
+follows from the sizes of tensors; a dtype follows the model's; a dropout rate follows the training flag. Anything
+else is a disagreement, and the caller tries a milder variation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from torchorbit.conversion.numbers import Traced, untraced
+from torchorbit.conversion.recorder import CHECK, MODULE, Call, Recording, Step, Value, function_name
+from torchorbit.graph.vertices import Attr, ByMode, Expr, SameDevice, SameDtype, Size
+
+# How far a step that exists only in training may be from the next step that both modes share.
+_LOOK_AHEAD = 64
+# Functions with an argument that depends on the training flag.
+_MODE_DEPENDENT = {
+    "batch_norm", "instance_norm", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "rrelu",
+    "feature_alpha_dropout", "feature_dropout", "scaled_dot_product_attention",
+}  # fmt: skip
+_NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+
+
+class Disagreement(Exception):
+    """Two recordings cannot be explained by one graph."""
+
+    def __init__(self, step: Step | None, reason: str):
+        self.step = step
+        self.reason = reason
+        super().__init__(reason)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Variation:
+    """What is different in a recording, compared with the first one."""
+
+    batch: bool = False
+    lengths: bool = False
+    dtype: bool = False
+    training: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class Item:
+    """A step of the reconciled recording. ``number`` is what `Value`s refer to."""
+
+    number: int
+    step: Step
+    call: Call
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    training_only: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class Reconciled:
+    """What all recordings agree on."""
+
+    items: list[Item]
+    inputs: list[tuple[str, Any, bool]]
+    output: Any
+    constants: dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass(slots=True)
+class _Aligned:
+    recording: Recording
+    variation: Variation
+    partner: list[int]  # step of the first recording -> step of this one
+    number: dict[int, int]  # step of this one -> number in the result
+    extras: dict[int, list[int]]  # step of the first recording -> steps of this one before its partner
+    calls: dict[int, Call]  # id of a call in this recording -> the same call in the first one
+
+    def call(self, call: Call) -> Call:
+        """The same call in the first recording, or the nearest one around it."""
+        while id(call) not in self.calls:
+            assert call.parent is not None
+            call = call.parent
+        return self.calls[id(call)]
+
+
+def reconcile(
+    first: Recording,
+    others: list[tuple[Recording, Variation]],
+    *,
+    follows: Value | Attr | None,
+    batch: tuple[Value, int] | None,
+) -> Reconciled:
+    """Merge recordings into one.
+
+    Args:
+        first: the recording whose steps are kept.
+        others: further recordings of the same model, and what is different in each.
+        follows: the tensor whose device and dtype stand for those of the run.
+        batch: a tensor whose first dimension is the batch, and its length in the first recording; a recording with
+            another batch has one sample more.
+
+    Raises:
+        Disagreement: they cannot be merged.
+    """
+    aligned = [_align(first, recording, variation) for recording, variation in others]
+    return _Merger(first, aligned, follows, batch).merge()
+
+
+def _key(step: Step) -> tuple[Any, ...]:
+    return (step.function, step.path, step.call.path, len(step.args), tuple(step.kwargs))
+
+
+def _align(first: Recording, other: Recording, variation: Variation) -> _Aligned:
+    steps, theirs = first.steps, other.steps
+    result = _Aligned(other, variation, [], {}, {}, {})
+    j = 0
+    for i, step in enumerate(steps):
+        key = _key(step)
+        if j < len(theirs) and _key(theirs[j]) == key:
+            found = j
+        elif variation.training:
+            ahead = range(j + 1, min(j + _LOOK_AHEAD, len(theirs)))
+            found = next((k for k in ahead if _key(theirs[k]) == key), -1)
+        else:
+            found = -1
+        if found < 0:
+            raise Disagreement(step, f"the model takes another path after {_name(step)}")
+        if found > j:
+            result.extras[i] = list(range(j, found))
+        result.partner.append(found)
+        result.number[found] = i
+        theirs_call: Call | None = theirs[found].call
+        ours_call: Call | None = step.call
+        while theirs_call is not None and ours_call is not None and id(theirs_call) not in result.calls:
+            result.calls[id(theirs_call)] = ours_call
+            theirs_call, ours_call = theirs_call.parent, ours_call.parent
+        j = found + 1
+    if j < len(theirs):
+        if not variation.training:
+            raise Disagreement(theirs[j], "the model goes on differently at the end")
+        result.extras[len(steps)] = list(range(j, len(theirs)))
+    return result
+
+
+def _name(step: Step) -> str:
+    if step.function is MODULE:
+        return f"module {step.path}"
+    return function_name(step.function)
+
+
+class _Merger:
+    def __init__(
+        self,
+        first: Recording,
+        aligned: list[_Aligned],
+        follows: Value | Attr | None,
+        batch: tuple[Value, int] | None,
+    ):
+        self.first = first
+        self.batch = batch
+        self.aligned = aligned
+        self.follows = follows
+        self.step: Step | None = None
+
+    def merge(self) -> Reconciled:
+        first = self.first
+        items: list[Item] = []
+        checks = self.checks()
+        for i, step in enumerate(first.steps):
+            for other in self.aligned:
+                items.extend(self.extra(other, k) for k in other.extras.get(i, ()))
+            items.extend(checks.get(i, ()))
+            self.step = step
+            partners = [other.recording.steps[other.partner[i]] for other in self.aligned]
+            args = tuple([self.arg(a, [p.args[n] for p in partners]) for n, a in enumerate(step.args)])
+            kwargs = {key: self.arg(a, [p.kwargs[key] for p in partners]) for key, a in step.kwargs.items()}
+            items.append(Item(i, step, step.call, args, kwargs))
+        for other in self.aligned:
+            items.extend(self.extra(other, k) for k in other.extras.get(len(first.steps), ()))
+        self.step = None
+        output = self.arg(first.output, [other.recording.output for other in self.aligned])
+        inputs = [
+            (name, self.arg(value, [other.recording.inputs[n][1] for other in self.aligned]), keyword)
+            for n, (name, value, keyword) in enumerate(first.inputs)
+        ]
+        return Reconciled(items, inputs, output, first.constants)
+
+    # -- arguments
+
+    def arg(self, base: Any, others: list[Any]) -> Any:
+        kind = type(base)
+        if kind is tuple or kind is list:
+            for other in others:
+                if type(other) is not kind or len(other) != len(base):
+                    return self.differ(base, others)
+            return kind([self.arg(a, [other[n] for other in others]) for n, a in enumerate(base)])
+        if kind is Value:
+            mapped = [self.value(aligned, other) for aligned, other in zip(self.aligned, others, strict=True)]
+            return base if all(m == base for m in mapped) else self.by_mode(base, others)
+        if kind in Traced:
+            return self.number(base, others)
+        if kind is dict:
+            if any(type(other) is not dict or other.keys() != base.keys() for other in others):
+                return self.differ(base, others)
+            return {key: self.arg(a, [other[key] for other in others]) for key, a in base.items()}
+        if kind is slice:
+            if any(type(other) is not slice for other in others):
+                return self.differ(base, others)
+            return slice(
+                self.arg(base.start, [other.start for other in others]),
+                self.arg(base.stop, [other.stop for other in others]),
+                self.arg(base.step, [other.step for other in others]),
+            )
+        if kind is torch.device:
+            if base.type == "meta" and self.follows is not None:
+                return SameDevice(self.follows)
+            return base
+        if isinstance(base, tuple):
+            return kind(*[self.arg(a, [other[n] for other in others]) for n, a in enumerate(base)])
+        for other in others:
+            if type(untraced(other)) is not kind or other != base:
+                return self.differ(base, others)
+        return base
+
+    def differ(self, base: Any, others: list[Any]) -> Any:
+        """A constant that is not the same in every recording."""
+        if isinstance(base, torch.dtype):
+            changed = [a.variation for a, other in zip(self.aligned, others, strict=True) if other != base]
+            if self.follows is not None and all(variation.dtype for variation in changed):
+                return SameDtype(self.follows)
+        return self.by_mode(base, others)
+
+    def by_mode(self, base: Any, others: list[Any]) -> Any:
+        training = None
+        for aligned, other in zip(self.aligned, others, strict=True):
+            if type(base) is type(untraced(other)) and base == (
+                self.value(aligned, other) if type(base) is Value else untraced(other)
+            ):
+                continue
+            # Where other things than the mode differ, too, they may be the reason.
+            only = aligned.variation == Variation(training=True)
+            name = getattr(self.step.function, "__name__", "") if self.step is not None else ""
+            known = aligned.variation.training and name in _MODE_DEPENDENT and type(base) is not Value
+            if not only and not known:
+                self.fail(f"{base} became {other}")
+            training = self.unfolded(aligned, other)
+        return ByMode(training, base, self.step.call.where() if self.step is not None else "")
+
+    def fail(self, reason: str) -> Any:
+        raise Disagreement(self.step, f"an argument of {_name(self.step) if self.step else 'the output'}: {reason}")
+
+    def value(self, aligned: _Aligned, other: Any) -> Any:
+        """A value of another recording, in the numbering of the result."""
+        if type(other) is not Value or other.step < 0:
+            return other
+        number = aligned.number.get(other.step)
+        return Value(len(self.first.steps) + other.step if number is None else number, other.index)
+
+    # -- numbers
+
+    def number(self, base: Any, others: list[Any]) -> Any:
+        plain = untraced(base)
+        if all(
+            not isinstance(other, bool) and isinstance(other, (int, float)) and untraced(other) == plain
+            for other in others
+        ):
+            return plain
+        if not all(type(other) is type(base) for other in others):
+            return self.unexplained(plain, others)
+        symbol, operands = base.origin
+        origins = [other.origin for other in others]
+        if any(origin[0] != symbol or len(origin[1]) != len(operands) for origin in origins):
+            return self.unexplained(plain, others)
+        if symbol == "size":
+            value, dim = operands
+            mapped = [self.value(a, origin[1][0]) for a, origin in zip(self.aligned, origins, strict=True)]
+            if any(m != value or origin[1][1] != dim for m, origin in zip(mapped, origins, strict=True)):
+                return self.unexplained(plain, others)
+            return Size(value, dim)
+        parts = [self.operand(a, [origin[1][n] for origin in origins]) for n, a in enumerate(operands)]
+        return Expr(symbol, tuple(parts))
+
+    def operand(self, base: Any, others: list[Any]) -> Any:
+        if type(base) in Traced:
+            return self.number(base, others)
+        if all(untraced(other) == base for other in others):
+            return base
+        return self.unexplained(base, others)
+
+    def unexplained(self, base: Any, others: list[Any]) -> Any:
+        """A number that differs and has lost its origin: in the batch size alone it may still be affine."""
+        pairs = list(zip(self.aligned, [untraced(other) for other in others], strict=True))
+        changed = [(aligned.variation, other) for aligned, other in pairs if other != base]
+        if self.batch is not None and type(base) is int and all(v == Variation(batch=True) for v, _ in changed):
+            tensor, length = self.batch
+            slope = changed[0][1] - base  # the batch grew by one
+            if all(type(other) is int and other - base == slope for _, other in changed):
+                return Expr("+", (Expr("*", (Size(tensor, 0), slope)), base - slope * length))
+        return self.fail(f"{base} became {[other for _, other in pairs]}, and nothing says why")
+
+    def unfolded(self, aligned: _Aligned, other: Any) -> Any:
+        """An argument of a step that only one recording has: sizes in it stay expressions."""
+        kind = type(other)
+        if kind is Value:
+            return self.value(aligned, other)
+        if kind in Traced:
+            symbol, operands = other.origin
+            if symbol == "size":
+                return Size(self.value(aligned, operands[0]), operands[1])
+            return Expr(symbol, tuple([self.unfolded(aligned, a) for a in operands]))
+        if kind is tuple or kind is list:
+            return kind([self.unfolded(aligned, a) for a in other])
+        if kind is dict:
+            return {key: self.unfolded(aligned, a) for key, a in other.items()}
+        if kind is slice:
+            return slice(*[self.unfolded(aligned, a) for a in (other.start, other.stop, other.step)])
+        if kind is torch.device and other.type == "meta" and self.follows is not None:
+            return SameDevice(self.follows)
+        if kind is torch.dtype and aligned.variation.dtype and other in (torch.bfloat16, torch.float16):
+            return SameDtype(self.follows) if self.follows is not None else other
+        return other
+
+    def extra(self, aligned: _Aligned, position: int) -> Item:
+        step = aligned.recording.steps[position]
+        args = tuple([self.unfolded(aligned, a) for a in step.args])
+        kwargs = {key: self.unfolded(aligned, a) for key, a in step.kwargs.items()}
+        number = len(self.first.steps) + position
+        return Item(number, step, aligned.call(step.call), args, kwargs, training_only=True)
+
+    # -- checks
+
+    def checks(self) -> dict[int, list[Item]]:
+        """Comparisons that hold in every recording and could come out otherwise, as steps of their own."""
+        lookup: list[dict[tuple[Any, ...], list[tuple[Any, ...]]]] = []
+        for aligned in self.aligned:
+            found: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+            for at, call, symbol, operands, outcome in aligned.recording.checks:
+                found.setdefault((aligned.number.get(at), call.path, symbol, outcome), []).append(operands)
+            lookup.append(found)
+        result: dict[int, list[Item]] = {}
+        seen: set[Any] = set()
+        for at, call, symbol, operands, outcome in self.first.checks:
+            theirs = []
+            for found in lookup:
+                candidates = found.get((at, call.path, symbol, outcome))
+                if not candidates:
+                    break
+                theirs.append(candidates.pop(0))
+            if not self.aligned or len(theirs) < len(self.aligned):
+                continue
+            try:
+                parts = tuple(self.operand(a, [their[n] for their in theirs]) for n, a in enumerate(operands))
+            except Disagreement:
+                continue
+            if not any(isinstance(part, (Size, Expr)) for part in parts):
+                continue
+            if symbol == "bool":
+                condition = Expr("!=" if outcome else "==", (parts[0], 0))
+            else:
+                condition = Expr(symbol if outcome else _NEGATED[symbol], parts)
+            if (call, condition) in seen:
+                continue
+            seen.add((call, condition))
+            number = -1_000_000 - len(seen)  # nothing refers to a check
+            step = Step(CHECK, (), {}, call)
+            result.setdefault(at, []).append(Item(number, step, call, (condition,), {}))
+        return result

@@ -1,0 +1,688 @@
+"""Run a model once on meta tensors and write down what it does.
+
+A `TorchFunctionMode` sees every torch function that the model calls, and ``nn.Module.__call__`` is intercepted so
+that leaf modules are one step each. Python's control flow just runs. Nothing is computed: parameters, buffers and
+inputs are swapped for meta tensors while the model runs and put back afterwards.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from torchorbit.conversion import shapes
+from torchorbit.conversion.numbers import Traced, observer, traced, untraced
+from torchorbit.errors import ConversionError
+from torchorbit.graph.modules import LEAF_MODULES, leaf_name
+from torchorbit.graph.vertices import Attr
+
+_META = torch.device("meta")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor seen in a recording: the result of step ``step`` (inputs are -1, -2, ...), or an item inside it."""
+
+    step: int
+    index: tuple[int | str, ...] = ()
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Call:
+    """One call of a module that is no leaf."""
+
+    module: nn.Module
+    path: str | None  # None where the module is no submodule of the model
+    parent: Call | None
+    arguments: tuple[tuple[str, Any], ...] = ()  # names and values of its forward's own arguments
+
+    def where(self) -> str:
+        call: Call | None = self
+        while call is not None and call.path is None:
+            call = call.parent
+        return "" if call is None or call.path is None else call.path
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Step:
+    """One step of a recording: a torch function, a leaf module, or an assignment to a parameter or buffer."""
+
+    function: Any  # a function, or one of the markers below
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    call: Call
+    module: nn.Module | None = None
+    path: str | None = None
+    no_grad: bool = False
+    shape: tuple[int, ...] | None = None  # of a single tensor result
+    leaf: str | None = None
+
+
+class _Marker:
+    def __init__(self, name: str):
+        self.__name__ = name
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+
+MODULE = _Marker("module")
+ASSIGN = _Marker("assign")
+CHECK = _Marker("check")
+ALIAS = _Marker("alias")
+
+# What these return is no tensor and takes part in no computation. Sizes are handled apart.
+_SIZE_READS = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
+_PLAIN_READS = {
+    getattr(Tensor, name).__get__
+    for name in (
+        "dtype", "device", "ndim", "requires_grad", "is_cuda", "is_cpu", "is_meta", "layout", "is_leaf", "grad",
+        "grad_fn", "is_sparse", "is_quantized", "is_mps", "is_xpu", "is_nested", "names", "itemsize", "nbytes",
+        "_version", "_base", "output_nr", "is_mkldnn", "is_vulkan", "is_xla", "is_mtia", "is_ipu", "is_maia",
+    )
+    if hasattr(Tensor, name)
+} | {
+    getattr(Tensor, name)
+    for name in ("dim", "ndimension", "is_floating_point", "is_complex", "is_contiguous", "stride", "element_size",
+                 "get_device", "storage_offset", "is_conj", "is_neg", "is_signed", "requires_grad_", "is_inference",
+                 "__repr__", "__format__", "__hash__", "data_ptr", "is_shared", "retain_grad", "register_hook")
+} | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.numel, torch._assert}  # fmt: skip
+
+_DATA_DEPENDENT = {
+    "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero", "equal",
+    "allclose", "numpy", "nonzero", "masked_select", "unique", "unique_consecutive", "argwhere", "__contains__",
+    "bincount", "__array__", "cpu_numpy",
+}  # fmt: skip
+
+# Made of nothing but Python values: they must be told to be on meta while recording.
+_FACTORIES = {
+    getattr(torch, name)
+    for name in ("arange", "linspace", "logspace", "eye", "zeros", "ones", "empty", "full", "rand", "randn", "randint",
+                 "randperm", "tril_indices", "triu_indices", "hann_window", "hamming_window", "empty_strided",
+                 "scalar_tensor")
+}  # fmt: skip
+_LITERALS = {torch.tensor, torch.as_tensor, torch.asarray}
+_DEVICE_MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda}
+# Python functions of torch that are no single operator: what they do inside is recorded instead.
+_COMPOSITE = {F.multi_head_attention_forward}
+_IGNORED = {torch._C._set_grad_enabled, torch._assert_async}
+
+_PYTHON_CONSTANTS = {
+    int, float, bool, str, complex, type(None), type(Ellipsis), torch.dtype, torch.memory_format, torch.layout,
+}  # fmt: skip
+
+
+@dataclasses.dataclass(slots=True)
+class Recording:
+    """What one run of a model did.
+
+    Attributes:
+        steps: in the order in which they ran.
+        inputs: names of the forward's arguments and what was passed, tensors replaced by `Value`s.
+        output: what the forward returned, tensors replaced by `Value`s.
+        checks: comparisons of traced numbers with their outcome, and the step before which they were made.
+        constants: tensors that are neither parameters nor buffers nor results, by the name given to them.
+        training_reads: paths of modules, no leaves, whose forward looked at ``self.training``.
+        twins: recorded meta tensors by `Value`, kept only while recording.
+    """
+
+    steps: list[Step]
+    inputs: list[tuple[str, Any, bool]]
+    output: Any
+    output_shapes: list[tuple[int, ...]]
+    checks: list[tuple[int, Call, str, tuple[Any, ...], bool]]
+    constants: dict[str, Tensor]
+    training_reads: list[str]
+
+
+class Recorder(TorchFunctionMode):
+    """Records one run. Use `record`."""
+
+    def __init__(self, model: nn.Module, paths: Mapping[int, str], atomic: tuple[type[nn.Module], ...]):
+        super().__init__()
+        self.paths = paths
+        self.atomic = atomic
+        self.steps: list[Step] = []
+        self.values: dict[int, Value | Attr] = {}  # id of a meta tensor -> what it stands for
+        self.alive: list[Any] = []  # ids are only unique among living objects
+        self.constants: dict[str, Tensor] = {}
+        self.known_constants: dict[int, Tensor] = {}  # id of a meta twin -> the tensor that hung on a module
+        self.twins: dict[int, Tensor] = {}  # id of a parameter or buffer -> the meta tensor in its place
+        self.checks: list[tuple[int, Call, str, tuple[Any, ...], bool]] = []
+        self.training_reads: dict[int, nn.Module] = {}
+        self.mutated: dict[int, tuple[int, int]] = {}  # storage -> (step of the last write, id of the tensor)
+        self.stack: list[Call] = [Call(model, "", None)]
+        self.failed_in: str | None = None
+        self.saw_traced = False
+        self.thread = threading.get_ident()
+
+    # -- from Python objects to what is kept of them
+
+    def freeze(self, arg: Any) -> Any:
+        """An argument with every tensor replaced by what it stands for."""
+        kind = type(arg)
+        if kind in _PYTHON_CONSTANTS:
+            return arg
+        if isinstance(arg, Tensor):
+            return self.lookup(arg)
+        if kind in Traced:
+            self.saw_traced = True
+            return arg
+        if kind is tuple or kind is torch.Size:
+            return tuple([self.freeze(a) for a in arg])
+        if kind is list:
+            return [self.freeze(a) for a in arg]
+        if kind is slice:
+            return slice(self.freeze(arg.start), self.freeze(arg.stop), self.freeze(arg.step))
+        if kind is torch.device:
+            return arg
+        if isinstance(arg, Mapping):
+            return {key: self.freeze(a) for key, a in arg.items()}
+        if isinstance(arg, tuple) and hasattr(arg, "_fields"):
+            return type(arg)(*[self.freeze(a) for a in arg])
+        if isinstance(arg, (tuple, list)):
+            return kind([self.freeze(a) for a in arg])
+        if dataclasses.is_dataclass(arg) and not isinstance(arg, type):
+            return {f.name: self.freeze(getattr(arg, f.name)) for f in dataclasses.fields(arg)}
+        if isinstance(arg, (int, float)):  # an enumeration, or a number of numpy
+            return float(arg) if isinstance(arg, float) else int(arg)
+        if hasattr(arg, "item") and getattr(arg, "ndim", None) == 0:
+            return arg.item()
+        if isinstance(arg, range):
+            return tuple(arg)
+        raise self.error(f"a {kind.__module__}.{kind.__qualname__} is passed where a tensor or a constant is expected")
+
+    def lookup(self, tensor: Tensor) -> Value | Attr:
+        found = self.values.get(id(tensor))
+        if found is None:
+            found = self.capture(tensor)
+        elif self.mutated and type(found) is Value:
+            written = self.mutated.get(tensor.untyped_storage()._cdata)
+            if written is not None and written[1] != id(tensor) and found.step < written[0]:
+                raise self.error("a tensor is used after memory that it shares was written in place through a view")
+        return found
+
+    def capture(self, tensor: Tensor) -> Attr:
+        """A tensor that no step made: it hangs somewhere on the model, or in a closure."""
+        twin = self.twins.get(id(tensor))
+        if twin is not None and id(twin) in self.values:
+            return self.values[id(twin)]  # type: ignore[return-value]
+        source = self.known_constants.get(id(tensor))
+        if source is None:
+            if tensor.device.type == "meta":
+                raise self.error("a tensor appears that no recorded step made; a scripted or compiled function?")
+            source = tensor
+        for name, known in self.constants.items():
+            if known is source:
+                attr = Attr(name)
+                break
+        else:
+            attr = Attr(f"_constant_{len(self.constants)}")
+            self.constants[attr.path] = source
+        self.values[id(tensor)] = attr
+        self.alive.append(tensor)
+        return attr
+
+    def register(self, result: Any, index: tuple[int | str, ...] = ()) -> Any:
+        """Give the tensors of a step's result their names."""
+        if isinstance(result, Tensor):
+            if id(result) in self.values:
+                # The same object came back: it must not stand for two things.
+                result = result.view_as(result) if result.device.type == "meta" else result.detach()
+            self.values[id(result)] = Value(len(self.steps) - 1, index)
+            self.alive.append(result)
+            return result
+        if isinstance(result, tuple) and hasattr(result, "_fields"):
+            return type(result)(*[self.register(r, (*index, i)) for i, r in enumerate(result)])
+        if isinstance(result, tuple):
+            return type(result)([self.register(r, (*index, i)) for i, r in enumerate(result)])
+        if isinstance(result, list):
+            return [self.register(r, (*index, i)) for i, r in enumerate(result)]
+        if isinstance(result, dict):
+            return {key: self.register(r, (*index, key)) for key, r in result.items()}
+        return result
+
+    def error(self, message: str, operator: str | None = None) -> ConversionError:
+        return ConversionError("record", self.stack[-1].where(), operator, message)
+
+    # -- torch functions
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _SIZE_READS:
+            return self.sizes(func, args, kwargs)
+        if func in _PLAIN_READS:
+            return func(*args, **kwargs)
+        if func in _IGNORED:
+            return None if func is torch._assert_async else func(*args, **kwargs)
+        if func in _COMPOSITE:
+            return self.composite(func, args, kwargs)
+        if func is Tensor.numel:
+            product: Any = 1
+            for length in self.sizes(Tensor.size, args, {}):
+                product = product * length
+            return product
+        name = getattr(func, "__name__", "")
+        if name in _DATA_DEPENDENT:
+            raise self.error("the model's path depends on the values of a tensor, which a graph cannot follow", name)
+
+        self.saw_traced = False
+        out_argument = kwargs.pop("out", None)
+        frozen_args = tuple([self.freeze(a) for a in args])
+        frozen_kwargs = {key: self.freeze(a) for key, a in kwargs.items()} if kwargs else {}
+        if self.saw_traced:
+            args, kwargs = _plain(args), _plain(kwargs)
+
+        in_place = _writes_in_place(name, func, args, kwargs)
+        target = out_argument if out_argument is not None else args[0] if in_place else None
+        result = None
+        if not in_place:
+            result = shapes.function_result(func, args, kwargs)
+        if result is None:
+            result = self.run(func, args, kwargs)
+        if result is NotImplemented:
+            return result
+        if func in _LITERALS and isinstance(result, Tensor) and not any(isinstance(a, Tensor) for a in args):
+            twin = _twin(result)
+            self.known_constants[id(twin)] = result
+            self.capture(twin)
+            return twin
+        if target is None and not _has_tensor(result):
+            return result
+        self.steps.append(Step(func, frozen_args, frozen_kwargs, self.stack[-1], no_grad=not torch.is_grad_enabled()))
+        if target is not None:
+            self.write(target)
+            return result if result is None else target
+        if isinstance(result, Tensor):
+            self.steps[-1].shape = tuple(result.shape)
+        return self.register(result)
+
+    def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if func in _FACTORIES or (name := getattr(func, "__name__", "")).startswith("new_") or name.endswith("_like"):
+            kwargs = {**kwargs, "device": _META}
+        elif func in _DEVICE_MOVES:
+            args, kwargs = _to_meta(func, args, kwargs)
+            func = Tensor.to
+        elif not all(a.device.type == "meta" for a in _tensors((args, kwargs))):
+            # Tensors from outside (numpy, closures) meet the recorded ones here.
+            args, kwargs = self.on_meta(args), self.on_meta(kwargs)
+        return func(*args, **kwargs)
+
+    def on_meta(self, arg: Any) -> Any:
+        if isinstance(arg, Tensor):
+            if arg.device.type == "meta":
+                return arg
+            twin = _twin(arg)
+            self.values[id(twin)] = self.values[id(arg)]
+            self.alive.append(twin)
+            return twin
+        if isinstance(arg, (tuple, list)) and not hasattr(arg, "_fields"):
+            return type(arg)([self.on_meta(a) for a in arg])
+        if isinstance(arg, dict):
+            return {key: self.on_meta(a) for key, a in arg.items()}
+        return arg
+
+    def write(self, target: Tensor) -> None:
+        """The last step changed ``target``: from now on it stands for that step's result."""
+        step = len(self.steps) - 1
+        before = self.values.get(id(target))
+        self.values[id(target)] = Value(step)
+        self.alive.append(target)
+        self.steps[-1].shape = tuple(target.shape)
+        self.mutated[target.untyped_storage()._cdata] = (step, id(target))
+        if isinstance(before, Attr):
+            self.steps.append(Step(ASSIGN, (before, Value(step)), {}, self.stack[-1], no_grad=True))
+
+    def sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        tensor = args[0]
+        shape = tensor.shape
+        stands_for = self.values.get(id(tensor))
+        if type(stands_for) is Value:
+            shape = torch.Size(
+                [traced(length, "size", (stands_for, position)) for position, length in enumerate(shape)]
+            )
+        dim = args[1] if len(args) > 1 else kwargs.get("dim")
+        return shape if dim is None else shape[dim]
+
+    def composite(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # The function would hand itself back to this mode: it asks whether anybody overrides it.
+        ask = F.has_torch_function
+        F.has_torch_function = lambda *_: False  # type: ignore[assignment]
+        try:
+            with self:
+                return func(*args, **kwargs)
+        finally:
+            F.has_torch_function = ask  # type: ignore[assignment]
+
+    # -- modules
+
+    def call_module(
+        self, original: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        path = self.paths.get(id(module))
+        atomic = isinstance(module, self.atomic) if self.atomic else False
+        leaf = None if atomic else leaf_name(module)
+        if path is not None and (atomic or leaf is not None):
+            return self.leaf(original, module, leaf, path, args, kwargs)
+        call = Call(module, path, self.stack[-1], self.named_arguments(module, args, kwargs))
+        self.stack.append(call)
+        try:
+            return original(module, *args, **kwargs)
+        except Exception:
+            if self.failed_in is None:
+                self.failed_in = call.where()
+            raise
+        finally:
+            self.stack.pop()
+
+    def named_arguments(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[str, Any], ...]:
+        code = getattr(type(module).forward, "__code__", None)
+        names = code.co_varnames[1 : code.co_argcount] if code else ()
+        found = [*zip(names, args, strict=False), *kwargs.items()]
+        return tuple([(name, self.values.get(id(a))) for name, a in found if isinstance(a, Tensor)])
+
+    def leaf(
+        self,
+        original: Callable[..., Any],
+        module: nn.Module,
+        leaf: str | None,
+        path: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        with torch._C.DisableTorchFunction():
+            self.saw_traced = False
+            step = Step(
+                MODULE,
+                tuple([self.freeze(a) for a in args]),
+                {key: self.freeze(a) for key, a in kwargs.items()} if kwargs else {},
+                self.stack[-1],
+                module=module,
+                path=path,
+                no_grad=not torch.is_grad_enabled(),
+                leaf=leaf,
+            )
+            if self.saw_traced:
+                args, kwargs = _plain(args), _plain(kwargs)
+            result = None
+            if leaf is not None and not kwargs:
+                result = shapes.module_result(module, LEAF_MODULES[leaf], args)
+            if result is None:
+                result = original(module, *args, **kwargs)
+            self.steps.append(step)
+            if isinstance(result, Tensor):
+                step.shape = tuple(result.shape)
+                if getattr(module, "inplace", False) and args and result is args[0]:
+                    # Later uses of the argument see what was written into it.
+                    self.values[id(result)] = Value(len(self.steps) - 1)
+                    return result
+            return self.register(result)
+
+    def note_check(self, symbol: str, operands: tuple[Any, ...], outcome: bool) -> None:
+        self.checks.append((len(self.steps), self.stack[-1], symbol, operands, outcome))
+
+    def note_training_read(self, module: nn.Module) -> None:
+        if id(module) in self.paths and leaf_name(module) is None and not isinstance(module, self.atomic):
+            self.training_reads[id(module)] = module
+
+
+def _plain(arg: Any) -> Any:
+    kind = type(arg)
+    if kind in Traced:
+        return untraced(arg)
+    if kind is tuple or kind is torch.Size:
+        return tuple([_plain(a) for a in arg])
+    if kind is list:
+        return [_plain(a) for a in arg]
+    if kind is dict:
+        return {key: _plain(a) for key, a in arg.items()}
+    if kind is slice:
+        return slice(_plain(arg.start), _plain(arg.stop), _plain(arg.step))
+    return arg
+
+
+def _tensors(arg: Any) -> Iterator[Tensor]:
+    if isinstance(arg, Tensor):
+        yield arg
+    elif isinstance(arg, (tuple, list)):
+        for a in arg:
+            yield from _tensors(a)
+    elif isinstance(arg, dict):
+        yield from _tensors(tuple(arg.values()))
+
+
+def _has_tensor(result: Any) -> bool:
+    return isinstance(result, Tensor) or next(_tensors(result), None) is not None
+
+
+def _writes_in_place(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if name.endswith("_"):
+        return (
+            not name.endswith("__")
+            or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
+            or name == "__setitem__"
+        )
+    if kwargs.get("inplace"):
+        return True
+    code = getattr(func, "__code__", None)
+    if code is not None and "inplace" in code.co_varnames[: code.co_argcount]:
+        position = code.co_varnames.index("inplace")
+        return len(args) > position and bool(args[position])
+    return False
+
+
+def _to_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of ``Tensor.to`` with every device replaced by meta."""
+    if func is not Tensor.to:
+        return (args[0], _META), {}
+    changed = tuple([_META if isinstance(a, (torch.device, str)) else a for a in args])
+    return changed, {key: _META if key == "device" and a is not None else a for key, a in kwargs.items()}
+
+
+def _twin(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A meta tensor that looks like ``tensor``."""
+    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        raise ConversionError("run", "", type(tensor).__name__, "a lazy module has no parameters yet; run it once")
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device=_META)
+
+
+# -- one run
+
+
+_lock = threading.RLock()
+
+
+def record(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: list[tuple[str, bool]],
+    paths: Mapping[int, str],
+    atomic: tuple[type[nn.Module], ...],
+    *,
+    training: bool,
+    dtypes: Mapping[torch.dtype, torch.dtype],
+) -> Recording:
+    """Run ``model(*args, **kwargs)`` on meta tensors and record it.
+
+    The model is left as it was, whatever happens: attributes that its forward sets, caches that it fills.
+
+    Args:
+        args: positional inputs; their tensors are on meta.
+        kwargs: keyword inputs, likewise.
+        names: name of every input and whether it is passed by keyword, in order.
+        paths: id of every submodule -> its path.
+        atomic: classes that stay whole.
+        training: record in training mode, else in evaluation mode.
+        dtypes: floating-point dtypes to be replaced, old -> new.
+
+    Raises:
+        ConversionError: the model's forward fails, or does something that cannot be written down.
+    """
+    recorder = Recorder(model, paths, atomic)
+    with _lock, _preserved(model), _swapped(model, recorder, dtypes), _patched(recorder):
+        model.train(training)
+        for position, (_, value) in enumerate([*enumerate(args), *kwargs.items()]):
+            _register_input(recorder, value, -1 - position)
+        inputs = [
+            (name, recorder.freeze(value), keyword)
+            for (name, keyword), value in zip(names, [*args, *kwargs.values()], strict=True)
+        ]
+        recorder.stack[0].arguments = tuple((name, frozen) for name, frozen, _ in inputs if isinstance(frozen, Value))
+        try:
+            with torch.inference_mode(False), torch.enable_grad(), recorder:
+                result = type(model).__call__(model, *args, **kwargs)
+        except ConversionError:
+            raise
+        except RecursionError as error:
+            raise ConversionError("run", "", None, f"RecursionError: {error}") from error
+        except Exception as error:
+            where = recorder.failed_in if recorder.failed_in is not None else ""
+            raise ConversionError("run", where, None, f"{type(error).__name__}: {error}") from error
+        output = recorder.freeze(result)
+        output_shapes = [tuple(t.shape) for t in _tensors(result)]
+    reads = [paths[identity] for identity in recorder.training_reads]
+    return Recording(recorder.steps, inputs, output, output_shapes, recorder.checks, recorder.constants, reads)
+
+
+def _register_input(recorder: Recorder, value: Any, step: int, index: tuple[int | str, ...] = ()) -> None:
+    if isinstance(value, Tensor):
+        recorder.values[id(value)] = Value(step, index)
+        recorder.alive.append(value)
+    elif isinstance(value, (tuple, list)):
+        for position, item in enumerate(value):
+            _register_input(recorder, item, step, (*index, position))
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            _register_input(recorder, item, step, (*index, key))
+
+
+@contextmanager
+def on_meta(model: nn.Module) -> Iterator[None]:
+    """A model with every parameter and buffer on meta, for as long as the context lasts."""
+    paths = {id(module): path for path, module in model.named_modules()}
+    with _lock, _preserved(model), _swapped(model, Recorder(model, paths, ()), {}):
+        yield
+
+
+@contextmanager
+def _preserved(model: nn.Module) -> Iterator[None]:
+    """Put every module's attributes back, and what its lists, dicts and sets held."""
+    saved = []
+    for module in model.modules():
+        containers = [
+            (value, value.copy()) for value in module.__dict__.values() if isinstance(value, (dict, list, set, deque))
+        ]
+        saved.append((module, module.__dict__.copy(), containers))
+    try:
+        yield
+    finally:
+        for module, attributes, containers in saved:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for container, content in containers:
+                container.clear()
+                if isinstance(container, (dict, set)):
+                    container.update(content)
+                else:
+                    container.extend(content)
+
+
+@contextmanager
+def _swapped(model: nn.Module, recorder: Recorder, dtypes: Mapping[torch.dtype, torch.dtype]) -> Iterator[None]:
+    """Swap parameters, buffers and other tensors that hang on modules for meta tensors. `_preserved` undoes it."""
+    twins = recorder.twins
+
+    def twin_of(tensor: Tensor) -> Tensor:
+        twin = twins.get(id(tensor))
+        if twin is None:
+            twin = twins[id(tensor)] = _twin(tensor, dtypes.get(tensor.dtype))
+            recorder.alive.append(twin)
+        return twin
+
+    hanging: list[tuple[Any, Any, Tensor]] = []
+    for module in model.modules():
+        prefix = recorder.paths[id(module)]
+        prefix = prefix + "." if prefix else ""
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    twin = twin_of(tensor)
+                    recorder.values.setdefault(id(twin), Attr(prefix + name))
+                    tensors[name] = twin  # type: ignore[assignment]
+        for name, value in module.__dict__.items():
+            if isinstance(value, Tensor):
+                hanging.append((module.__dict__, name, value))
+            elif type(value) is list:
+                hanging.extend((value, i, item) for i, item in enumerate(value) if isinstance(item, Tensor))
+            elif type(value) is dict and name not in ("_parameters", "_buffers"):
+                hanging.extend((value, key, item) for key, item in value.items() if isinstance(item, Tensor))
+    for container, key, tensor in hanging:
+        twin = twin_of(tensor)
+        if id(twin) not in recorder.values:
+            recorder.known_constants[id(twin)] = tensor
+        container[key] = twin
+    yield
+
+
+@contextmanager
+def _patched(recorder: Recorder) -> Iterator[None]:
+    """Intercept module calls, reads of ``training``, and custom autograd functions; in this thread only."""
+    original = nn.Module.__call__
+    apply = torch.autograd.Function.apply
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != recorder.thread:
+            return original(module, *args, **kwargs)
+        return recorder.call_module(original, module, args, kwargs)
+
+    def read_training(module: nn.Module) -> bool:
+        if threading.get_ident() == recorder.thread:
+            recorder.note_training_read(module)
+        return module.__dict__["training"]
+
+    def write_training(module: nn.Module, value: bool) -> None:
+        module.__dict__["training"] = value
+
+    def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != recorder.thread:
+            return apply.__func__(cls, *args, **kwargs)
+        if cls.__qualname__ == "CheckpointFunction":  # torch.utils.checkpoint: recomputation is no part of a graph
+            return args[0](*args[2:])
+        raise recorder.error(
+            "it is a custom autograd function, whose gradient a graph cannot hold; list its module's class in atomic",
+            cls.__qualname__,
+        )
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    nn.Module.training = property(read_training, write_training)  # type: ignore[assignment]
+    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]
+    torch.backends.mha.set_fastpath_enabled(False)
+    observer.listener = recorder.note_check
+    try:
+        yield
+    finally:
+        observer.listener = None
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+        del nn.Module.training
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def function_name(function: Any) -> str:
+    """A readable name of a recorded function."""
+    return resolve_name(function) or getattr(function, "__name__", None) or repr(function)

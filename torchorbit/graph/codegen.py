@@ -1,0 +1,227 @@
+"""Write a graph as the Python function that runs it.
+
+A graph is not interpreted: its forward is generated once, so that running it costs what the source's forward costs.
+Every vertex is one line, and a value is deleted after its last use.
+"""
+
+from __future__ import annotations
+
+import keyword
+import linecache
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from torchorbit.graph.operators import OPERATORS
+from torchorbit.graph.vertices import (
+    EXPRESSIONS,
+    Attr,
+    ByMode,
+    Expr,
+    InputVertex,
+    ModuleVertex,
+    OperatorVertex,
+    Ref,
+    SameDevice,
+    SameDtype,
+    Size,
+    Vertex,
+    vertex_args,
+    walk_args,
+)
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
+_OPEN = ("self", "math", "torch", "inf", "nan", "slice", "getattr", "abs", "int", "float", "round", "bool")
+RESERVED = frozenset({*OPERATORS, *keyword.kwlist, *keyword.softkwlist, *_OPEN})
+
+#: Everything that generated code can see.
+NAMESPACE: dict[str, Any] = {
+    **{name: row.function for name, row in OPERATORS.items()},
+    "torch": torch,
+    "math": math,
+    "inf": math.inf,
+    "nan": math.nan,
+}
+
+
+def is_valid_name(name: object) -> bool:
+    """Whether a vertex may be called this: an identifier that hides nothing generated code uses."""
+    return (
+        isinstance(name, str) and bool(_IDENTIFIER.match(name)) and name not in RESERVED and not name.startswith("__")
+    )
+
+
+#: Names of `DagModule` itself, which a submodule or parameter of a source model may also have.
+SHADOWED: set[str] = set()
+
+
+def _plain(part: str) -> bool:
+    return bool(_IDENTIFIER.match(part)) and not keyword.iskeyword(part) and not part.startswith("__")
+
+
+def submodule(path: str) -> str:
+    """Code that reads a submodule of ``self`` by its dotted path."""
+    code = "self"
+    for part in path.split(".") if path else ():
+        if part in SHADOWED:
+            code = f"{code}._modules[{part!r}]"
+        else:
+            code = f"{code}.{part}" if _plain(part) else f"getattr({code}, {part!r})"
+    return code
+
+
+def attribute(path: str) -> str:
+    """Code that reads a parameter or buffer below ``self`` by its dotted path."""
+    owner, _, name = path.rpartition(".")
+    code = submodule(owner)
+    if name in SHADOWED:
+        return f"{code}._parameters.get({name!r}, {code}._buffers.get({name!r}))"
+    return f"{code}.{name}" if _plain(name) else f"getattr({code}, {name!r})"
+
+
+def argument(arg: Any, types: dict[str, Any]) -> str:
+    """Code for an argument. ``types`` collects the named tuples that it needs."""
+    kind = type(arg)
+    if kind is Ref:
+        return arg.vertex + "".join([f"[{item!r}]" for item in arg.index])
+    if kind is Attr:
+        return attribute(arg.path)
+    if kind is tuple:
+        inner = ", ".join([argument(a, types) for a in arg])
+        return f"({inner},)" if len(arg) == 1 else f"({inner})"
+    if kind is list:
+        return "[" + ", ".join([argument(a, types) for a in arg]) + "]"
+    if kind is dict:
+        return "{" + ", ".join([f"{key!r}: {argument(a, types)}" for key, a in arg.items()]) + "}"
+    if kind is slice:
+        return f"slice({argument(arg.start, types)}, {argument(arg.stop, types)}, {argument(arg.step, types)})"
+    if kind is Size:
+        return f"{argument(arg.value, types)}.size({arg.dim})"
+    if kind is Expr:
+        return EXPRESSIONS[arg.operator].format(*[argument(a, types) for a in arg.operands])
+    if kind is ByMode:
+        flag = f"{submodule(arg.owner)}.training"
+        return f"({argument(arg.training, types)} if {flag} else {argument(arg.evaluation, types)})"
+    if kind is SameDevice:
+        return f"{argument(arg.value, types)}.device"
+    if kind is SameDtype:
+        return f"{argument(arg.value, types)}.dtype"
+    if kind is torch.device:
+        return f"torch.device({str(arg)!r})"
+    if kind in (int, float) and arg < 0:
+        return f"({arg!r})"
+    if arg is Ellipsis:
+        return "..."
+    if isinstance(arg, tuple):  # a named tuple
+        name = f"_type_{kind.__name__}"
+        types[name] = kind
+        return f"{name}({', '.join([argument(a, types) for a in arg])})"
+    return repr(arg)
+
+
+def _call(vertex: OperatorVertex, types: dict[str, Any]) -> str:
+    row = OPERATORS[vertex.operator]
+    args = vertex.args
+    if row.style == "infix" and len(args) == 2:
+        first, second = args.values()
+        return f"{argument(first, types)} {row.symbol} {argument(second, types)}"
+    if row.style == "index":
+        index = args["index"]
+        if type(index) is tuple and index:
+            inner = ", ".join([_subscript(a, types) for a in index]) + ("," if len(index) == 1 else "")
+        else:
+            inner = _subscript(index, types)
+        return f"{argument(args['input'], types)}[{inner}]"
+    written: list[str] = []
+    by_name = False
+    for name in row.parameters:
+        if name not in args:
+            by_name = True
+        elif by_name or name in row.keyword_only:
+            written.append(f"{name}={argument(args[name], types)}")
+        else:
+            written.append(argument(args[name], types))
+    if row.style == "method":
+        return f"{written[0]}.{row.name}({', '.join(written[1:])})"
+    return f"{row.name}({', '.join(written)})"
+
+
+def _subscript(index: Any, types: dict[str, Any]) -> str:
+    if type(index) is not slice:
+        return argument(index, types)
+    parts = ["" if part is None else argument(part, types) for part in (index.start, index.stop, index.step)]
+    return ":".join(parts if parts[2] else parts[:2])
+
+
+def signature(inputs: Sequence[InputVertex]) -> str:
+    """The parameters of the generated forward."""
+    written = ["self"]
+    keywords = False
+    for vertex in inputs:
+        if vertex.keyword and not keywords:
+            written.append("*")
+            keywords = True
+        written.append(f"{vertex.name}={vertex.fixed[0]!r}" if vertex.fixed else vertex.name)
+    return ", ".join(written)
+
+
+def generate(vertices: Sequence[Vertex], output: Any) -> tuple[str, dict[str, Any]]:
+    """The source of ``forward``, and the names it needs besides `NAMESPACE`."""
+    types: dict[str, Any] = {}
+    last: dict[str, int] = {}
+    for position, vertex in enumerate(vertices):
+        for arg in walk_args(vertex_args(vertex)):
+            if type(arg) is Ref:
+                last[arg.vertex] = position
+    for arg in walk_args(output):
+        if type(arg) is Ref:
+            last[arg.vertex] = len(vertices)
+    dead: dict[int, list[str]] = {}
+    for name, position in last.items():
+        dead.setdefault(position, []).append(name)
+
+    lines = [f"def forward({signature([v for v in vertices if isinstance(v, InputVertex)])}):"]
+    unset = {v.name for v in vertices if isinstance(v, OperatorVertex) and v.training_only}
+    for position, vertex in enumerate(vertices):
+        if isinstance(vertex, InputVertex):
+            continue
+        if isinstance(vertex, ModuleVertex):
+            args = [argument(a, types) for a in vertex.args]
+            args += [f"{name}={argument(a, types)}" for name, a in vertex.kwargs.items()]
+            line = f"{vertex.name} = {submodule(vertex.target)}({', '.join(args)})"
+        elif vertex.operator in ("assign", "check"):
+            line = _call(vertex, types)
+        else:
+            line = f"{vertex.name} = {_call(vertex, types)}"
+        if isinstance(vertex, OperatorVertex) and vertex.training_only:
+            flag = f"{submodule(vertex.owner)}.training"
+            line = f"if {flag}: {line}"
+        else:
+            gone = [name for name in dead.get(position, ()) if name not in unset]
+            if gone:
+                line = f"{line}; del {', '.join(gone)}"
+        lines.append("    " + line)
+    lines.append(f"    return {argument(output, types)}")
+    return "\n".join(lines) + "\n", types
+
+
+def line_of(vertices: Sequence[Vertex], position: int) -> int:
+    """The line of the generated source on which a vertex stands."""
+    return 2 + sum(1 for vertex in vertices[:position] if not isinstance(vertex, InputVertex))
+
+
+_compiled = 0
+
+
+def compile_forward(source: str, types: dict[str, Any]) -> Any:
+    """Compile a generated forward; tracebacks and `inspect` find its source."""
+    global _compiled
+    _compiled += 1
+    filename = f"<torchorbit graph {_compiled}>"
+    scope = {**NAMESPACE, **types}
+    exec(compile(source, filename, "exec"), scope)
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    return scope["forward"]

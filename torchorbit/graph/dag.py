@@ -1,0 +1,255 @@
+"""`DagModule`: a model as a directed acyclic graph that is still an ordinary ``nn.Module``."""
+
+from __future__ import annotations
+
+import dataclasses
+import linecache
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary, finalize
+
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from torchorbit.errors import GraphRunError
+from torchorbit.graph import codegen
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, Vertex
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Graph:
+    """Vertices in the order in which they run, and what is returned."""
+
+    vertices: tuple[Vertex, ...]
+    output: Any
+
+    @property
+    def inputs(self) -> tuple[InputVertex, ...]:
+        """The inputs, in the order of the forward's parameters."""
+        return tuple([vertex for vertex in self.vertices if isinstance(vertex, InputVertex)])
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        return self  # nothing in it changes
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Provenance:
+    """How a graph was recorded, kept on the outermost `DagModule`.
+
+    Attributes:
+        source: class of the model that was converted.
+        mode: ``"both"`` when training and evaluation take the same path or their differences are in the graph;
+            ``"evaluation"`` when only the path of evaluation could be recorded.
+        training_differs: paths of modules that take another path in training that is not in the graph.
+        free_batch: whether any batch size works; otherwise only the recorded one does.
+        free_lengths: whether the model itself runs at other spatial sizes (or sequence lengths) on the same path,
+            so that those sizes are free in the graph, too.
+        free_dtype: whether dtypes follow the model's; otherwise some are fixed to those recorded.
+        input_shapes: shapes of the tensors that the model was recorded with.
+        torch: version of torch.
+    """
+
+    source: str = ""
+    mode: str = "both"
+    training_differs: tuple[str, ...] = ()
+    free_batch: bool = True
+    free_lengths: bool = True
+    free_dtype: bool = True
+    input_shapes: tuple[tuple[int, ...], ...] = ()
+    torch: str = ""
+
+
+class Container(nn.Module):
+    """Holds parameters, buffers and submodules at a path of the source model that no vertex calls as a whole."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError("a Container only holds submodules; call the DagModule that it belongs to")
+
+
+class DagModule(nn.Module):
+    """A model as a directed acyclic graph.
+
+    Vertices are inputs, modules (the source's own leaf modules, and nested `DagModule`s for its blocks) and
+    operators. The forward is generated from them. Everything that works on an ``nn.Module`` works: training, moving,
+    ``copy.deepcopy``, pickling, ``torch.compile``, ``torch.export``; ``state_dict()`` has the keys of the source.
+
+    Made by `torchorbit.convert` and `torchorbit.load`.
+
+    Attributes:
+        graph: the vertices and the output.
+        provenance: how the graph was recorded; None in nested blocks.
+    """
+
+    graph: Graph
+    provenance: Provenance | None
+
+    @property
+    def vertices(self) -> tuple[Vertex, ...]:
+        """The vertices of this level, in the order in which they run."""
+        return self.graph.vertices
+
+    @property
+    def code(self) -> str:
+        """The generated source of the forward."""
+        return codegen.generate(self.graph.vertices, self.graph.output)[0]
+
+    def table(self) -> str:
+        """The vertices of this level as a table: name, kind, what is called, and arguments."""
+        rows = []
+        for vertex in self.graph.vertices:
+            if isinstance(vertex, InputVertex):
+                rows.append((vertex.name, "input", "", ""))
+            elif isinstance(vertex, ModuleVertex):
+                module = self.get_submodule(vertex.target)
+                kind = vertex.leaf or ("block" if isinstance(module, DagModule) else type(module).__name__)
+                args = ", ".join([codegen.argument(a, {}) for a in vertex.args])
+                rows.append((vertex.name, kind, vertex.target, args))
+            else:
+                args = ", ".join([f"{name}={codegen.argument(a, {})}" for name, a in vertex.args.items()])
+                rows.append((vertex.name, "operator", vertex.operator, args))
+        rows.append(("", "output", "", codegen.argument(self.graph.output, {})))
+        return tabulate(rows, headers=("vertex", "kind", "calls", "arguments"))
+
+    def all_vertices(self) -> Iterator[tuple[str, Vertex]]:
+        """Every vertex below this level with its path, blocks joined by ``/``; a block comes before its content."""
+        for vertex in self.graph.vertices:
+            yield vertex.name, vertex
+            if isinstance(vertex, ModuleVertex):
+                inner = self.get_submodule(vertex.target)
+                if isinstance(inner, DagModule):
+                    for path, deeper in inner.all_vertices():
+                        yield f"{vertex.name}/{path}", deeper
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """A submodule by its dotted path, even one that has the name of a method of this class.
+
+        Raises:
+            AttributeError: there is none of that path.
+        """
+        module: nn.Module = self
+        for part in target.split(".") if target else ():
+            child = module._modules.get(part)
+            if child is None:
+                raise AttributeError(f"there is no submodule '{target}'")
+            module = child
+        return module
+
+    def flatten(self) -> DagModule:
+        """The same model without nested blocks.
+
+        Returns:
+            A new `DagModule` of one level. Leaf modules and parameters are shared with this one, and
+            ``state_dict()`` keeps its keys.
+        """
+        from torchorbit.graph.flatten import flatten
+
+        return flatten(self)
+
+    def save(self, folder: str | Path) -> None:
+        """Save the model as data: ``graph.json``, ``model.safetensors`` and a ``README.md``. No code, no pickle.
+
+        Args:
+            folder: where to; made if absent. Files of an earlier save are replaced, each in one step.
+
+        Raises:
+            CheckpointError: the graph holds something that the format has no name for (a class listed in
+                ``atomic``, say) or weights that are on the meta device.
+        """
+        from torchorbit.graph.saving import save
+
+        save(self, folder)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        state = self.__dict__.copy()
+        graph, provenance = state.pop("graph"), state.pop("provenance")
+        return (blank, (graph, provenance), state)
+
+
+codegen.SHADOWED.update(name for name in dir(DagModule) if name not in dir(nn.Module))
+codegen.SHADOWED.update(("graph", "provenance"))
+
+
+class _Root(DagModule):
+    """The outermost level: it says which vertex failed."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().__call__(*args, **kwargs)
+        except RuntimeError as error:
+            vertex = _failing_vertex(error)
+            if vertex is None or isinstance(error, GraphRunError):
+                raise
+            raise GraphRunError(vertex, _explained(self, error, args, kwargs)) from error
+
+
+def _failing_vertex(error: BaseException) -> str | None:
+    """The path of the vertex at which an error was raised, from the lines of the generated code."""
+    names = []
+    trace = error.__traceback__
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        graph = _graphs.get(code.co_filename)
+        if graph is not None:
+            running = [vertex for vertex in graph.vertices if not isinstance(vertex, InputVertex)]
+            position = trace.tb_lineno - 2
+            if 0 <= position < len(running):
+                names.append(running[position].name)
+        trace = trace.tb_next
+    return "/".join(names) if names else None
+
+
+def _explained(root: DagModule, error: BaseException, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    message = str(error)
+    provenance = root.provenance
+    if provenance is None:
+        return message
+    given = tuple(tuple(a.shape) for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+    if given == provenance.input_shapes or not given:
+        return message
+    other_batch = any(a[:1] != b[:1] for a, b in zip(given, provenance.input_shapes, strict=False))
+    other_lengths = any(a[1:] != b[1:] for a, b in zip(given, provenance.input_shapes, strict=False))
+    if other_lengths:
+        message += f" (this vertex fixes the size: the model was recorded with inputs {provenance.input_shapes}, given {given})"
+    elif other_batch and not provenance.free_batch:
+        message += f" (the model was recorded with a fixed batch size: inputs {provenance.input_shapes}, given {given})"
+    return message
+
+
+# Equal code is compiled once: the blocks of a transformer share one class.
+_classes: WeakValueDictionary[tuple[type, str], type[DagModule]] = WeakValueDictionary()
+_graphs: WeakValueDictionary[str, Any] = WeakValueDictionary()
+
+
+class _Vertices:
+    """What `_failing_vertex` needs of a graph; lives as long as the generated class."""
+
+    def __init__(self, vertices: tuple[Vertex, ...]):
+        self.vertices = vertices
+
+
+def _class_for(graph: Graph, base: type[DagModule]) -> type[DagModule]:
+    source, types = codegen.generate(graph.vertices, graph.output)
+    key = (base, source)
+    cls = _classes.get(key)
+    if cls is None or types:
+        forward = codegen.compile_forward(source, types)
+        filename = forward.__code__.co_filename
+        cls = type("DagModule", (base,), {"forward": forward, "__module__": DagModule.__module__})
+        kept = _Vertices(graph.vertices)
+        cls._kept = kept  # type: ignore[attr-defined]
+        _graphs[filename] = kept
+        finalize(cls, linecache.cache.pop, filename, None)
+        if not types:
+            _classes[key] = cls
+    return cls
+
+
+def blank(graph: Graph, provenance: Provenance | None) -> DagModule:
+    """A `DagModule` with no parameters and submodules yet. With a provenance it is an outermost one."""
+    cls = _class_for(graph, DagModule if provenance is None else _Root)
+    dag = cls.__new__(cls)
+    nn.Module.__init__(dag)
+    dag.__dict__["graph"] = graph
+    dag.__dict__["provenance"] = provenance
+    return dag

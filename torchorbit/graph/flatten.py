@@ -1,0 +1,92 @@
+"""Write nested blocks out: one level of vertices instead of many."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from torchorbit.graph import codegen
+from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
+from torchorbit.graph.vertices import Attr, InputVertex, ModuleVertex, OperatorVertex, Ref, Vertex, map_args
+
+
+def flatten(dag: DagModule) -> DagModule:
+    """See `DagModule.flatten`."""
+    vertices: list[Vertex] = list(dag.graph.inputs)
+    taken = {vertex.name for vertex in vertices}
+    known: dict[str, Any] = {vertex.name: Ref(vertex.name) for vertex in vertices}
+    output = _inline(dag, "", "", known, vertices, taken)
+    provenance = dag.provenance or Provenance()
+    flat = blank(Graph(tuple(vertices), output), provenance)
+    _fill(flat, dag, {id(dag): flat})
+    return flat
+
+
+def _inline(
+    dag: DagModule, path: str, prefix: str, known: dict[str, Any], vertices: list[Vertex], taken: set[str]
+) -> Any:
+    """Append the vertices of a block; returns its output in terms of them."""
+
+    def below(inner: str) -> str:
+        return ".".join(part for part in (path, inner) if part)
+
+    def change(value: Ref | Attr) -> Any:
+        if isinstance(value, Attr):
+            return Attr(below(value.path))
+        return _pick(known[value.vertex], value.index)
+
+    for vertex in dag.graph.vertices:
+        if isinstance(vertex, InputVertex):
+            continue
+        name = _unused(prefix + vertex.name, taken)
+        if isinstance(vertex, OperatorVertex):
+            args = {key: map_args(arg, change, below) for key, arg in vertex.args.items()}
+            owner = below(vertex.owner) if vertex.training_only else ""
+            vertices.append(OperatorVertex(name, vertex.operator, args, vertex.training_only, owner))
+            known[vertex.name] = Ref(name)
+            continue
+        positional = tuple([map_args(arg, change, below) for arg in vertex.args])
+        module = dag.get_submodule(vertex.target)
+        if isinstance(module, DagModule):
+            inner = {i.name: arg for i, arg in zip(module.graph.inputs, positional, strict=True)}
+            deeper = f"{prefix}{vertex.name}_"
+            known[vertex.name] = _inline(module, below(vertex.target), deeper, inner, vertices, taken)
+        else:
+            keywords = {key: map_args(arg, change, below) for key, arg in vertex.kwargs.items()}
+            vertices.append(ModuleVertex(name, below(vertex.target), positional, keywords, vertex.leaf))
+            known[vertex.name] = Ref(name)
+    return map_args(dag.graph.output, change, below)
+
+
+def _pick(arg: Any, index: tuple[int | str, ...]) -> Any:
+    for position, item in enumerate(index):
+        if isinstance(arg, Ref):
+            return Ref(arg.vertex, (*arg.index, *index[position:]))
+        arg = arg[item]
+    return arg
+
+
+def _unused(wanted: str, taken: set[str]) -> str:
+    name, count = wanted, 0
+    while name in taken or not codegen.is_valid_name(name):
+        count += 1
+        name = f"{wanted}_{count}"
+    taken.add(name)
+    return name
+
+
+def _fill(target: nn.Module, source: nn.Module, made: dict[int, nn.Module]) -> None:
+    target._parameters.update(source._parameters)
+    target._buffers.update(source._buffers)
+    target._non_persistent_buffers_set = set(source._non_persistent_buffers_set)
+    target.training = source.training
+    for name, child in source._modules.items():
+        if child is None:
+            continue
+        if id(child) not in made:
+            holds_children = isinstance(child, (DagModule, Container))
+            made[id(child)] = Container() if holds_children else child
+            if holds_children:
+                _fill(made[id(child)], child, made)
+        target._modules[name] = made[id(child)]

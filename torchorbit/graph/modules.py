@@ -1,0 +1,143 @@
+"""The closed table of leaf modules: those that are a vertex of their own and are never looked into.
+
+A saved graph names a leaf by its class's name in this table and holds the arguments that its constructor needs.
+Classes of other libraries that do the same thing stand under the class here that takes their place in a file.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from torchorbit.errors import CheckpointError
+from torchorbit.nn import StochasticDepth
+
+_NAMES = """
+    Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d Linear Bilinear Embedding
+    BatchNorm1d BatchNorm2d BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d LayerNorm GroupNorm RMSNorm
+    LocalResponseNorm
+    ReLU ReLU6 GELU SiLU Mish Sigmoid Tanh Hardswish Hardsigmoid Hardtanh ELU CELU SELU LeakyReLU PReLU RReLU
+    Softplus Softsign Softshrink Hardshrink Tanhshrink Threshold LogSigmoid GLU Softmax Softmax2d LogSoftmax Softmin
+    MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d
+    AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d
+    Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout
+    Identity Flatten Unflatten Upsample UpsamplingNearest2d UpsamplingBilinear2d PixelShuffle PixelUnshuffle
+    ChannelShuffle Fold Unfold CosineSimilarity PairwiseDistance
+    ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d
+    ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d
+    CircularPad1d CircularPad2d CircularPad3d
+    RNN LSTM GRU
+"""
+
+#: Name in a saved graph -> class.
+LEAF_MODULES: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _NAMES.split()}
+LEAF_MODULES["StochasticDepth"] = StochasticDepth
+
+# Qualified name of a class elsewhere -> the leaf it is saved as, and its arguments there.
+_STAND_INS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+    "timm.layers.drop.DropPath": (
+        "StochasticDepth",
+        lambda module: {"p": float(module.drop_prob or 0.0), "scale_by_keep": bool(module.scale_by_keep)},
+    ),
+    "torchvision.ops.stochastic_depth.StochasticDepth": (
+        "StochasticDepth",
+        lambda module: {"p": float(module.p), "mode": module.mode},
+    ),
+}
+
+# Constructor arguments that no attribute of the same name holds.
+_RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
+_EXTRA: dict[str, tuple[str, ...]] = {
+    "RNN": tuple(name for name in _RECURRENT if name != "proj_size") + ("nonlinearity",),
+    "LSTM": _RECURRENT,
+    "GRU": tuple(name for name in _RECURRENT if name != "proj_size"),
+    "Identity": (),
+    "Hardtanh": ("min_val", "max_val", "inplace"),
+    "Embedding": (
+        "num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse",
+    ),
+}  # fmt: skip
+
+_BY_CLASS = {cls: name for name, cls in LEAF_MODULES.items()}
+_found: dict[type, str | None] = {}
+
+
+def _find(cls: type) -> str | None:
+    qualified = f"{cls.__module__}.{cls.__qualname__}"
+    if qualified in _STAND_INS:
+        return _STAND_INS[qualified][0]
+    for base in cls.__mro__:
+        if base in _BY_CLASS:
+            same = getattr(cls, "forward", None) is getattr(base, "forward", None)
+            return _BY_CLASS[base] if same else None
+    return None
+
+
+def leaf_name(module: nn.Module) -> str | None:
+    """The name under which a module is a leaf, or None when it is none.
+
+    A module is a leaf when its class is in the table, or inherits its forward unchanged from one that is, and it
+    holds no submodules and no hooks that could change what it computes (a parametrisation, say).
+    """
+    cls = type(module)
+    try:
+        name = _found[cls]
+    except KeyError:
+        name = _found[cls] = _find(cls)
+    if name is None or module._modules or module._forward_pre_hooks or module._forward_hooks:
+        return None
+    return None if "forward" in module.__dict__ else name
+
+
+def leaf_config(module: nn.Module, name: str) -> dict[str, Any]:
+    """The constructor arguments with which a leaf can be made again."""
+    qualified = f"{type(module).__module__}.{type(module).__qualname__}"
+    if qualified in _STAND_INS:
+        return _STAND_INS[qualified][1](module)
+    names = _EXTRA.get(name) or _constructor_arguments(LEAF_MODULES[name])
+    config = {}
+    for argument in names:
+        value = getattr(module, argument)
+        config[argument] = value is not None if argument == "bias" and not isinstance(value, bool) else value
+    return config
+
+
+def make_leaf(name: str, config: dict[str, Any]) -> nn.Module:
+    """Make a leaf on the meta device, without weights.
+
+    Raises:
+        CheckpointError: the name is not in the table, or the arguments do not fit the class.
+    """
+    if name not in LEAF_MODULES:
+        raise CheckpointError(f"module class '{name}' is not in the table of leaf modules; nothing is imported by name")
+    cls = LEAF_MODULES[name]
+    allowed = _EXTRA.get(name, _constructor_arguments(cls))
+    unknown = sorted(set(config) - set(allowed))
+    if unknown:
+        raise CheckpointError(f"module class '{name}' takes no argument {unknown}; it takes {sorted(allowed)}")
+    try:
+        with torch.device("meta"):
+            return cls(**config)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"module class '{name}' refuses {config}: {error}") from error
+
+
+_arguments: dict[type, tuple[str, ...]] = {}
+
+
+def _constructor_arguments(cls: type[nn.Module]) -> tuple[str, ...]:
+    if cls not in _arguments:
+        parameters = inspect.signature(cls.__init__).parameters.values()
+        skipped = {"self", "device", "dtype"}
+        _arguments[cls] = tuple(
+            p.name
+            for p in parameters
+            if p.name not in skipped
+            and not p.name.startswith("_")
+            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        )
+    return _arguments[cls]
