@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class TorchorbitError(Exception):
     """Base of every error that torchorbit raises on purpose."""
@@ -26,7 +28,7 @@ class ConversionError(TorchorbitError):
         at = f", at {operator}" if operator else ""
         super().__init__(f"cannot convert ({stage}) in {where}{at}: {self.reason}")
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.stage, self.module, self.operator, self.reason))
 
 
@@ -42,7 +44,7 @@ class GraphRunError(TorchorbitError, RuntimeError):
         self.reason = message
         super().__init__(f"vertex '{vertex}': {message}")
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.vertex, self.reason))
 
 

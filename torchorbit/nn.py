@@ -30,6 +30,7 @@ class StochasticDepth(nn.Module):
         self.scale_by_keep = scale_by_keep
 
     def forward(self, x: Tensor) -> Tensor:
+        """Drop samples of ``x`` while training, else return it."""
         if not self.training or self.p == 0.0:
             return x
         keep = 1.0 - self.p
@@ -40,4 +41,5 @@ class StochasticDepth(nn.Module):
         return x * mask
 
     def extra_repr(self) -> str:
+        """The arguments, as ``print`` shows them."""
         return f"p={self.p}, mode={self.mode}"

@@ -148,7 +148,7 @@ def _bind(item: Item, follows: Value | Attr | None) -> _Bound:
     rank = None if step.shape is None else len(step.shape)
     try:
         operator, args = canonical.bind(step.function, item.args, item.kwargs, rank)
-    except canonical.UnknownOperator as error:
+    except canonical.UnknownOperatorError as error:
         name = function_name(step.function)
         reason = f"{error} is not in the table of operators; list the class of its module in atomic to keep it whole"
         raise ConversionError("build", step.call.where(), name, reason) from error
@@ -320,7 +320,8 @@ class _Blocks:
                 inner: _Scope | None = scope
                 outer: _Scope | None = home
                 while inner is not outer:
-                    assert inner is not None and outer is not None
+                    assert inner is not None
+                    assert outer is not None
                     if inner.depth >= outer.depth:
                         inner.inputs.setdefault(value)
                         inner = inner.parent
@@ -392,8 +393,7 @@ class _Blocks:
                 target = _inside(content.path, scope.path)
                 assert target is not None
                 name = names.value(target.replace(".", "_"))
-                args = tuple([resolved(value) for value in content.inputs])
-                vertices.append(ModuleVertex(name, target, args))
+                vertices.append(ModuleVertex(name, target, tuple([resolved(value) for value in content.inputs])))
                 outputs = list(content.outputs)
                 for position, value in enumerate(outputs):
                     known[value] = Ref(name) if len(outputs) == 1 else Ref(name, (position,))

@@ -21,7 +21,7 @@ from torchorbit.graph.vertices import SameDevice, SameDtype
 Bound = tuple[str, dict[str, Any]]
 
 
-class UnknownOperator(Exception):
+class UnknownOperatorError(Exception):
     """A function is not in the table, or is called in a way that the table does not know."""
 
 
@@ -86,7 +86,7 @@ def bind(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rank: int
         rank: number of dimensions of the result, where it is one tensor.
 
     Raises:
-        UnknownOperator: the function is not in the table.
+        UnknownOperatorError: the function is not in the table.
     """
     special = _SPECIAL_FUNCTIONS.get(function)
     if special is not None:
@@ -115,7 +115,7 @@ def _find(function: Any, name: str) -> Operator:
     owner = getattr(function, "__objclass__", None)
     of_torch = (module or "").startswith("torch") or (owner is not None and issubclass(Tensor, owner))
     if plain not in OPERATORS or not (of_torch or _bound_to_torch(function)):
-        raise UnknownOperator(name)
+        raise UnknownOperatorError(name)
     return OPERATORS[plain]
 
 
@@ -150,7 +150,7 @@ def _named(operator: Operator, function: Any, args: tuple[Any, ...], kwargs: dic
             args = (*args[:position], tuple(args[position:]))
         names = tuple(operator.parameters)
     if len(args) > len(names):
-        raise UnknownOperator(f"{operator.name} with {len(args)} arguments")
+        raise UnknownOperatorError(f"{operator.name} with {len(args)} arguments")
     arguments: dict[str, Any] = {}
     for name, value in [*zip(names, args, strict=False), *kwargs.items()]:
         if name in _DROPPED:
@@ -160,7 +160,7 @@ def _named(operator: Operator, function: Any, args: tuple[Any, ...], kwargs: dic
             if name == "input" and name not in operator.parameters:
                 name = next(iter(operator.parameters))
         if name not in operator.parameters:
-            raise UnknownOperator(f"{operator.name} with an argument '{name}'")
+            raise UnknownOperatorError(f"{operator.name} with an argument '{name}'")
         arguments[name] = value
     return arguments
 
@@ -172,7 +172,7 @@ def _finish(name: str, arguments: dict[str, Any]) -> Bound:
     for parameter, default in operator.parameters.items():
         if parameter not in arguments:
             if default is REQUIRED:
-                raise UnknownOperator(f"{name} without an argument '{parameter}'")
+                raise UnknownOperatorError(f"{name} without an argument '{parameter}'")
             continue
         value = arguments[parameter]
         if parameter in operator.ints:
@@ -286,7 +286,7 @@ def _zeroed(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> 
 
 def _view(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
     if (len(args) > 1 and isinstance(args[1], torch.dtype)) or "dtype" in kwargs:
-        raise UnknownOperator("view as another dtype")
+        raise UnknownOperatorError("view as another dtype")
     shape = kwargs.get("size", args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:])
     return "reshape", {"input": args[0], "shape": shape}
 
@@ -308,7 +308,7 @@ def _softmax_call(name: str) -> Callable[[tuple[Any, ...], dict[str, Any], int |
         if arguments.get("dim") is None:  # torch's own rule for softmax without a dimension
             arguments["dim"] = 0 if rank in (0, 1, 3) else 1
         if name == "softmin":
-            raise UnknownOperator("softmin as a function; nn.Softmin is known")
+            raise UnknownOperatorError("softmin as a function; nn.Softmin is known")
         return name, {key: value for key, value in arguments.items() if key != "_stacklevel"}
 
     return bind_call

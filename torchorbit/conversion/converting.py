@@ -13,16 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from torchorbit.conversion.build import build
-from torchorbit.conversion.reconcile import Disagreement, Reconciled, Variation, reconcile
+from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, reconcile
 from torchorbit.conversion.recorder import Recording, Value, record
 from torchorbit.errors import ConversionError
 from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.graph.vertices import Attr
 
 _META = torch.device("meta")
-# Lengths are tripled: three is odd and no window size or stride that occurs, so a length stays divisible by
-# whatever it was divisible by, and indivisible by whatever it was not.
-_STRETCH = 3
 
 
 def convert(model: nn.Module, example_inputs: Any, *, atomic: Sequence[type[nn.Module]] = ()) -> DagModule:
@@ -67,6 +64,26 @@ def _convert(model: nn.Module, inputs: _Inputs, atomic: tuple[type[nn.Module], .
     recorder = _Recordings(model, inputs, {identity: found[0] for identity, found in paths.items()}, atomic)
     reconciled, provenance = recorder.collect()
     return build(model, reconciled, paths, provenance, recorder.follows)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Stretch:
+    """A change of lengths: of one dimension, or of all spatial ones of images (None).
+
+    Images are tripled: three is odd and no window size or stride that occurs, so a length stays divisible by whatever
+    it was divisible by, and indivisible by whatever it was not.
+    """
+
+    dim: int | None
+    factor: int
+    divisor: int = 1
+
+
+def _place(error: ConversionError | DisagreementError) -> tuple[str, str]:
+    """Where a recording went wrong, and why."""
+    if isinstance(error, ConversionError):
+        return error.module, error.reason
+    return error.step.call.where() if error.step is not None else "", error.reason
 
 
 @contextmanager
@@ -170,17 +187,17 @@ class _Recordings:
     def batched(self, tensor: Tensor) -> bool:
         return tensor.dim() > 0 and tensor.shape[0] == self.example_batch
 
-    def take(self, variation: Variation, stretched: int | None = None) -> Recording:
-        """Record once. ``stretched`` is the dimension to stretch where there is only one choice at a time."""
+    def take(self, variation: Variation, stretch: _Stretch | None = None) -> Recording:
+        """Record once, with lengths changed as ``stretch`` says."""
 
         def shape(tensor: Tensor) -> tuple[int, ...]:
             lengths = list(tensor.shape)
             if self.batch and self.batched(tensor):
                 lengths[0] = self.batch + variation.batch
-            if variation.lengths:
-                for dim in range(2, len(lengths)) if stretched is None else (stretched,):
+            if stretch is not None:
+                for dim in range(2, len(lengths)) if stretch.dim is None else (stretch.dim,):
                     if dim < len(lengths):
-                        lengths[dim] *= _STRETCH
+                        lengths[dim] = max(lengths[dim] * stretch.factor // stretch.divisor, 1)
             return tuple(lengths)
 
         dtypes = self.other_dtype if variation.dtype else {}
@@ -215,62 +232,72 @@ class _Recordings:
         return reconcile(first, others, follows=self.follows, batch=batch)
 
     def collect(self) -> tuple[Reconciled, Provenance]:
+        """Record in as few runs as it takes, and reconcile them."""
         first = self.first()
-        stretch = self.stretches()
+        stretches = self.stretches()
         everything = Variation(
-            batch=bool(self.batch), lengths=bool(stretch), dtype=True, training=bool(first.training_reads)
+            batch=bool(self.batch), lengths=bool(stretches), dtype=True, training=bool(first.training_reads)
         )
-        attempts = [everything, dataclasses.replace(everything, lengths=False)]
-        for variation in attempts if everything.lengths else attempts[:1]:
-            dims = stretch if variation.lengths else [None]
-            for dim in dims:
-                try:
-                    other = self.take(variation, dim)
-                    reconciled = self.merged(first, [(other, variation)])
-                except (ConversionError, Disagreement):
-                    continue
-                return reconciled, self.provenance(first, [variation], everything)
-        return self.one_by_one(first, everything, stretch)
+        fixed_by = ("", "")
+        for stretch in [*stretches, None]:
+            variation = dataclasses.replace(everything, lengths=stretch is not None)
+            try:
+                reconciled = self.merged(first, [(self.take(variation, stretch), variation)])
+            except (ConversionError, DisagreementError) as error:
+                if stretch is not None and not fixed_by[1]:
+                    fixed_by = _place(error)
+                continue
+            return reconciled, self.provenance(first, [variation], everything, fixed_by)
+        return self.one_by_one(first, everything, stretches)
 
     def one_by_one(
-        self, first: Recording, everything: Variation, stretch: list[int | None]
+        self, first: Recording, everything: Variation, stretches: list[_Stretch]
     ) -> tuple[Reconciled, Provenance]:
         """Vary one thing at a time, and keep the variations that one graph can explain."""
         kept: list[tuple[Recording, Variation]] = []
         reconciled = self.merged(first, kept)
+        fixed_by = ("", "")
         for field in ("batch", "training", "dtype", "lengths"):
             if not getattr(everything, field):
                 continue
             variation = Variation(**{field: True})
-            for dim in stretch if variation.lengths else [None]:
+            for stretch in stretches if variation.lengths else [None]:
                 try:
-                    other = self.take(variation, dim)
+                    other = self.take(variation, stretch)
                     reconciled = self.merged(first, [*kept, (other, variation)])
-                except (ConversionError, Disagreement):
+                except (ConversionError, DisagreementError) as error:
+                    if variation.lengths and not fixed_by[1]:
+                        fixed_by = _place(error)
                     continue
                 kept.append((other, variation))
                 break
-        return reconciled, self.provenance(first, [variation for _, variation in kept], everything)
+        return reconciled, self.provenance(first, [variation for _, variation in kept], everything, fixed_by)
 
-    def stretches(self) -> list[int | None]:
-        """Which dimensions to stretch, in the order in which to try: None is all spatial ones of images together."""
+    def stretches(self) -> list[_Stretch]:
+        """How to change lengths, in the order in which to try."""
         ranks = {tensor.dim() for tensor in self.inputs.tensors()}
         if max(ranks, default=0) >= 4:
-            return [None]
+            return [_Stretch(None, 3)]
         if max(ranks, default=0) == 3:
-            return [1, 2]
+            # Tokens come second, or last where the model is a convolution along them; tables may limit them.
+            return [_Stretch(1, 3), _Stretch(2, 3), _Stretch(1, 1, 2), _Stretch(2, 1, 2)]
         if any(t.dim() == 2 and not t.is_floating_point() for t in self.inputs.tensors()):
-            return [1]
+            return [_Stretch(1, 3), _Stretch(1, 1, 2)]
         return []
 
-    def provenance(self, first: Recording, kept: list[Variation], wanted: Variation) -> Provenance:
+    def provenance(
+        self, first: Recording, kept: list[Variation], wanted: Variation, fixed_by: tuple[str, str]
+    ) -> Provenance:
+        """What the recordings have shown."""
+        free_lengths = any(variation.lengths for variation in kept) or not wanted.lengths
         training = not wanted.training or any(variation.training for variation in kept)
         return Provenance(
             source=f"{type(self.model).__module__}.{type(self.model).__qualname__}",
             mode="both" if training else "evaluation",
             training_differs=() if training else tuple(first.training_reads),
             free_batch=any(variation.batch for variation in kept),
-            free_lengths=any(variation.lengths for variation in kept) or not wanted.lengths,
+            free_lengths=free_lengths,
+            fixed_by=("", "") if free_lengths else fixed_by,
             free_dtype=any(variation.dtype for variation in kept),
             input_shapes=tuple(tuple(tensor.shape) for tensor in self.inputs.tensors()),
             torch=torch.__version__,

@@ -31,7 +31,7 @@ class TracedInt(int):
 
     origin: tuple[str, tuple[Any, ...]]
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (int, (int(self),))
 
 
@@ -40,7 +40,7 @@ class TracedFloat(float):
 
     origin: tuple[str, tuple[Any, ...]]
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[Any, ...]:
         return (float, (float(self),))
 
 

@@ -27,7 +27,7 @@ _MODE_DEPENDENT = {
 _NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
 
-class Disagreement(Exception):
+class DisagreementError(Exception):
     """Two recordings cannot be explained by one graph."""
 
     def __init__(self, step: Step | None, reason: str):
@@ -102,7 +102,7 @@ def reconcile(
             another batch has one sample more.
 
     Raises:
-        Disagreement: they cannot be merged.
+        DisagreementError: they cannot be merged.
     """
     aligned = [_align(first, recording, variation) for recording, variation in others]
     return _Merger(first, aligned, follows, batch).merge()
@@ -126,7 +126,7 @@ def _align(first: Recording, other: Recording, variation: Variation) -> _Aligned
         else:
             found = -1
         if found < 0:
-            raise Disagreement(step, f"the model takes another path after {_name(step)}")
+            raise DisagreementError(step, f"the model takes another path after {_name(step)}")
         if found > j:
             result.extras[i] = list(range(j, found))
         result.partner.append(found)
@@ -139,7 +139,7 @@ def _align(first: Recording, other: Recording, variation: Variation) -> _Aligned
         j = found + 1
     if j < len(theirs):
         if not variation.training:
-            raise Disagreement(theirs[j], "the model goes on differently at the end")
+            raise DisagreementError(theirs[j], "the model goes on differently at the end")
         result.extras[len(steps)] = list(range(j, len(theirs)))
     return result
 
@@ -235,9 +235,8 @@ class _Merger:
     def by_mode(self, base: Any, others: list[Any]) -> Any:
         training = None
         for aligned, other in zip(self.aligned, others, strict=True):
-            if type(base) is type(untraced(other)) and base == (
-                self.value(aligned, other) if type(base) is Value else untraced(other)
-            ):
+            plain = self.value(aligned, other) if type(base) is Value else untraced(other)
+            if type(base) is type(plain) and base == plain:
                 continue
             # Where other things than the mode differ, too, they may be the reason.
             only = aligned.variation == Variation(training=True)
@@ -249,7 +248,9 @@ class _Merger:
         return ByMode(training, base, self.step.call.where() if self.step is not None else "")
 
     def fail(self, reason: str) -> Any:
-        raise Disagreement(self.step, f"an argument of {_name(self.step) if self.step else 'the output'}: {reason}")
+        raise DisagreementError(
+            self.step, f"an argument of {_name(self.step) if self.step else 'the output'}: {reason}"
+        )
 
     def value(self, aligned: _Aligned, other: Any) -> Any:
         """A value of another recording, in the numbering of the result."""
@@ -261,26 +262,36 @@ class _Merger:
     # -- numbers
 
     def number(self, base: Any, others: list[Any]) -> Any:
+        """A number with an origin. It is a constant where every size that it follows from is the same.
+
+        That its value is the same is not enough: the padding up to a multiple of a window is zero in both recordings.
+        """
         plain = untraced(base)
-        if all(
-            not isinstance(other, bool) and isinstance(other, (int, float)) and untraced(other) == plain
-            for other in others
-        ):
-            return plain
+        equal = all(type(untraced(other)) is type(plain) and untraced(other) == plain for other in others)
         if not all(type(other) is type(base) for other in others):
-            return self.unexplained(plain, others)
+            return plain if equal else self.unexplained(plain, others)
+        try:
+            return self.expression(base, others, equal)
+        except DisagreementError:
+            if equal:
+                return plain
+            raise
+
+    def expression(self, base: Any, others: list[Any], equal: bool) -> Any:
         symbol, operands = base.origin
         origins = [other.origin for other in others]
         if any(origin[0] != symbol or len(origin[1]) != len(operands) for origin in origins):
-            return self.unexplained(plain, others)
+            return self.unexplained(untraced(base), others)
         if symbol == "size":
+            if equal:
+                return untraced(base)
             value, dim = operands
             mapped = [self.value(a, origin[1][0]) for a, origin in zip(self.aligned, origins, strict=True)]
             if any(m != value or origin[1][1] != dim for m, origin in zip(mapped, origins, strict=True)):
-                return self.unexplained(plain, others)
+                return self.unexplained(untraced(base), others)
             return Size(value, dim)
-        parts = [self.operand(a, [origin[1][n] for origin in origins]) for n, a in enumerate(operands)]
-        return Expr(symbol, tuple(parts))
+        parts = tuple([self.operand(a, [origin[1][n] for origin in origins]) for n, a in enumerate(operands)])
+        return Expr(symbol, parts) if any(isinstance(part, (Size, Expr)) for part in parts) else untraced(base)
 
     def operand(self, base: Any, others: list[Any]) -> Any:
         if type(base) in Traced:
@@ -352,7 +363,7 @@ class _Merger:
                 continue
             try:
                 parts = tuple(self.operand(a, [their[n] for their in theirs]) for n, a in enumerate(operands))
-            except Disagreement:
+            except DisagreementError:
                 continue
             if not any(isinstance(part, (Size, Expr)) for part in parts):
                 continue

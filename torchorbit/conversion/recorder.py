@@ -46,6 +46,7 @@ class Call:
     arguments: tuple[tuple[str, Any], ...] = ()  # names and values of its forward's own arguments
 
     def where(self) -> str:
+        """Path of the innermost submodule of the model that is being called."""
         call: Call | None = self
         while call is not None and call.path is None:
             call = call.parent
@@ -116,6 +117,11 @@ _DEVICE_MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda}
 _COMPOSITE = {F.multi_head_attention_forward}
 _IGNORED = {torch._C._set_grad_enabled, torch._assert_async}
 
+_IN_PLACE_OPERATORS = {
+    "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__", "__imod__", "__ipow__",
+    "__iand__", "__ior__", "__ixor__", "__setitem__",
+}  # fmt: skip
+
 _PYTHON_CONSTANTS = {
     int, float, bool, str, complex, type(None), type(Ellipsis), torch.dtype, torch.memory_format, torch.layout,
 }  # fmt: skip
@@ -132,7 +138,6 @@ class Recording:
         checks: comparisons of traced numbers with their outcome, and the step before which they were made.
         constants: tensors that are neither parameters nor buffers nor results, by the name given to them.
         training_reads: paths of modules, no leaves, whose forward looked at ``self.training``.
-        twins: recorded meta tensors by `Value`, kept only while recording.
     """
 
     steps: list[Step]
@@ -202,6 +207,7 @@ class Recorder(TorchFunctionMode):
         raise self.error(f"a {kind.__module__}.{kind.__qualname__} is passed where a tensor or a constant is expected")
 
     def lookup(self, tensor: Tensor) -> Value | Attr:
+        """What a tensor stands for."""
         found = self.values.get(id(tensor))
         if found is None:
             found = self.capture(tensor)
@@ -252,6 +258,7 @@ class Recorder(TorchFunctionMode):
         return result
 
     def error(self, message: str, operator: str | None = None) -> ConversionError:
+        """An error that says where the model is just now."""
         return ConversionError("record", self.stack[-1].where(), operator, message)
 
     # -- torch functions
@@ -309,6 +316,7 @@ class Recorder(TorchFunctionMode):
         return self.register(result)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a torch function such that its result is on meta."""
         if func in _FACTORIES or (name := getattr(func, "__name__", "")).startswith("new_") or name.endswith("_like"):
             kwargs = {**kwargs, "device": _META}
         elif func in _DEVICE_MOVES:
@@ -320,6 +328,7 @@ class Recorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def on_meta(self, arg: Any) -> Any:
+        """An argument with every tensor that is elsewhere replaced by one on meta."""
         if isinstance(arg, Tensor):
             if arg.device.type == "meta":
                 return arg
@@ -345,6 +354,7 @@ class Recorder(TorchFunctionMode):
             self.steps.append(Step(ASSIGN, (before, Value(step)), {}, self.stack[-1], no_grad=True))
 
     def sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """``x.shape`` and ``x.size()``, with numbers that remember where they come from."""
         tensor = args[0]
         shape = tensor.shape
         stands_for = self.values.get(id(tensor))
@@ -356,20 +366,22 @@ class Recorder(TorchFunctionMode):
         return shape if dim is None else shape[dim]
 
     def composite(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # The function would hand itself back to this mode: it asks whether anybody overrides it.
-        ask = F.has_torch_function
-        F.has_torch_function = lambda *_: False  # type: ignore[assignment]
+        """Record what a Python function of torch does inside."""
+        # It would hand itself back to this mode: it asks whether anybody overrides it.
+        ask = getattr(F, "has_torch_function")  # noqa: B009 - not part of its declared interface
+        setattr(F, "has_torch_function", lambda *_: False)  # noqa: B010
         try:
             with self:
                 return func(*args, **kwargs)
         finally:
-            F.has_torch_function = ask  # type: ignore[assignment]
+            setattr(F, "has_torch_function", ask)  # noqa: B010
 
     # -- modules
 
     def call_module(
         self, original: Callable[..., Any], module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """A module is called: a leaf becomes a step, anything else is entered."""
         path = self.paths.get(id(module))
         atomic = isinstance(module, self.atomic) if self.atomic else False
         leaf = None if atomic else leaf_name(module)
@@ -389,6 +401,7 @@ class Recorder(TorchFunctionMode):
     def named_arguments(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[str, Any], ...]:
+        """The tensors among a call's arguments, under the names of the forward's parameters."""
         code = getattr(type(module).forward, "__code__", None)
         names = code.co_varnames[1 : code.co_argcount] if code else ()
         found = [*zip(names, args, strict=False), *kwargs.items()]
@@ -403,6 +416,7 @@ class Recorder(TorchFunctionMode):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
+        """Record a leaf module as one step."""
         with torch._C.DisableTorchFunction():
             self.saw_traced = False
             step = Step(
@@ -432,9 +446,11 @@ class Recorder(TorchFunctionMode):
             return self.register(result)
 
     def note_check(self, symbol: str, operands: tuple[Any, ...], outcome: bool) -> None:
+        """A comparison of traced numbers was made."""
         self.checks.append((len(self.steps), self.stack[-1], symbol, operands, outcome))
 
     def note_training_read(self, module: nn.Module) -> None:
+        """Something looked at ``module.training``."""
         if id(module) in self.paths and leaf_name(module) is None and not isinstance(module, self.atomic):
             self.training_reads[id(module)] = module
 
@@ -469,12 +485,8 @@ def _has_tensor(result: Any) -> bool:
 
 
 def _writes_in_place(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if name.endswith("_"):
-        return (
-            not name.endswith("__")
-            or (name.startswith("__i") and name not in ("__invert__", "__index__", "__int__"))
-            or name == "__setitem__"
-        )
+    if name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")):
+        return True
     if kwargs.get("inplace"):
         return True
     code = getattr(func, "__code__", None)
@@ -494,7 +506,7 @@ def _to_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
 
 def _twin(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A meta tensor that looks like ``tensor``."""
-    if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
         raise ConversionError("run", "", type(tensor).__name__, "a lazy module has no parameters yet; run it once")
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device=_META)
 
@@ -521,6 +533,7 @@ def record(
     The model is left as it was, whatever happens: attributes that its forward sets, caches that it fills.
 
     Args:
+        model: the model; its parameters may be anywhere.
         args: positional inputs; their tensors are on meta.
         kwargs: keyword inputs, likewise.
         names: name of every input and whether it is passed by keyword, in order.
@@ -660,7 +673,7 @@ def _patched(recorder: Recorder) -> Iterator[None]:
 
     def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != recorder.thread:
-            return apply.__func__(cls, *args, **kwargs)
+            return apply.__func__(cls, *args, **kwargs)  # type: ignore[attr-defined]
         if cls.__qualname__ == "CheckpointFunction":  # torch.utils.checkpoint: recomputation is no part of a graph
             return args[0](*args[2:])
         raise recorder.error(

@@ -8,7 +8,6 @@ accept what the kernel would refuse. The graph that comes out is run through the
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -207,29 +206,16 @@ def _recurrent(module: Any, x: Tensor) -> Any:
 def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Tensor | None:
     if mode != "constant" or len(pad) % 2 or len(pad) > 2 * x.dim() or not x.is_contiguous():
         return None
-    shape = list(x.shape)
+    shape: list[int] = list(x.shape)
     for position in range(len(pad) // 2):
         shape[-1 - position] += pad[2 * position] + pad[2 * position + 1]
-    return _contiguous(shape, x.dtype) if min(shape) > 0 and math.prod(shape) else None
+    return _contiguous(shape, x.dtype) if min(shape) > 0 else None
 
 
-_ACTIVATIONS = [
-    "ReLU",
-    "ReLU6",
-    "GELU",
-    "SiLU",
-    "Mish",
-    "Sigmoid",
-    "Tanh",
-    "Hardswish",
-    "Hardsigmoid",
-    "Hardtanh",
-    "ELU",
-    "CELU",
-    "SELU",
-    "LeakyReLU",
-    "Softplus",
-]
+_ACTIVATIONS = (
+    "ReLU", "ReLU6", "GELU", "SiLU", "Mish", "Sigmoid", "Tanh", "Hardswish", "Hardsigmoid", "Hardtanh", "ELU", "CELU",
+    "SELU", "LeakyReLU", "Softplus",
+)  # fmt: skip
 
 _MODULE_RULES: dict[type, Callable[[Any, Tensor], Any]] = {
     **{LEAF_MODULES[name]: _activation for name in _ACTIVATIONS},

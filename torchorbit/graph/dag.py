@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary, finalize
 
 from tabulate import tabulate
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from torchorbit.errors import GraphRunError
 from torchorbit.graph import codegen
@@ -45,6 +46,8 @@ class Provenance:
         free_batch: whether any batch size works; otherwise only the recorded one does.
         free_lengths: whether the model itself runs at other spatial sizes (or sequence lengths) on the same path,
             so that those sizes are free in the graph, too.
+        fixed_by: where lengths are not free, the path of the module that fixes them, and what became of other lengths
+            there.
         free_dtype: whether dtypes follow the model's; otherwise some are fixed to those recorded.
         input_shapes: shapes of the tensors that the model was recorded with.
         torch: version of torch.
@@ -55,6 +58,7 @@ class Provenance:
     training_differs: tuple[str, ...] = ()
     free_batch: bool = True
     free_lengths: bool = True
+    fixed_by: tuple[str, str] = ("", "")
     free_dtype: bool = True
     input_shapes: tuple[tuple[int, ...], ...] = ()
     torch: str = ""
@@ -64,6 +68,7 @@ class Container(nn.Module):
     """Holds parameters, buffers and submodules at a path of the source model that no vertex calls as a whole."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Refuse to run."""
         raise TypeError("a Container only holds submodules; call the DagModule that it belongs to")
 
 
@@ -171,16 +176,33 @@ codegen.SHADOWED.update(("graph", "provenance"))
 
 
 class _Root(DagModule):
-    """The outermost level: it says which vertex failed."""
+    """The outermost level: it says which vertex failed, and lets no other size through that was not recorded."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            return super().__call__(*args, **kwargs)
+            result = super().__call__(*args, **kwargs)
         except RuntimeError as error:
             vertex = _failing_vertex(error)
             if vertex is None or isinstance(error, GraphRunError):
                 raise
             raise GraphRunError(vertex, _explained(self, error, args, kwargs)) from error
+        provenance = self.provenance
+        if provenance is not None and not provenance.free_lengths:
+            given = _shapes(args, kwargs)
+            if [shape[1:] for shape in given] != [shape[1:] for shape in provenance.input_shapes]:
+                # Every vertex ran, but numbers that follow from the size are those of the recorded one.
+                module, reason = provenance.fixed_by
+                raise GraphRunError(
+                    module.replace(".", "/"),
+                    f"the size is fixed: recorded with inputs {provenance.input_shapes}, given {given}; "
+                    f"with another one the source model says: {reason}",
+                )
+        return result
+
+
+def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:
+    """Shapes of all tensors among the inputs, in their order."""
+    return [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
 
 
 def _failing_vertex(error: BaseException) -> str | None:
@@ -204,15 +226,15 @@ def _explained(root: DagModule, error: BaseException, args: tuple[Any, ...], kwa
     provenance = root.provenance
     if provenance is None:
         return message
-    given = tuple(tuple(a.shape) for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
-    if given == provenance.input_shapes or not given:
+    given = tuple(_shapes(args, kwargs))
+    if given == provenance.input_shapes:
         return message
     other_batch = any(a[:1] != b[:1] for a, b in zip(given, provenance.input_shapes, strict=False))
     other_lengths = any(a[1:] != b[1:] for a, b in zip(given, provenance.input_shapes, strict=False))
     if other_lengths:
-        message += f" (this vertex fixes the size: the model was recorded with inputs {provenance.input_shapes}, given {given})"
+        message += f" (this vertex fixes the size: recorded with inputs {provenance.input_shapes}, given {given})"
     elif other_batch and not provenance.free_batch:
-        message += f" (the model was recorded with a fixed batch size: inputs {provenance.input_shapes}, given {given})"
+        message += f" (the batch size is fixed: recorded with inputs {provenance.input_shapes}, given {given})"
     return message
 
 

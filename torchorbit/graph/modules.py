@@ -98,7 +98,7 @@ def leaf_config(module: nn.Module, name: str) -> dict[str, Any]:
     qualified = f"{type(module).__module__}.{type(module).__qualname__}"
     if qualified in _STAND_INS:
         return _STAND_INS[qualified][1](module)
-    names = _EXTRA.get(name) or _constructor_arguments(LEAF_MODULES[name])
+    names = _EXTRA[name] if name in _EXTRA else _constructor_arguments(LEAF_MODULES[name])
     config = {}
     for argument in names:
         value = getattr(module, argument)
@@ -115,7 +115,7 @@ def make_leaf(name: str, config: dict[str, Any]) -> nn.Module:
     if name not in LEAF_MODULES:
         raise CheckpointError(f"module class '{name}' is not in the table of leaf modules; nothing is imported by name")
     cls = LEAF_MODULES[name]
-    allowed = _EXTRA.get(name, _constructor_arguments(cls))
+    allowed = _EXTRA[name] if name in _EXTRA else _constructor_arguments(cls)
     unknown = sorted(set(config) - set(allowed))
     if unknown:
         raise CheckpointError(f"module class '{name}' takes no argument {unknown}; it takes {sorted(allowed)}")
@@ -132,12 +132,7 @@ _arguments: dict[type, tuple[str, ...]] = {}
 def _constructor_arguments(cls: type[nn.Module]) -> tuple[str, ...]:
     if cls not in _arguments:
         parameters = inspect.signature(cls.__init__).parameters.values()
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         skipped = {"self", "device", "dtype"}
-        _arguments[cls] = tuple(
-            p.name
-            for p in parameters
-            if p.name not in skipped
-            and not p.name.startswith("_")
-            and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        )
+        _arguments[cls] = tuple(p.name for p in named if p.name not in skipped and not p.name.startswith("_"))
     return _arguments[cls]

@@ -637,6 +637,6 @@ def _card(dag: DagModule, tensors: dict[str, Tensor]) -> str:
     return (
         "---\nlibrary_name: torchorbit\n---\n\n"
         f"# {provenance.source.rpartition('.')[2]}\n\n"
-        f"A graph of `{provenance.source}`: {parameters / 1e6:.2f} M parameters, recorded with inputs of shape {shapes}.\n\n"
+        f"A graph of `{provenance.source}`: {parameters / 1e6:.2f} M parameters, recorded with inputs {shapes}.\n\n"
         '```python\nimport torchorbit\n\nmodel = torchorbit.load("this folder")\n```\n'
     )
