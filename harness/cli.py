@@ -1,0 +1,234 @@
+"""The command line. Importing this imports neither torch nor timm, so that help comes at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import click
+
+from harness.errors import HarnessError, UsageError, one_line
+
+if TYPE_CHECKING:
+    from harness.worker import Depth
+
+_INTERRUPTED = 130
+"""What shells report for a program that Ctrl-C ended."""
+
+
+class _Contents(click.Group):
+    """A group whose help lists its commands under headings, in the order of their definition."""
+
+    sections: ClassVar = {"One model": ("convert", "explain"), "All of timm": ("sweep", "tables")}
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return [name for names in self.sections.values() for name in names]
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, names in self.sections.items():
+            with formatter.section(heading):
+                formatter.write_dl([(name, self.commands[name].get_short_help_str()) for name in names])
+
+
+@click.group(
+    cls=_Contents,
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="torchorbit")
+def commands() -> None:
+    """Turn PyTorch models into graphs that can be edited, pruned, and saved without their code.
+
+    Every command tells more with --help.
+    """
+
+
+@commands.command(short_help="Convert a model and save it as a folder.")
+@click.argument("model")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    required=True,
+    metavar="FOLDER",
+    help="Where the graph and its weights go.",
+)
+@click.option(
+    "--weights",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Checkpoint to load first (.safetensors, .pth).",
+)
+@click.option("--pretrained", is_flag=True, help="Load timm's pretrained weights first, from its hub.")
+def convert(model: str, out: Path, weights: Path | None, pretrained: bool) -> None:
+    """Convert a timm model and save it as a folder that loads without timm.
+
+    MODEL is a name in timm, with a tag where --pretrained weights of that tag are wanted. Without --weights and
+    --pretrained the weights are those that timm initialises the model with.
+    """
+    if weights is not None and pretrained:
+        raise UsageError("--weights and --pretrained exclude each other: both say which weights to load")
+    from tqdm import tqdm
+
+    import torchorbit
+    from harness.models import build, example_input
+
+    with tqdm(total=3, desc="build", bar_format="{desc} {bar} {elapsed}", disable=None, leave=False) as progress:
+        source = build(model, weights=weights, pretrained=pretrained)
+        progress.update()
+        progress.set_description("convert")
+        graph = torchorbit.convert(source, example_input(source))
+        progress.update()
+        progress.set_description("save")
+        graph.save(out)
+        progress.update()
+    millions = sum(parameter.numel() for parameter in source.parameters()) / 1e6
+    click.echo(f"{model} ({millions:.2f} M parameters) is in {out}; torchorbit.load({str(out)!r}) loads it")
+
+
+@commands.command(short_help="Show which blocks of a model convert.")
+@click.argument("model")
+def explain(model: str) -> None:
+    """Show which blocks of a timm model convert, and what stands in the way of the others.
+
+    MODEL is a name in timm. No weights are needed or loaded.
+    """
+    import torchorbit
+    from harness.models import build_on_meta, example_input
+
+    source = build_on_meta(model)
+    click.echo(torchorbit.explain(source, example_input(source)))
+
+
+@commands.command(short_help="Convert and verify every model, and keep records.")
+@click.argument("patterns", metavar="[PATTERN]...", nargs=-1)
+@click.option("--exclude", multiple=True, metavar="PATTERN", help="Leave these models out; may be given repeatedly.")
+@click.option("--jobs", type=click.IntRange(min=1), metavar="N", help="Models at a time.  [default: one per core]")
+@click.option(
+    "--verify",
+    type=click.Choice(["shape", "numeric"]),
+    default="shape",
+    show_default=True,
+    help="shape: compare the shapes of the outputs, without weights. numeric: run model and graph with real weights "
+    "and compare the outputs, where the memory suffices.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("runs/coverage.jsonl"),
+    show_default=True,
+    metavar="FILE",
+    help="File of records, one JSON object per line.",
+)
+@click.option(
+    "--resume/--fresh",
+    default=True,
+    show_default=True,
+    help="Skip models that have a record in the file, or sweep them again.",
+)
+@click.option(
+    "--memory",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="GIB",
+    help="What the workers may use together.  [default: most of what is free]",
+)
+def sweep(
+    patterns: Sequence[str],
+    exclude: Sequence[str],
+    jobs: int | None,
+    verify: Depth,
+    out: Path,
+    resume: bool,
+    memory: float | None,
+) -> None:
+    """Convert models of timm, verify the graphs, and keep a record of each.
+
+    PATTERNs are wildcards over timm's names, as in timm.list_models; none means every model. A record is written the
+    moment it exists, so a sweep that was stopped goes on where it was. Exit code 1 says that a model failed.
+    """
+    from harness.models import model_names
+    from harness.sweep import sweep as sweep_models
+
+    names = model_names(patterns, exclude)
+    try:
+        summary = sweep_models(
+            names,
+            out,
+            verify=verify,
+            jobs=jobs,
+            fresh=not resume,
+            memory_bytes=None if memory is None else int(memory * 2**30),
+        )
+    except KeyboardInterrupt:
+        click.echo(f"stopped; what was finished is in {out}, and the same command with --resume goes on", err=True)
+        raise
+    click.echo(str(summary))
+    if summary.failures:
+        raise click.exceptions.Exit(1)
+
+
+@commands.command(short_help="Make the tables from the records.")
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path),
+    default=Path("results/coverage.jsonl"),
+    show_default=True,
+    metavar="FILE",
+    help="File of records that a sweep made.",
+)
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("results"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Where the tables go.",
+)
+def tables(records: Path, out: Path) -> None:
+    """Make the tables of supported models from the records of a sweep."""
+    from harness.tables import write_tables
+
+    for path in write_tables(records, out):
+        click.echo(path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the program's name; by default what it was called with.
+
+    Returns:
+        The exit code: 0, 1 if something failed, 2 if the usage was wrong, 130 after Ctrl-C. Errors are one line on
+        stderr.
+    """
+    try:
+        result = commands.main(arguments, prog_name="torchorbit", standalone_mode=False)
+    except click.exceptions.Abort:
+        return _INTERRUPTED
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "torchorbit"
+        return _fail(f"{error.format_message()} (see {command} --help)", 2)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except HarnessError as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; without this Python complains once more while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        return _fail(one_line(error), 1)
+    # Without standalone mode click returns the code of an Exit, and None where nothing was said.
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"torchorbit: {' '.join(message.split())}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The models of the installed timm: their names by pattern, and building one of them with or without weights."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+# Before timm: beside a CPU-only torch the compiled part of torchvision does not load, and timm's import of torchvision
+# fails on the missing operators. The engine declares them.
+import torchorbit  # isort: skip
+import timm
+from torch import Tensor, nn
+
+from harness.errors import UsageError
+from harness.records import Versions
+from harness.weights import SkippedInitialisation, fill_with_random_weights
+
+VERSIONS = Versions(timm=timm.__version__, torch=torch.__version__, torchorbit=torchorbit.__version__)
+"""The versions that a record made by this process carries."""
+
+CAPTURED_BATCH = 2
+"""Batch size of the example that a model is converted with; verification uses another one."""
+
+_SIZE_WORDS = {"large": 4, "huge": 10, "giant": 16, "gigantic": 30, "_3b_": 45, "enormous": 60, "_5b_": 75, "_7b_": 100}
+"""What the sizes that timm names cost, in multiples of a vision transformer of the size "base"."""
+
+_DEFAULT_INPUT_SIZE = (3, 224, 224)
+
+
+def model_names(patterns: Sequence[str] = (), exclude: Sequence[str] = ()) -> list[str]:
+    """Names of timm's models, without pretrained tags, in timm's own order.
+
+    Args:
+        patterns: Wildcards as `timm.list_models` takes them; none means every model.
+        exclude: Wildcards of the names to leave out.
+
+    Returns:
+        The names that match any of the patterns and none of the exclusions.
+
+    Raises:
+        UsageError: A pattern matches nothing, or everything that matched is excluded.
+    """
+    for pattern in patterns:
+        if not timm.list_models(pattern):
+            raise UsageError(
+                f"no model of timm {timm.__version__} matches {pattern!r}; patterns are wildcards over names without "
+                f"tags, such as 'resnet*' or 'vit_*_224'"
+            )
+    names = timm.list_models(list(patterns), exclude_filters=list(exclude))
+    if not names:
+        raise UsageError(f"every model that matches is excluded by {', '.join(map(repr, exclude))}")
+    return names
+
+
+def expected_cost(name: str) -> float:
+    """A rough guess at what running a model costs, from what is known before it is built: its name and resolution."""
+    configuration = timm.get_pretrained_cfg(name)
+    _, height, width = configuration.input_size if configuration is not None else _DEFAULT_INPUT_SIZE
+    return height * width * max((cost for word, cost in _SIZE_WORDS.items() if word in name), default=1)
+
+
+def build_on_meta(name: str) -> nn.Module:
+    """Build a model in evaluation mode without memory for its weights.
+
+    Args:
+        name: A name in timm.
+
+    Returns:
+        The model, its parameters and buffers on the `meta` device.
+
+    Raises:
+        UsageError: timm has no such model.
+    """
+    with torch.device("meta"):
+        return _create(name)
+
+
+def build(name: str, *, weights: Path | None = None, pretrained: bool = False) -> nn.Module:
+    """Build a model in evaluation mode on the CPU, with weights that somebody trained or that timm initialises it with.
+
+    Args:
+        name: A name in timm, with a tag if a certain set of pretrained weights is wanted.
+        weights: Checkpoint with the model's state dict.
+        pretrained: Load timm's weights from its hub.
+
+    Returns:
+        The model.
+
+    Raises:
+        UsageError: timm has no such model.
+    """
+    if weights is None:
+        return _create(name, pretrained=pretrained)
+    with SkippedInitialisation():
+        model = _create(name)
+    # Strict, and tensors only: a checkpoint that would run code is refused.
+    timm.models.load_checkpoint(model, str(weights))
+    return model
+
+
+def build_with_random_weights(name: str) -> nn.Module:
+    """Build a model in evaluation mode on the CPU, with weights that are the same in every process.
+
+    Buffers that the constructor computes are real; parameters are filled as `harness.weights` says.
+
+    Args:
+        name: A name that timm knows; it is also the seed.
+
+    Returns:
+        The model. Building it takes little more memory than one copy of its weights.
+    """
+    with SkippedInitialisation():
+        model = _create(name)
+    fill_with_random_weights(model, name)
+    return model
+
+
+def input_size(model: nn.Module) -> tuple[int, ...]:
+    """The size of one input of a timm model, `(channels, height, width)`, as its configuration says."""
+    configuration = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    return tuple(configuration.get("input_size") or _DEFAULT_INPUT_SIZE)
+
+
+def example_input(model: nn.Module) -> Tensor:
+    """A batch to convert a model with, on the model's device. Conversion looks at its shape only."""
+    device = next(iter(model.parameters())).device
+    return torch.zeros(CAPTURED_BATCH, *input_size(model), device=device)
+
+
+def _create(name: str, pretrained: bool = False) -> nn.Module:
+    if not timm.is_model(name):
+        similar = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"; did you mean {similar[0]!r}?" if similar else ""
+        raise UsageError(f"timm {timm.__version__} has no model {name!r}{hint}")
+    # Scripted functions hide their operators from whoever records a run.
+    return timm.create_model(name, pretrained=pretrained, scriptable=False).eval()

@@ -1,0 +1,179 @@
+"""Records: what one sweep found out about one model, kept one JSON object per line.
+
+A line is written the moment its record exists, so a file of records is all that has to survive for a sweep to go on
+where it was stopped, and all that the tables are made from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TypedDict
+
+from harness.errors import HarnessError
+from harness.files import replace_text
+
+
+class Versions(TypedDict):
+    """The versions that a record was made with."""
+
+    timm: str
+    torch: str
+    torchorbit: str
+
+
+@dataclass(kw_only=True)
+class Record:
+    """What one sweep found out about one model. Another column is another field here.
+
+    Attributes:
+        model: Name in timm, without a tag.
+        timm: Version of timm.
+        torch: Version of torch.
+        torchorbit: Version of this project.
+        input_size: `[channels, height, width]`; null if the model could not be built.
+        params_m: Parameters in millions; null if the model could not be built.
+        converted: Whether it became a `DagModule`.
+        verified: How the graph was shown to be the model: `"numeric"` by outputs of real weights, `"shape"` by the
+            shapes and types of the outputs; null if it was not.
+        max_diff: Largest difference between the outputs of model and graph, over the largest output.
+        stage: The first stage that failed (`"build"`, `"convert"`, `"verify"`, or `"worker"` where the process died);
+            null if none did.
+        error: Why it failed, in one line.
+        note: What a reader of the record should know though nothing failed, in one line.
+        seconds: How long the model took.
+        peak_rss_mb: Peak resident memory of the worker while it had this model, in MiB.
+    """
+
+    model: str
+    timm: str
+    torch: str
+    torchorbit: str
+    input_size: list[int] | None = None
+    params_m: float | None = None
+    converted: bool = False
+    verified: str | None = None
+    max_diff: float | None = None
+    stage: str | None = None
+    error: str | None = None
+    note: str | None = None
+    seconds: float | None = None
+    peak_rss_mb: float | None = None
+
+    @property
+    def versions(self) -> Versions:
+        """The versions that it was made with."""
+        return Versions(timm=self.timm, torch=self.torch, torchorbit=self.torchorbit)
+
+    @property
+    def failed(self) -> bool:
+        """Whether any stage failed."""
+        return self.stage is not None
+
+    def to_line(self) -> str:
+        """The record as one line of JSON, line break included."""
+        return json.dumps(asdict(self), allow_nan=False) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> Record:
+        """Read what `to_line` wrote.
+
+        Raises:
+            ValueError: The line is no JSON object, or has other keys than this version's records.
+        """
+        try:
+            values = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"not a line of JSON ({error.msg} at column {error.colno})") from None
+        if not isinstance(values, dict):
+            raise ValueError(f"a JSON {type(values).__name__} where a record, a JSON object, was expected")
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in values]
+        unknown = [name for name in values if name not in names]
+        if missing or unknown:
+            differences = [f"no {name!r}" for name in missing] + [f"an unknown {name!r}" for name in unknown]
+            raise ValueError(f"a record of another version of torchorbit: it has {', '.join(differences)}")
+        return cls(**values)
+
+
+def natural_order(name: str) -> tuple[tuple[bool, int, str], ...]:
+    """A key that sorts names as timm does: numbers inside them by value (`resnet18`, `resnet34`, `resnet101`)."""
+    parts = re.split(r"(\d+)", name.lower())
+    return tuple((part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts)
+
+
+def read_records(path: Path) -> list[Record]:
+    """Read a file of records.
+
+    A last line that was not written to its end is what a killed sweep leaves behind: it is passed over.
+
+    Args:
+        path: The file.
+
+    Returns:
+        One record per model, in the file's order; of several with the same model the last one.
+
+    Raises:
+        HarnessError: The file cannot be read, or one of its lines is no record.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise HarnessError(f"cannot read the records in {path}: {error.strerror or error}") from None
+    except UnicodeDecodeError as error:
+        raise HarnessError(f"{path} is no file of records: {error.reason} at byte {error.start}") from None
+    records: dict[str, Record] = {}
+    # Not splitlines(), which takes more characters than the line break for one.
+    lines = text.split("\n")
+    for number, line in enumerate(lines, start=1):
+        try:
+            if line.strip():
+                record = Record.from_line(line)
+                records[record.model] = record
+        except ValueError as error:
+            if number < len(lines):
+                message = f"{path}:{number}: {error}; remove the line, or move the file away and sweep again"
+                raise HarnessError(message) from None
+    return list(records.values())
+
+
+def mend_last_line(path: Path) -> None:
+    """Complete a last line that lacks only its line break and cut off one that was not written to its end.
+
+    The next record then starts on a line of its own.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    whole, _, last = text.rpartition("\n")
+    if not last:
+        return
+    try:
+        Record.from_line(last)
+    except ValueError:
+        replace_text(path, whole + "\n" if whole else "")
+    else:
+        replace_text(path, text + "\n")
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Add a record to a file, making the file and its folder where they are missing.
+
+    Args:
+        path: The file. It ends with a whole line, see `mend_last_line`.
+        record: The record. It is on its way to the disk as one piece when this returns.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Unbuffered: one write of the whole line, which a killed process has either made or not.
+    with path.open("ab", buffering=0) as file:
+        file.write(record.to_line().encode("utf-8"))
+
+
+def write_records(path: Path, records: Iterable[Record]) -> None:
+    """Replace a file of records at once, sorted by name so that two sweeps can be compared line by line."""
+    ordered = sorted(records, key=lambda record: natural_order(record.model))
+    replace_text(path, "".join(record.to_line() for record in ordered))

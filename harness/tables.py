@@ -1,0 +1,129 @@
+"""The tables, made from records and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from harness.errors import HarnessError
+from harness.files import replace_text
+from harness.records import Record, natural_order, read_records
+
+
+def write_tables(records_path: Path, folder: Path) -> list[Path]:
+    """Make every table from a file of records.
+
+    The same records give the same bytes.
+
+    Args:
+        records_path: The file of records.
+        folder: Where the tables go; it is made where it is missing.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        HarnessError: The file cannot be read, or has no records in it.
+    """
+    records = sorted(read_records(records_path), key=lambda record: natural_order(record.model))
+    if not records:
+        raise HarnessError(f"{records_path} has no records in it; `torchorbit sweep --out {records_path}` makes them")
+    texts = {
+        folder / "coverage.md": coverage_table(records) + "\n",
+        folder / "supported_models.md": supported_models(records),
+    }
+    for path, text in texts.items():
+        replace_text(path, text)
+    return list(texts)
+
+
+def coverage_table(records: Sequence[Record]) -> str:
+    """How many models there are, and what could be done with how many of them.
+
+    Args:
+        records: One per model.
+
+    Returns:
+        A table in Markdown.
+    """
+    rows = {
+        "all models": len(records),
+        "converted": sum(record.converted for record in records),
+        "verified by numbers": sum(record.verified == "numeric" for record in records),
+        "verified by shape": sum(record.verified == "shape" for record in records),
+    }
+    table = pd.DataFrame(
+        {
+            "num models": rows.values(),
+            "percentage": [f"{count / max(len(records), 1):.2%}" for count in rows.values()],
+        },
+        index=list(rows),
+    )
+    return str(table.to_markdown(disable_numparse=True, colalign=("left", "right", "left")))
+
+
+def supported_models(records: Sequence[Record]) -> str:
+    """A page that lists every model: what could not be done and why first, then what could.
+
+    Args:
+        records: One per model, in the order of the page.
+
+    Returns:
+        The page in Markdown.
+    """
+    versions = {", ".join(f"{name} {version}" for name, version in record.versions.items()) for record in records}
+    made_with = "; ".join(sorted(versions))
+    parts = [
+        "# Supported models",
+        f"Made by `torchorbit tables` from the records of a sweep with {made_with}; not to be edited.",
+        coverage_table(records),
+    ]
+    failures = [record for record in records if record.failed]
+    if failures:
+        table = pd.DataFrame(
+            {
+                "model": [record.model for record in failures],
+                "stage": [record.stage for record in failures],
+                "error": [_cell(record.error) for record in failures],
+            }
+        )
+        parts += ["## Failures", _markdown(table)]
+    noted = [record for record in records if record.note]
+    if noted:
+        table = pd.DataFrame(
+            {"model": [record.model for record in noted], "note": [_cell(record.note) for record in noted]}
+        )
+        parts += ["## Notes", _markdown(table)]
+    parts += [
+        "## Models",
+        "`params` in millions; `max diff` is the largest difference between the outputs of the model and its graph, "
+        "over the largest output.",
+        _markdown(_models(records)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _models(records: Sequence[Record]) -> pd.DataFrame:
+    """The columns of the list of models: one line here for each."""
+    return pd.DataFrame(
+        {
+            "model": [record.model for record in records],
+            "params": ["" if record.params_m is None else f"{record.params_m:.2f}" for record in records],
+            "input size": ["x".join(map(str, record.input_size or ())) for record in records],
+            "converted": ["yes" if record.converted else "no" for record in records],
+            "verified": [record.verified or "no" for record in records],
+            "max diff": ["" if record.max_diff is None else f"{record.max_diff:.1e}" for record in records],
+        }
+    )
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    alignment = ["right" if name in ("params", "max diff") else "left" for name in table.columns]
+    return str(table.to_markdown(index=False, disable_numparse=True, colalign=alignment))
+
+
+def _cell(text: str | None) -> str:
+    """Text that may stand in a cell of a table in Markdown."""
+    return (text or "").replace("|", "\\|")

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import torchorbit
+from harness import cli
+from harness.models import build_with_random_weights, input_size
+from harness.records import read_records
+from harness.verification import random_input
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in an empty folder; gives its exit code, stdout and stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run_command(*arguments: str) -> tuple[int, str, str]:
+        code = cli.main(arguments)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
+
+
+def in_new_process(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, check=False
+    )
+
+
+def test_help_reads_like_a_table_of_contents(run: Run) -> None:
+    code, out, _ = run("--help")
+
+    assert code == 0
+    order = ["One model:", "  convert ", "  explain ", "All of timm:", "  sweep ", "  tables "]
+    assert sorted(order, key=out.index) == order
+
+
+def test_help_imports_neither_torch_nor_timm_nor_pandas() -> None:
+    code = (
+        "import sys; from harness.cli import main; assert main(['sweep', '--help']) == 0; "
+        "sys.exit(bool({'torch', 'timm', 'pandas', 'joblib'} & set(sys.modules)))"
+    )
+
+    process = in_new_process("-c", code)
+
+    assert process.returncode == 0, process.stderr
+    assert "--resume / --fresh" in process.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Missing command"),
+        (["swep"], "No such command 'swep'"),
+        (["sweep", "--jbos", "2"], "No such option"),
+        (["sweep", "--jobs", "0"], "'--jobs': 0 is not in the range"),
+        (["sweep", "--verify", "hope"], "'hope' is not one of 'shape', 'numeric'"),
+        (["sweep", "nothing_like_it*"], "no model of timm"),
+        (["sweep", "test_vit", "--exclude", "*"], "every model that matches is excluded"),
+        (["convert", "test_vit"], "Missing option '--out'"),
+        (["convert", "test_vitt", "--out", "folder"], "did you mean 'test_vit'"),
+        (["convert", "test_vit", "--out", "folder", "--weights", "missing.pth"], "'missing.pth' does not exist"),
+        (["convert", "test_vit", "--out", "folder", "--weights", __file__, "--pretrained"], "exclude each other"),
+    ],
+)
+def test_bad_usage_is_one_line_and_exit_code_2(run: Run, arguments: list[str], message: str) -> None:
+    code, out, err = run(*arguments)
+
+    assert (code, out) == (2, "")
+    assert err.startswith("torchorbit: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_a_failure_is_one_line_and_exit_code_1(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text("nonsense\n")
+
+    for arguments in (
+        ["tables"],
+        ["tables", "--records", "broken.jsonl"],
+        ["sweep", "test_vit", "--out", "broken.jsonl"],
+    ):
+        code, out, err = run(*arguments)
+
+        assert (code, out) == (1, "")
+        assert err.startswith("torchorbit: ")
+        assert err.count("\n") == 1
+
+
+def test_weights_that_do_not_fit_fail_in_one_line_and_leave_nothing(run: Run, tmp_path: Path) -> None:
+    torch.save(build_with_random_weights("test_resnet").state_dict(), tmp_path / "weights.pth")
+
+    code, _, err = run("convert", "test_vit", "--out", "folder", "--weights", "weights.pth")
+
+    assert code == 1
+    assert err.count("\n") == 1
+    assert "Missing key" in err
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_converted_model_loads_where_timm_cannot_be_imported(run: Run, tmp_path: Path) -> None:
+    source = build_with_random_weights("test_vit")
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    image = random_input(input_size(source), "image")
+    with torch.no_grad():
+        torch.save((image, source(image)), tmp_path / "sample.pt")
+
+    code, out, err = run("convert", "test_vit", "--out", "folder", "--weights", "weights.pth")
+
+    assert (code, err) == (0, "")
+    assert "test_vit (0.37 M parameters) is in folder" in out
+    check = (
+        "import sys; sys.modules['timm'] = None; import torch, torchorbit; "
+        "image, expected = torch.load('sample.pt'); actual = torchorbit.load('folder').eval()(image); "
+        "assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()"
+    )
+    process = in_new_process("-c", check, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+
+
+def test_converting_without_weights_saves_those_of_timms_initialisation(run: Run, tmp_path: Path) -> None:
+    code, _, _ = run("convert", "test_resnet", "--out", "folder")
+
+    assert code == 0
+    loaded = torchorbit.load(tmp_path / "folder")
+    # The mean of a hundred thousand draws is near zero, and not all of them are zero.
+    assert 0 < loaded.state_dict()["conv1.0.weight"].abs().mean() < 1
+
+
+def test_explain_tells_what_converts(run: Run) -> None:
+    code, out, err = run("explain", "test_resnet")
+
+    assert (code, err) == (0, "")
+    assert "ResNet" in out
+
+
+def test_sweep_and_tables_work_together(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("sweep", "test_vit", "test_resnet", "--jobs", "2")
+
+    assert code == 0
+    assert "| converted           |            2 | 100.00%      |" in out
+    assert len(read_records(tmp_path / "runs" / "coverage.jsonl")) == 2
+
+    code, out, _ = run("tables", "--records", "runs/coverage.jsonl", "--out", "tables")
+
+    assert (code, out) == (0, "tables/coverage.md\ntables/supported_models.md\n")
+    assert "| test_vit " in (tmp_path / "tables" / "supported_models.md").read_text()
+
+
+def test_a_sweep_in_which_a_model_failed_exits_with_code_1(run: Run, tmp_path: Path) -> None:
+    sweep = ("sweep", "test_vit", "--jobs", "1", "--out", "records.jsonl")
+    run(*sweep)
+    path = tmp_path / "records.jsonl"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"converted": False, "stage": "convert", "error": "it did not"}) + "\n")
+
+    code, out, _ = run(*sweep)
+
+    assert code == 1
+    assert "test_vit (convert): it did not" in out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there are no process groups to interrupt")
+def test_ctrl_c_ends_a_sweep_cleanly_and_resuming_finishes_it(run: Run, tmp_path: Path) -> None:
+    sweep = ["sweep", "test_*", "--jobs", "1", "--out", "records.jsonl"]
+    path = tmp_path / "records.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "harness.cli", *sweep],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    # As a terminal does: to everything in the foreground, the workers included.
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "stopped; what was finished is in records.jsonl" in err
+    finished = len(read_records(path))
+    assert finished >= 1
+
+    code, out, _ = run(*sweep)
+    assert code == 0
+    assert f"models, {finished} of them from an earlier run" in out

@@ -1,0 +1,135 @@
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.files import replace_text
+from harness.models import model_names
+from harness.records import Record, append_record, mend_last_line, natural_order, read_records, write_records
+
+
+def record(model: str, **values: object) -> Record:
+    return Record(model=model, timm="1", torch="2", torchorbit="3", **values)  # type: ignore[arg-type]
+
+
+def test_a_record_is_one_line_that_reads_back_as_it_was() -> None:
+    original = record("resnet18", input_size=[3, 224, 224], max_diff=1.5e-7, error="two words", converted=True)
+
+    line = original.to_line()
+
+    assert line.count("\n") == 1
+    assert line.endswith("\n")
+    assert Record.from_line(line) == original
+
+
+def test_every_field_is_in_the_line_even_where_nothing_is_known() -> None:
+    assert '"max_diff": null' in record("resnet18").to_line()
+    assert all(f'"{name}"' in record("resnet18").to_line() for name in asdict(record("resnet18")))
+
+
+def test_appended_records_are_read_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "deeper" / "records.jsonl"
+    for name in ("b", "a"):
+        append_record(path, record(name))
+
+    assert [each.model for each in read_records(path)] == ["b", "a"]
+
+
+def test_of_several_records_of_a_model_the_last_counts(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    append_record(path, record("a", error="old"))
+    append_record(path, record("a", error="new"))
+
+    assert [each.error for each in read_records(path)] == ["new"]
+
+
+def test_a_broken_line_is_reported_with_its_file_and_number(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(record("a").to_line() + '{"model": "b", \n' + record("c").to_line())
+
+    with pytest.raises(HarnessError, match=r"records\.jsonl:2: not a line of JSON .* remove the line"):
+        read_records(path)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[1, 2]\n", "a JSON list where a record"),
+        (record("a").to_line().replace('"note": null, ', ""), "another version of torchorbit: it has no 'note'"),
+        (record("a").to_line().replace('"note"', '"remark"'), "it has no 'note', an unknown 'remark'"),
+    ],
+)
+def test_what_is_no_record_of_this_version_is_refused(tmp_path: Path, line: str, message: str) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(line)
+
+    with pytest.raises(HarnessError, match=message) as caught:
+        read_records(path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe\n"])
+def test_an_unreadable_file_is_an_error_of_one_line(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "records.jsonl"
+    if content is not None:
+        path.write_bytes(content)
+
+    with pytest.raises(HarnessError, match=r"records\.jsonl"):
+        read_records(path)
+
+
+def test_a_half_written_last_line_is_passed_over_and_can_be_mended(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(record("a").to_line() + record("b").to_line()[:40])
+
+    assert [each.model for each in read_records(path)] == ["a"]
+    mend_last_line(path)
+    append_record(path, record("c"))
+    assert [each.model for each in read_records(path)] == ["a", "c"]
+
+
+def test_a_last_line_that_lacks_only_its_end_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(record("a").to_line() + record("b").to_line().rstrip("\n"))
+
+    assert [each.model for each in read_records(path)] == ["a", "b"]
+    mend_last_line(path)
+    append_record(path, record("c"))
+    assert [each.model for each in read_records(path)] == ["a", "b", "c"]
+
+
+def test_a_file_that_holds_nothing_but_half_a_line_becomes_empty(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"model": ')
+
+    mend_last_line(path)
+
+    assert path.read_text() == ""
+
+
+def test_rewritten_records_are_sorted_as_people_sort(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+
+    write_records(path, [record(name) for name in ("resnet101", "Resnet34", "resnet18", "beit")])
+
+    assert [each.model for each in read_records(path)] == ["beit", "resnet18", "Resnet34", "resnet101"]
+
+
+def test_names_sort_as_timm_sorts_them() -> None:
+    names = model_names()
+
+    assert sorted(names, key=natural_order) == names
+
+
+def test_a_failed_rewrite_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "table.md"
+    path.write_text("old")
+
+    with pytest.raises(UnicodeEncodeError):
+        replace_text(path, "half of it, then \ud800")
+
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

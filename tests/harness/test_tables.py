@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.records import Record, write_records
+from harness.tables import coverage_table, write_tables
+
+SNAPSHOTS = Path(__file__).parent / "snapshots"
+VERSIONS = {"timm": "1.0.31", "torch": "2.13.0", "torchorbit": "0.1.0"}
+RECORDS = [
+    Record(
+        model="resnet18",
+        **VERSIONS,
+        input_size=[3, 224, 224],
+        params_m=11.69,
+        converted=True,
+        verified="numeric",
+        max_diff=1.23e-7,
+        seconds=0.5,
+        peak_rss_mb=400.0,
+    ),
+    Record(
+        model="vit_7b_patch16_dinov3",
+        **VERSIONS,
+        input_size=[3, 256, 256],
+        params_m=6716.031,
+        converted=True,
+        verified="shape",
+        note="verified by shape only: by numbers it needs about 26.1 GiB of memory, and 20.0 GiB may be used",
+    ),
+    Record(
+        model="resnet101",
+        **VERSIONS,
+        input_size=[3, 224, 224],
+        params_m=44.549,
+        stage="convert",
+        error="TypeError: int | None is no size",
+    ),
+    Record(model="beit_base", **VERSIONS, stage="build", error="ValueError: no such thing"),
+]
+
+
+@pytest.mark.parametrize("table", ["coverage.md", "supported_models.md"])
+def test_tables_look_as_they_did(tmp_path: Path, table: str) -> None:
+    write_records(tmp_path / "records.jsonl", RECORDS)
+
+    write_tables(tmp_path / "records.jsonl", tmp_path / "results")
+
+    assert (tmp_path / "results" / table).read_text() == (SNAPSHOTS / table).read_text()
+
+
+def test_tables_do_not_depend_on_the_order_in_which_workers_were_done(tmp_path: Path) -> None:
+    shuffled = random.Random(0).sample(RECORDS, len(RECORDS))
+    (tmp_path / "one.jsonl").write_text("".join(record.to_line() for record in RECORDS))
+    (tmp_path / "two.jsonl").write_text("".join(record.to_line() for record in shuffled))
+
+    pages = [
+        [path.read_bytes() for path in write_tables(tmp_path / f"{name}.jsonl", tmp_path / name)]
+        for name in ("one", "two")
+    ]
+
+    assert pages[0] == pages[1]
+
+
+def test_a_file_without_records_says_where_records_come_from(tmp_path: Path) -> None:
+    (tmp_path / "records.jsonl").write_text("")
+
+    with pytest.raises(HarnessError, match=r"has no records in it; `torchorbit sweep"):
+        write_tables(tmp_path / "records.jsonl", tmp_path)
+
+
+def test_coverage_of_nothing_is_no_division_by_zero() -> None:
+    assert "| all models          |            0 | 0.00%        |" in coverage_table([])
