@@ -70,7 +70,7 @@ def explain(model: nn.Module, example_inputs: Any) -> Explanation:
         A report per block.
 
     Raises:
-        ConversionError: the model's forward does not even run.
+        ConversionError: the model's forward fails before it reaches any block.
     """
     whole = _attempt(model, "", example_inputs)
     if whole.converts:
@@ -131,7 +131,9 @@ def _observe(model: nn.Module, example: Any) -> dict[int, Any]:
                 calls.clear()
                 model(*args, **kwargs)
     except Exception as error:
-        raise ConversionError("run", "", None, f"{type(error).__name__}: {error}") from error
+        # What was reached before the forward failed can be tried all the same.
+        if not calls:
+            raise ConversionError("run", "", None, f"{type(error).__name__}: {error}") from error
     finally:
         for hook in hooks:
             hook.remove()

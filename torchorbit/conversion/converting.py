@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,7 +34,7 @@ def convert(model: nn.Module, example_inputs: Any, *, atomic: Sequence[type[nn.M
     the model, and its ``state_dict()`` has the model's keys.
 
     Args:
-        model: any module whose forward runs. It is not changed.
+        model: any module whose forward runs. It is left as it was; while it is converted it must not run elsewhere.
         example_inputs: a tensor; or a tuple or list of the forward's positional arguments; or a dict of its keyword
             arguments. Only shapes and dtypes matter. The first dimension is the batch.
         atomic: module classes (with their subclasses) that stay whole: a vertex of their own that is not looked
@@ -63,6 +64,13 @@ def _convert(model: nn.Module, inputs: _Inputs, atomic: tuple[type[nn.Module], .
         paths.setdefault(id(module), []).append(path)
     recorder = _Recordings(model, inputs, {identity: found[0] for identity, found in paths.items()}, atomic)
     reconciled, provenance = recorder.collect()
+    if provenance.training_differs:
+        modules = ", ".join(f"'{path}'" for path in provenance.training_differs[:5])
+        warnings.warn(
+            f"recorded in evaluation mode: in training the model takes another path in {modules}, which the graph does "
+            "not hold",
+            stacklevel=4,
+        )
     return build(model, reconciled, paths, provenance, recorder.follows)
 
 

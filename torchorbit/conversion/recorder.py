@@ -167,6 +167,7 @@ class Recorder(TorchFunctionMode):
         self.mutated: dict[int, tuple[int, int]] = {}  # storage -> (step of the last write, id of the tensor)
         self.stack: list[Call] = [Call(model, "", None)]
         self.failed_in: str | None = None
+        self.running: str | None = None  # what torch was asked for last, until it answers
         self.saw_traced = False
         self.thread = threading.get_ident()
 
@@ -297,7 +298,9 @@ class Recorder(TorchFunctionMode):
         if not in_place:
             result = shapes.function_result(func, args, kwargs)
         if result is None:
+            self.running = function_name(func)
             result = self.run(func, args, kwargs)
+            self.running = None
         if result is NotImplemented:
             return result
         if func in _LITERALS and isinstance(result, Tensor) and not any(isinstance(a, Tensor) for a in args):
@@ -435,7 +438,13 @@ class Recorder(TorchFunctionMode):
             if leaf is not None and not kwargs:
                 result = shapes.module_result(module, LEAF_MODULES[leaf], args)
             if result is None:
-                result = original(module, *args, **kwargs)
+                self.running = type(module).__name__
+                try:
+                    result = original(module, *args, **kwargs)
+                except Exception:
+                    self.failed_in = path
+                    raise
+                self.running = None
             self.steps.append(step)
             if isinstance(result, Tensor):
                 step.shape = tuple(result.shape)
@@ -564,7 +573,7 @@ def record(
             raise ConversionError("run", "", None, f"RecursionError: {error}") from error
         except Exception as error:
             where = recorder.failed_in if recorder.failed_in is not None else ""
-            raise ConversionError("run", where, None, f"{type(error).__name__}: {error}") from error
+            raise ConversionError("run", where, recorder.running, f"{type(error).__name__}: {error}") from error
         output = recorder.freeze(result)
         output_shapes = [tuple(t.shape) for t in _tensors(result)]
     reads = [paths[identity] for identity in recorder.training_reads]
