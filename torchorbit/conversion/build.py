@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -123,7 +124,7 @@ def build(
         ConversionError: a function of the model is not in the table of operators.
     """
     bound = [_bind(item, follows) for item in recording.items]
-    bound = _cut_gradients(bound, recording.items, recording.output)
+    bound, recording.output = _cut_gradients(bound, recording.items, recording.output)
     bound = _without_dead(bound, recording.output)
     blocks = _Blocks(model, bound, recording, paths)
     return blocks.assemble(provenance)
@@ -157,24 +158,30 @@ def _bind(item: Item, follows: Value | Attr | None) -> _Bound:
     return _Bound(item.number, item.call, args, operator, training_only=item.training_only, shape=step.shape)
 
 
-def _cut_gradients(bound: list[_Bound], items: list[Item], output: Any) -> list[_Bound]:
+def _cut_gradients(bound: list[_Bound], items: list[Item], output: Any) -> tuple[list[_Bound], Any]:
     """Where the source computes under ``torch.no_grad()``, detach what leaves that region."""
     inside = {item.number for item in items if item.step.no_grad and item.step.function not in (ASSIGN, CHECK)}
     if not inside:
-        return bound
-    free = max(b.number for b in bound) + 1
+        return bound, output
     fresh: dict[Value, Value] = {}
     result: list[_Bound] = []
+    free = max(b.number for b in bound) + 1
+
+    def cut(arg: Any, call: Call) -> Any:
+        for value in walk_args(arg):
+            if isinstance(value, Value) and value.step in inside and value not in fresh:
+                fresh[value] = Value(free + len(fresh))
+                result.append(_Bound(fresh[value].step, call, {"input": value}, "detach"))
+        return map_values(arg, lambda v: fresh.get(v, v))
+
     for step in bound:
         if step.number not in inside and step.operator not in ("assign", "check"):
-            for value in list(step.values()):
-                if isinstance(value, Value) and value.step in inside and value not in fresh:
-                    result.append(_Bound(free, step.call, {"input": value}, "detach"))
-                    fresh[value] = Value(free)
-                    free += 1
-            step.args = map_values(step.args, lambda v: fresh.get(v, v))
+            step.args = cut(step.args, step.call)
         result.append(step)
-    return result
+    root = bound[0].call
+    while root.parent is not None:
+        root = root.parent
+    return result, cut(output, root)
 
 
 def _without_dead(bound: list[_Bound], output: Any) -> list[_Bound]:
@@ -533,22 +540,29 @@ class _Names:
         self.counts: dict[str, int] = {}
 
     def parameter(self, wanted: str) -> str:
-        name = wanted
-        while not codegen.is_valid_name(name) or name in self.taken:
+        """A name for an input: the wanted one, with underscores behind it where it is taken."""
+        name = _identifier(wanted)
+        while name in self.taken or not codegen.is_valid_name(name):
             name += "_"
         self.taken.add(name)
         return name
 
     def value(self, wanted: str) -> str:
+        """A name for a vertex: the wanted one, with a number behind it where it is taken."""
+        wanted = _identifier(wanted)
         count = self.counts.get(wanted, 0)
         name = wanted if not count else f"{wanted}_{count}"
-        if wanted[:1].isdigit():
-            name = f"_{name}"
-        while not codegen.is_valid_name(name) or name in self.taken:
+        while name in self.taken or not codegen.is_valid_name(name):
             count += 1
             name = f"{wanted}_{count}"
-            if wanted[:1].isdigit():
-                name = f"_{name}"
         self.counts[wanted] = count + 1
         self.taken.add(name)
         return name
+
+
+def _identifier(wanted: str) -> str:
+    """A plain identifier like ``wanted``."""
+    name = re.sub("[^A-Za-z0-9_]", "_", wanted)
+    if name.startswith("__") or not name.strip("_"):
+        name = name.strip("_") or "x"
+    return f"_{name}" if name[0].isdigit() else name

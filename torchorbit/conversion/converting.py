@@ -132,8 +132,12 @@ class _Inputs:
             parameters = []
         positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
         names = [(positional[n] if n < len(positional) else f"input_{n}", False) for n in range(len(args))]
-        # A keyword argument that could be positional is a parameter in its place in the graph's forward, too.
-        names += [(name, True) for name in kwargs]
+        # An argument given by name that could be positional is so in the graph, where those before it are given, too.
+        order = [p.name for p in parameters]
+        kwargs = dict(sorted(kwargs.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+        for name in kwargs:
+            follows = len(names) < len(positional) and positional[len(names)] == name
+            names.append((name, not follows or any(keyword for _, keyword in names)))
         return cls(args, kwargs, names)
 
     def tensors(self) -> list[Tensor]:
@@ -150,6 +154,15 @@ class _Inputs:
             return arg
 
         return change(self.args), change(self.kwargs)
+
+
+def _placed(value: Any, place: Value) -> list[tuple[Value, Tensor]]:
+    if isinstance(value, Tensor):
+        return [(place, value)]
+    items = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else ()
+    )
+    return [found for key, item in items for found in _placed(item, Value(place.step, (*place.index, key)))]
 
 
 def _tensors(arg: Any) -> list[Tensor]:
@@ -179,18 +192,21 @@ class _Recordings:
         other = torch.bfloat16 if dtype != torch.bfloat16 else torch.float16
         self.other_dtype = {dtype: other}
 
+    def values(self) -> list[tuple[Value, Tensor]]:
+        """The tensors among the inputs, those inside of containers included."""
+        inputs = [*self.inputs.args, *self.inputs.kwargs.values()]
+        return [found for n, value in enumerate(inputs) for found in _placed(value, Value(-1 - n))]
+
     def follow(self) -> Value | Attr | None:
         """The tensor whose dtype and device are those of the run: a floating-point input, or else a parameter."""
-        for position, value in enumerate([*self.inputs.args, *self.inputs.kwargs.values()]):
-            if isinstance(value, Tensor) and value.is_floating_point():
-                return Value(-1 - position)
+        values = self.values()
+        for place, value in values:
+            if value.is_floating_point():
+                return place
         for path, parameter in self.model.named_parameters():
             if parameter.is_floating_point():
                 return Attr(path)
-        for position, value in enumerate([*self.inputs.args, *self.inputs.kwargs.values()]):
-            if isinstance(value, Tensor):
-                return Value(-1 - position)
-        return None
+        return values[0][0]
 
     def batched(self, tensor: Tensor) -> bool:
         return tensor.dim() > 0 and tensor.shape[0] == self.example_batch
@@ -231,11 +247,7 @@ class _Recordings:
             return self.take(Variation())
 
     def merged(self, first: Recording, others: list[tuple[Recording, Variation]]) -> Reconciled:
-        tensor = next(
-            (Value(-1 - n) for n, v in enumerate([*self.inputs.args, *self.inputs.kwargs.values()])
-             if isinstance(v, Tensor) and self.batched(v)),
-            None,
-        )  # fmt: skip
+        tensor = next((place for place, value in self.values() if self.batched(value)), None)
         batch = None if tensor is None or not self.batch else (tensor, self.batch)
         return reconcile(first, others, follows=self.follows, batch=batch)
 

@@ -104,8 +104,20 @@ def reconcile(
     Raises:
         DisagreementError: they cannot be merged.
     """
+    for recording, _ in others:
+        _compare_constants(first, recording)
     aligned = [_align(first, recording, variation) for recording, variation in others]
     return _Merger(first, aligned, follows, batch).merge()
+
+
+def _compare_constants(first: Recording, other: Recording) -> None:
+    """Tensors made from Python numbers are kept as they are: the numbers must not follow from a size."""
+    for name, tensor in first.constants.items():
+        theirs = other.constants.get(name)
+        if theirs is tensor or theirs is None or tensor.device.type == "meta":
+            continue
+        if theirs.shape != tensor.shape or theirs.dtype != tensor.dtype or not torch.equal(theirs, tensor):
+            raise DisagreementError(None, "a tensor is made from numbers that are not always the same")
 
 
 def _key(step: Step) -> tuple[Any, ...]:

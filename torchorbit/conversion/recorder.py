@@ -7,6 +7,7 @@ inputs are swapped for meta tensors while the model runs and put back afterwards
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import threading
 from collections import deque
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils import _pytree as pytree
 
 from torchorbit.conversion import shapes
 from torchorbit.conversion.numbers import Traced, observer, traced, untraced
@@ -162,6 +164,7 @@ class Recorder(TorchFunctionMode):
         self.constants: dict[str, Tensor] = {}
         self.known_constants: dict[int, Tensor] = {}  # id of a meta twin -> the tensor that hung on a module
         self.twins: dict[int, Tensor] = {}  # id of a parameter or buffer -> the meta tensor in its place
+        self.originals: dict[int, Tensor] = {}  # and back
         self.checks: list[tuple[int, Call, str, tuple[Any, ...], bool]] = []
         self.training_reads: dict[int, nn.Module] = {}
         self.mutated: dict[int, tuple[int, int]] = {}  # storage -> (step of the last write, id of the tensor)
@@ -169,6 +172,8 @@ class Recorder(TorchFunctionMode):
         self.failed_in: str | None = None
         self.running: str | None = None  # what torch was asked for last, until it answers
         self.saw_traced = False
+        self.inside_leaf = False  # what a leaf does inside is not recorded
+        self.autocast = torch._C._is_any_autocast_enabled()
         self.thread = threading.get_ident()
 
     # -- from Python objects to what is kept of them
@@ -195,8 +200,8 @@ class Recorder(TorchFunctionMode):
             return {key: self.freeze(a) for key, a in arg.items()}
         if isinstance(arg, tuple) and hasattr(arg, "_fields"):
             return type(arg)(*[self.freeze(a) for a in arg])
-        if isinstance(arg, (tuple, list)):
-            return kind([self.freeze(a) for a in arg])
+        if isinstance(arg, (tuple, list)):  # what torch calls a return type, and subclasses of a list
+            return (list if isinstance(arg, list) else tuple)([self.freeze(a) for a in arg])
         if dataclasses.is_dataclass(arg) and not isinstance(arg, type):
             return {f.name: self.freeze(getattr(arg, f.name)) for f in dataclasses.fields(arg)}
         if isinstance(arg, (int, float)):  # an enumeration, or a number of numpy
@@ -233,7 +238,10 @@ class Recorder(TorchFunctionMode):
                 attr = Attr(name)
                 break
         else:
-            attr = Attr(f"_constant_{len(self.constants)}")
+            number = len(self.constants)
+            while hasattr(self.stack[0].module, f"_constant_{number}"):
+                number += 1
+            attr = Attr(f"_constant_{number}")
             self.constants[attr.path] = source
         self.values[id(tensor)] = attr
         self.alive.append(tensor)
@@ -285,6 +293,11 @@ class Recorder(TorchFunctionMode):
         if name in _DATA_DEPENDENT:
             raise self.error("the model's path depends on the values of a tensor, which a graph cannot follow", name)
 
+        if not self.autocast and torch._C._is_any_autocast_enabled():
+            raise self.error("it runs under autocast, which a graph does not hold; cast explicitly instead", name)
+        if func in _LITERALS and not any(True for _ in _tensors((args, kwargs))):
+            return self.literal(func, args, kwargs)
+
         self.saw_traced = False
         out_argument = kwargs.pop("out", None)
         frozen_args = tuple([self.freeze(a) for a in args])
@@ -303,11 +316,6 @@ class Recorder(TorchFunctionMode):
             self.running = None
         if result is NotImplemented:
             return result
-        if func in _LITERALS and isinstance(result, Tensor) and not any(isinstance(a, Tensor) for a in args):
-            twin = _twin(result)
-            self.known_constants[id(twin)] = result
-            self.capture(twin)
-            return twin
         if target is None and not _has_tensor(result):
             return result
         self.steps.append(Step(func, frozen_args, frozen_kwargs, self.stack[-1], no_grad=not torch.is_grad_enabled()))
@@ -317,6 +325,16 @@ class Recorder(TorchFunctionMode):
         if isinstance(result, Tensor):
             self.steps[-1].shape = tuple(result.shape)
         return self.register(result)
+
+    def literal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """A tensor made of Python numbers or an array: its values are kept."""
+        if kwargs.get("device") is not None:
+            kwargs = {**kwargs, "device": "cpu"}
+        made = func(*_plain(args), **_plain(kwargs))
+        twin = _twin(made)
+        self.known_constants[id(twin)] = made
+        self.capture(twin)
+        return twin
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a torch function such that its result is on meta."""
@@ -386,7 +404,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """A module is called: a leaf becomes a step, anything else is entered."""
         path = self.paths.get(id(module))
-        atomic = isinstance(module, self.atomic) if self.atomic else False
+        atomic = bool(self.atomic) and bool(path) and isinstance(module, self.atomic)
         leaf = None if atomic else leaf_name(module)
         if path is not None and (atomic or leaf is not None):
             return self.leaf(original, module, leaf, path, args, kwargs)
@@ -439,11 +457,15 @@ class Recorder(TorchFunctionMode):
                 result = shapes.module_result(module, LEAF_MODULES[leaf], args)
             if result is None:
                 self.running = type(module).__name__
+                self.inside_leaf = True
                 try:
-                    result = original(module, *args, **kwargs)
+                    run = self.run_atomic if leaf is None else original
+                    result = run(module, *args, **kwargs)
                 except Exception:
                     self.failed_in = path
                     raise
+                finally:
+                    self.inside_leaf = False
                 self.running = None
             self.steps.append(step)
             if isinstance(result, Tensor):
@@ -454,13 +476,34 @@ class Recorder(TorchFunctionMode):
                     return result
             return self.register(result)
 
+    def run_atomic(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        """Run a module that is kept whole: on meta, or where it depends on values, a copy of it on ones."""
+        try:
+            return module(*args, **kwargs)
+        except Exception:
+            copied = copy.deepcopy(module)
+            for ours, theirs in zip(copied.modules(), module.modules(), strict=True):
+                for mine, twins in ((ours._parameters, theirs._parameters), (ours._buffers, theirs._buffers)):
+                    for name, twin in twins.items():
+                        original = None if twin is None else self.originals[id(twin)]
+                        if original is not None and original.device.type == "meta":
+                            raise  # there are no weights to run it with
+                        mine[name] = None if original is None else original.detach().clone()  # type: ignore[assignment]
+            args, kwargs = pytree.tree_map_only(Tensor, lambda t: torch.ones_like(t, device="cpu"), (args, kwargs))
+            return pytree.tree_map_only(Tensor, lambda t: t.to(_META), copied(*args, **kwargs))
+
     def note_check(self, symbol: str, operands: tuple[Any, ...], outcome: bool) -> None:
         """A comparison of traced numbers was made."""
         self.checks.append((len(self.steps), self.stack[-1], symbol, operands, outcome))
 
     def note_training_read(self, module: nn.Module) -> None:
         """Something looked at ``module.training``."""
-        if id(module) in self.paths and leaf_name(module) is None and not isinstance(module, self.atomic):
+        if (
+            not self.inside_leaf
+            and id(module) in self.paths
+            and leaf_name(module) is None
+            and not isinstance(module, self.atomic)
+        ):
             self.training_reads[id(module)] = module
 
 
@@ -632,6 +675,7 @@ def _swapped(model: nn.Module, recorder: Recorder, dtypes: Mapping[torch.dtype, 
         twin = twins.get(id(tensor))
         if twin is None:
             twin = twins[id(tensor)] = _twin(tensor, dtypes.get(tensor.dtype))
+            recorder.originals[id(twin)] = tensor
             recorder.alive.append(twin)
         return twin
 
@@ -664,11 +708,11 @@ def _swapped(model: nn.Module, recorder: Recorder, dtypes: Mapping[torch.dtype, 
 def _patched(recorder: Recorder) -> Iterator[None]:
     """Intercept module calls, reads of ``training``, and custom autograd functions; in this thread only."""
     original = nn.Module.__call__
-    apply = torch.autograd.Function.apply
+    apply = vars(torch.autograd.Function)["apply"]  # the classmethod itself, not bound to a class
     fast_path = torch.backends.mha.get_fastpath_enabled()
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != recorder.thread:
+        if threading.get_ident() != recorder.thread or recorder.inside_leaf:
             return original(module, *args, **kwargs)
         return recorder.call_module(original, module, args, kwargs)
 
@@ -681,8 +725,8 @@ def _patched(recorder: Recorder) -> Iterator[None]:
         module.__dict__["training"] = value
 
     def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != recorder.thread:
-            return apply.__func__(cls, *args, **kwargs)  # type: ignore[attr-defined]
+        if threading.get_ident() != recorder.thread or recorder.inside_leaf:
+            return apply.__get__(None, cls)(*args, **kwargs)
         if cls.__qualname__ == "CheckpointFunction":  # torch.utils.checkpoint: recomputation is no part of a graph
             return args[0](*args[2:])
         raise recorder.error(

@@ -73,13 +73,17 @@ def _batch_norm(x: Tensor, mean: Tensor | None, *_: Any, **__: Any) -> Tensor | 
     return _contiguous(x.shape, x.dtype)
 
 
-def _layer_norm(x: Tensor, normalized_shape: Sequence[int], *_: Any, **__: Any) -> Tensor | None:
+def _layer_norm(
+    x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, *_: Any, **__: Any
+) -> Tensor | None:
     shape = tuple(normalized_shape)
-    return _contiguous(x.shape, x.dtype) if shape and tuple(x.shape[-len(shape) :]) == shape else None
+    if not shape or tuple(x.shape[-len(shape) :]) != shape or (weight is not None and weight.dtype != x.dtype):
+        return None
+    return _contiguous(x.shape, x.dtype)
 
 
 def _layer_norm_module(module: Any, x: Tensor) -> Tensor | None:
-    return _layer_norm(x, module.normalized_shape)
+    return _layer_norm(x, module.normalized_shape, module.weight)
 
 
 def _group_norm(x: Tensor, groups: int, weight: Tensor | None = None, *_: Any, **__: Any) -> Tensor | None:
@@ -185,6 +189,10 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     return _contiguous((*first.shape[:dim], total, *first.shape[dim + 1 :]), first.dtype)
 
 
+def _softmax(x: Tensor, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Tensor | None:
+    return None if dtype is not None else _norm_like(x)
+
+
 def _norm_like(x: Tensor, *_: Any, **__: Any) -> Tensor | None:
     return _contiguous(x.shape, x.dtype) if x.is_contiguous() and x.is_floating_point() else None
 
@@ -242,7 +250,7 @@ _FUNCTION_RULES: dict[Any, Callable[..., Tensor | None]] = {
     F.linear: _linear,
     F.scaled_dot_product_attention: _attention,
     F.normalize: _norm_like,
-    F.softmax: _norm_like,
+    F.softmax: _softmax,
     F.pad: _pad,
     torch.cat: _cat,
     torch.mean: _mean,

@@ -34,17 +34,31 @@ from torchorbit.graph.vertices import (
 )
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
-_OPEN = ("self", "math", "torch", "inf", "nan", "slice", "getattr", "abs", "int", "float", "round", "bool")
-RESERVED = frozenset({*OPERATORS, *keyword.kwlist, *keyword.softkwlist, *_OPEN})
 
-#: Everything that generated code can see.
+
+def _check_fixed(given: Any, recorded: Any, name: str) -> None:
+    """Refuse another value of an input that is no tensor: the graph holds what follows from the recorded one."""
+    if given is not recorded and (type(given) is not type(recorded) or given != recorded):
+        raise RuntimeError(f"input '{name}' was recorded as {recorded!r}, and {given!r} is given")
+
+
+#: Everything that generated code can see. Underscores keep it apart from the names of inputs and vertices.
 NAMESPACE: dict[str, Any] = {
-    **{name: row.function for name, row in OPERATORS.items()},
-    "torch": torch,
-    "math": math,
-    "inf": math.inf,
-    "nan": math.nan,
+    **{f"_{name}": row.function for name, row in OPERATORS.items()},
+    "_torch": torch,
+    "_math": math,
+    "_inf": math.inf,
+    "_nan": math.nan,
+    "_slice": slice,
+    "_getattr": getattr,
+    "_abs": abs,
+    "_int": int,
+    "_float": float,
+    "_round": round,
+    "_bool": bool,
+    "_check_fixed": _check_fixed,
 }
+RESERVED = frozenset({*NAMESPACE, *keyword.kwlist, "self"})
 
 
 def is_valid_name(name: object) -> bool:
@@ -69,7 +83,7 @@ def submodule(path: str) -> str:
         if part in SHADOWED:
             code = f"{code}._modules[{part!r}]"
         else:
-            code = f"{code}.{part}" if _plain(part) else f"getattr({code}, {part!r})"
+            code = f"{code}.{part}" if _plain(part) else f"_getattr({code}, {part!r})"
     return code
 
 
@@ -79,7 +93,7 @@ def attribute(path: str) -> str:
     code = submodule(owner)
     if name in SHADOWED:
         return f"{code}._parameters.get({name!r}, {code}._buffers.get({name!r}))"
-    return f"{code}.{name}" if _plain(name) else f"getattr({code}, {name!r})"
+    return f"{code}.{name}" if _plain(name) else f"_getattr({code}, {name!r})"
 
 
 def argument(arg: Any, types: dict[str, Any]) -> str:
@@ -97,7 +111,7 @@ def argument(arg: Any, types: dict[str, Any]) -> str:
     if kind is dict:
         return "{" + ", ".join([f"{key!r}: {argument(a, types)}" for key, a in arg.items()]) + "}"
     if kind is slice:
-        return f"slice({argument(arg.start, types)}, {argument(arg.stop, types)}, {argument(arg.step, types)})"
+        return f"_slice({argument(arg.start, types)}, {argument(arg.stop, types)}, {argument(arg.step, types)})"
     if kind is Size:
         return f"{argument(arg.value, types)}.size({arg.dim})"
     if kind is Expr:
@@ -110,13 +124,17 @@ def argument(arg: Any, types: dict[str, Any]) -> str:
     if kind is SameDtype:
         return f"{argument(arg.value, types)}.dtype"
     if kind is torch.device:
-        return f"torch.device({str(arg)!r})"
+        return f"_torch.device({str(arg)!r})"
+    if kind is float and not math.isfinite(arg):
+        return "_nan" if arg != arg else "_inf" if arg > 0 else "(-_inf)"
     if kind in (int, float) and arg < 0:
         return f"({arg!r})"
+    if kind in (torch.dtype, torch.memory_format, torch.layout):
+        return f"_{arg}"
     if arg is Ellipsis:
         return "..."
     if isinstance(arg, tuple):  # a named tuple
-        name = f"_type_{kind.__name__}"
+        name = next((n for n, known in types.items() if known is kind), f"_type_{len(types)}_{kind.__name__}")
         types[name] = kind
         return f"{name}({', '.join([argument(a, types) for a in arg])})"
     return repr(arg)
@@ -146,7 +164,7 @@ def _call(vertex: OperatorVertex, types: dict[str, Any]) -> str:
             written.append(argument(args[name], types))
     if row.style == "method":
         return f"{written[0]}.{row.name}({', '.join(written[1:])})"
-    return f"{row.name}({', '.join(written)})"
+    return f"_{row.name}({', '.join(written)})"
 
 
 def _subscript(index: Any, types: dict[str, Any]) -> str:
@@ -156,15 +174,16 @@ def _subscript(index: Any, types: dict[str, Any]) -> str:
     return ":".join(parts if parts[2] else parts[:2])
 
 
-def signature(inputs: Sequence[InputVertex]) -> str:
-    """The parameters of the generated forward."""
+def _signature(inputs: Sequence[InputVertex], types: dict[str, Any]) -> str:
+    """The parameters of the generated forward. Fixed ones may be left out, where Python's syntax lets them."""
     written = ["self"]
     keywords = False
-    for vertex in inputs:
+    for position, vertex in enumerate(inputs):
         if vertex.keyword and not keywords:
             written.append("*")
             keywords = True
-        written.append(f"{vertex.name}={vertex.fixed[0]!r}" if vertex.fixed else vertex.name)
+        last = vertex.keyword or not any(not v.fixed and not v.keyword for v in inputs[position:])
+        written.append(f"{vertex.name}={argument(vertex.fixed[0], types)}" if vertex.fixed and last else vertex.name)
     return ", ".join(written)
 
 
@@ -183,7 +202,13 @@ def generate(vertices: Sequence[Vertex], output: Any) -> tuple[str, dict[str, An
     for name, position in last.items():
         dead.setdefault(position, []).append(name)
 
-    lines = [f"def forward({signature([v for v in vertices if isinstance(v, InputVertex)])}):"]
+    inputs = [vertex for vertex in vertices if isinstance(vertex, InputVertex)]
+    lines = [f"def forward({_signature(inputs, types)}):"]
+    lines += [
+        f"    _check_fixed({vertex.name}, {argument(vertex.fixed[0], types)}, {vertex.name!r})"
+        for vertex in inputs
+        if vertex.fixed
+    ]
     unset = {v.name for v in vertices if isinstance(v, OperatorVertex) and v.training_only}
     for position, vertex in enumerate(vertices):
         if isinstance(vertex, InputVertex):
@@ -206,11 +231,6 @@ def generate(vertices: Sequence[Vertex], output: Any) -> tuple[str, dict[str, An
         lines.append("    " + line)
     lines.append(f"    return {argument(output, types)}")
     return "\n".join(lines) + "\n", types
-
-
-def line_of(vertices: Sequence[Vertex], position: int) -> int:
-    """The line of the generated source on which a vertex stands."""
-    return 2 + sum(1 for vertex in vertices[:position] if not isinstance(vertex, InputVertex))
 
 
 _compiled = 0

@@ -213,10 +213,12 @@ def _failing_vertex(error: BaseException) -> str | None:
         code = trace.tb_frame.f_code
         graph = _graphs.get(code.co_filename)
         if graph is not None:
-            running = [vertex for vertex in graph.vertices if not isinstance(vertex, InputVertex)]
+            # The first line is the signature; a fixed input has a line of its own, every other vertex has one.
+            lines = [v for v in graph.vertices if isinstance(v, InputVertex) and v.fixed]
+            lines += [v for v in graph.vertices if not isinstance(v, InputVertex)]
             position = trace.tb_lineno - 2
-            if 0 <= position < len(running):
-                names.append(running[position].name)
+            if 0 <= position < len(lines):
+                names.append(lines[position].name)
         trace = trace.tb_next
     return "/".join(names) if names else None
 

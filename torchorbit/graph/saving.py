@@ -302,7 +302,7 @@ class _Unpacker:
             if leaf and set(entries) != set(expected):
                 raise CheckpointError(f"{where} needs the {group} {sorted(expected)}, the file has {sorted(entries)}")
             for name, entry in entries.items():
-                if not _IDENTIFIER.match(name) and not name.isdigit():
+                if not name or "." in name:
                     raise CheckpointError(f"{where}: '{name}' is no name of a parameter or buffer")
                 self.assign(module, group, name, entry, f"{where}, {group} '{name}'", leaf)
         children = node.get("children", {})
