@@ -29,6 +29,8 @@ from torchorbit.graph.vertices import (
     SameDtype,
     Size,
     Vertex,
+    map_args,
+    vertex_args,
     walk_args,
 )
 
@@ -166,12 +168,14 @@ def _cut_gradients(bound: list[_Bound], items: list[Item], output: Any) -> tuple
     fresh: dict[Value, Value] = {}
     result: list[_Bound] = []
     free = max(b.number for b in bound) + 1
+    made = {b.number: b for b in bound}
 
     def cut(arg: Any, call: Call) -> Any:
         for value in walk_args(arg):
             if isinstance(value, Value) and value.step in inside and value not in fresh:
                 fresh[value] = Value(free + len(fresh))
-                result.append(_Bound(fresh[value].step, call, {"input": value}, "detach"))
+                only = made[value.step].training_only
+                result.append(_Bound(fresh[value].step, call, {"input": value}, "detach", training_only=only))
         return map_values(arg, lambda v: fresh.get(v, v))
 
     for step in bound:
@@ -254,7 +258,8 @@ class _Blocks:
         def scope_of(call: Call) -> _Scope:
             scope = made.get(id(call))
             if scope is None:
-                assert call.parent is not None
+                if call.parent is None:
+                    return root
                 outer = scope_of(call.parent)
                 path = None if call in self.dissolved else self.path_below(call.module, outer.path)
                 if path is None:
@@ -387,12 +392,8 @@ class _Blocks:
         def resolved(value: Any) -> Any:
             return self.resolve(value, scope, known)
 
-        def owner(arg: Any) -> Any:
-            if isinstance(arg, ByMode):
-                return ByMode(owner(arg.training), owner(arg.evaluation), self.flag_owner(arg.owner, scope))
-            if type(arg) is tuple or type(arg) is list:
-                return type(arg)([owner(a) for a in arg])
-            return arg
+        def relative(owner: str) -> str:
+            return self.flag_owner(owner, scope)
 
         for content in scope.content:
             if isinstance(content, _Scope):
@@ -405,7 +406,10 @@ class _Blocks:
                 for position, value in enumerate(outputs):
                     known[value] = Ref(name) if len(outputs) == 1 else Ref(name, (position,))
                 continue
-            args = {key: owner(map_values(arg, resolved)) for key, arg in content.args.items()}
+            args = {
+                key: map_args(map_values(arg, resolved), lambda value: value, relative)
+                for key, arg in content.args.items()
+            }
             if content.operator is None:
                 assert content.module is not None
                 path = self.path_below(content.module, scope.path)
@@ -494,6 +498,10 @@ class _Blocks:
             for vertex in block.vertices:
                 if isinstance(vertex, ModuleVertex):
                     called.add(f"{path}.{vertex.target}" if path else vertex.target)
+        owners = {
+            f"{path}.{owner}" if path else owner for path, block in self.graphs.items() for owner in _owners(block)
+        }
+        owners.update(_owners(graph))
         made: dict[int, nn.Module | None] = {}
 
         def copy(source: nn.Module, path: str) -> nn.Module | None:
@@ -520,7 +528,8 @@ class _Blocks:
             target._buffers.update(source._buffers)
             target._non_persistent_buffers_set = set(source._non_persistent_buffers_set)
             target.training = source.training
-            if block is None and not children and not source._parameters and not source._buffers:
+            stateless = not source._parameters and not source._buffers and not any(p in owners for p in all_paths)
+            if block is None and not children and stateless:
                 made[id(source)] = None
                 return None
             return target
@@ -530,6 +539,20 @@ class _Blocks:
         for name, tensor in self.recording.constants.items():
             dag.register_buffer(name, tensor, persistent=False)
         return dag
+
+
+def _owners(graph: Graph) -> set[str]:
+    """Paths of the modules whose training flag a graph reads."""
+    found = {v.owner for v in graph.vertices if isinstance(v, OperatorVertex) and v.training_only}
+
+    def note(owner: str) -> str:
+        found.add(owner)
+        return owner
+
+    for vertex in graph.vertices:
+        map_args(vertex_args(vertex), lambda value: value, note)
+    map_args(graph.output, lambda value: value, note)
+    return found - {""}
 
 
 class _Names:

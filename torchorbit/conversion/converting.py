@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from torchorbit.conversion.build import build
 from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, reconcile
-from torchorbit.conversion.recorder import Recording, Value, record
+from torchorbit.conversion.recorder import CHECK, Recording, Value, record
 from torchorbit.errors import ConversionError
 from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.graph.vertices import Attr
 
 _META = torch.device("meta")
+# Two batch sizes far enough apart that no rounding hides the difference; none is 1, which broadcasts.
+_BATCH = 2
+_OTHER_BATCH = 7
 
 
 def convert(model: nn.Module, example_inputs: Any, *, atomic: Sequence[type[nn.Module]] = ()) -> DagModule:
@@ -185,7 +188,7 @@ class _Recordings:
         self.atomic = atomic
         first = next((t for t in inputs.tensors() if t.dim() > 0), None)
         self.example_batch = 0 if first is None else first.shape[0]
-        self.batch = 2
+        self.batch = _BATCH
         self.follows = self.follow()
         dtype = next((t.dtype for t in inputs.tensors() if t.is_floating_point()), None)
         dtype = dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -217,7 +220,7 @@ class _Recordings:
         def shape(tensor: Tensor) -> tuple[int, ...]:
             lengths = list(tensor.shape)
             if self.batch and self.batched(tensor):
-                lengths[0] = self.batch + variation.batch
+                lengths[0] = _OTHER_BATCH if variation.batch else self.batch
             if stretch is not None:
                 for dim in range(2, len(lengths)) if stretch.dim is None else (stretch.dim,):
                     if dim < len(lengths):
@@ -248,12 +251,40 @@ class _Recordings:
 
     def merged(self, first: Recording, others: list[tuple[Recording, Variation]]) -> Reconciled:
         tensor = next((place for place, value in self.values() if self.batched(value)), None)
-        batch = None if tensor is None or not self.batch else (tensor, self.batch)
+        batch = None if tensor is None or not self.batch else (tensor, self.batch, _OTHER_BATCH)
         return reconcile(first, others, follows=self.follows, batch=batch)
 
     def collect(self) -> tuple[Reconciled, Provenance]:
         """Record in as few runs as it takes, and reconcile them."""
         first = self.first()
+        reconciled, provenance = self.compare(first)
+        if (
+            self.batch
+            and self.batch != self.example_batch
+            and not (provenance.free_batch and self.covers(reconciled, first))
+        ):
+            # The graph is of one batch size, or of all but the example's: of the example's, then.
+            self.batch = 0
+            reconciled, provenance = self.compare(self.take(Variation()))
+        return reconciled, provenance
+
+    def covers(self, reconciled: Reconciled, first: Recording) -> bool:
+        """Whether the example's own batch size takes the recorded path; asked only where the path may depend on it."""
+        if not any(item.step.function is CHECK for item in reconciled.items):
+            return True
+        recorded, self.batch = self.batch, 0
+        try:
+            own = self.take(Variation())
+        except ConversionError:
+            return False
+        finally:
+            self.batch = recorded
+        ours = [outcome for *_, outcome in first.checks]
+        theirs = [outcome for *_, outcome in own.checks]
+        return len(own.steps) == len(first.steps) and ours == theirs
+
+    def compare(self, first: Recording) -> tuple[Reconciled, Provenance]:
+        """Record under other conditions, all at once or one by one, and reconcile with the first recording."""
         stretches = self.stretches()
         everything = Variation(
             batch=bool(self.batch), lengths=bool(stretches), dtype=True, training=bool(first.training_reads)

@@ -126,6 +126,7 @@ def _install(cls: Any, base: type) -> None:
         setattr(cls, f"__r{name}__", _reflected(base, name, symbol))
     for name, symbol in (("eq", "=="), ("ne", "!="), ("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">=")):
         setattr(cls, f"__{name}__", _comparison(base, name, symbol))
+    cls.__divmod__ = _divmod
     cls.__hash__ = base.__hash__
     cls.__bool__ = _truth
     cls.__neg__ = lambda self: traced(-untraced(self), "neg", (self,))
@@ -137,5 +138,12 @@ def _install(cls: Any, base: type) -> None:
     )
 
 
+def _divmod(self: Any, other: Any) -> Any:
+    return self // other, self % other
+
+
 _install(TracedInt, int)
+for _name, _symbol in (("and", "&"), ("or", "|"), ("xor", "^"), ("lshift", "<<"), ("rshift", ">>")):
+    setattr(TracedInt, f"__{_name}__", _binary(int, _name, _symbol))
+    setattr(TracedInt, f"__r{_name}__", _reflected(int, _name, _symbol))
 _install(TracedFloat, float)

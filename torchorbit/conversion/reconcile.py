@@ -9,6 +9,7 @@ else is a disagreement, and the caller tries a milder variation.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -79,10 +80,9 @@ class _Aligned:
 
     def call(self, call: Call) -> Call:
         """The same call in the first recording, or the nearest one around it."""
-        while id(call) not in self.calls:
-            assert call.parent is not None
+        while id(call) not in self.calls and call.parent is not None:
             call = call.parent
-        return self.calls[id(call)]
+        return self.calls.get(id(call), call)
 
 
 def reconcile(
@@ -90,7 +90,7 @@ def reconcile(
     others: list[tuple[Recording, Variation]],
     *,
     follows: Value | Attr | None,
-    batch: tuple[Value, int] | None,
+    batch: tuple[Value, int, int] | None,
 ) -> Reconciled:
     """Merge recordings into one.
 
@@ -98,8 +98,8 @@ def reconcile(
         first: the recording whose steps are kept.
         others: further recordings of the same model, and what is different in each.
         follows: the tensor whose device and dtype stand for those of the run.
-        batch: a tensor whose first dimension is the batch, and its length in the first recording; a recording with
-            another batch has one sample more.
+        batch: a tensor whose first dimension is the batch, its length in the first recording, and its length in
+            recordings with another batch.
 
     Raises:
         DisagreementError: they cannot be merged.
@@ -168,7 +168,7 @@ class _Merger:
         first: Recording,
         aligned: list[_Aligned],
         follows: Value | Attr | None,
-        batch: tuple[Value, int] | None,
+        batch: tuple[Value, int, int] | None,
     ):
         self.first = first
         self.batch = batch
@@ -191,6 +191,7 @@ class _Merger:
             items.append(Item(i, step, step.call, args, kwargs))
         for other in self.aligned:
             items.extend(self.extra(other, k) for k in other.extras.get(len(first.steps), ()))
+        items.extend(checks.get(len(first.steps), ()))
         self.step = None
         output = self.arg(first.output, [other.recording.output for other in self.aligned])
         inputs = [
@@ -242,6 +243,11 @@ class _Merger:
             changed = [a.variation for a, other in zip(self.aligned, others, strict=True) if other != base]
             if self.follows is not None and all(variation.dtype for variation in changed):
                 return SameDtype(self.follows)
+        if type(base) in (int, float):
+            pairs = zip(self.aligned, others, strict=True)
+            changed = [a.variation for a, other in pairs if type(untraced(other)) is not type(base) or other != base]
+            if all(variation == Variation(batch=True) for variation in changed):
+                return self.unexplained(base, others)
         return self.by_mode(base, others)
 
     def by_mode(self, base: Any, others: list[Any]) -> Any:
@@ -313,14 +319,18 @@ class _Merger:
         return self.unexplained(base, others)
 
     def unexplained(self, base: Any, others: list[Any]) -> Any:
-        """A number that differs and has lost its origin: in the batch size alone it may still be affine."""
+        """A number that differs and has lost its origin: an affine function of the batch, or its reciprocal?"""
         pairs = list(zip(self.aligned, [untraced(other) for other in others], strict=True))
         changed = [(aligned.variation, other) for aligned, other in pairs if other != base]
-        if self.batch is not None and type(base) is int and all(v == Variation(batch=True) for v, _ in changed):
-            tensor, length = self.batch
-            slope = changed[0][1] - base  # the batch grew by one
-            if all(type(other) is int and other - base == slope for _, other in changed):
+        if self.batch is not None and all(v == Variation(batch=True) for v, _ in changed):
+            tensor, length, longer = self.batch
+            other = changed[0][1]
+            same = all(their == other and type(their) is type(base) for _, their in changed)
+            if same and type(base) is int and (other - base) % (longer - length) == 0:
+                slope = (other - base) // (longer - length)
                 return Expr("+", (Expr("*", (Size(tensor, 0), slope)), base - slope * length))
+            if same and type(base) is float and math.isclose(base * length, other * longer, rel_tol=1e-12):
+                return Expr("/", (base * length, Size(tensor, 0)))
         return self.fail(f"{base} became {[other for _, other in pairs]}, and nothing says why")
 
     def unfolded(self, aligned: _Aligned, other: Any) -> Any:
@@ -359,8 +369,9 @@ class _Merger:
         lookup: list[dict[tuple[Any, ...], list[tuple[Any, ...]]]] = []
         for aligned in self.aligned:
             found: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
+            numbers = {**aligned.number, len(aligned.recording.steps): len(self.first.steps)}
             for at, call, symbol, operands, outcome in aligned.recording.checks:
-                found.setdefault((aligned.number.get(at), call.path, symbol, outcome), []).append(operands)
+                found.setdefault((numbers.get(at), call.path, symbol, outcome), []).append(operands)
             lookup.append(found)
         result: dict[int, list[Item]] = {}
         seen: set[Any] = set()

@@ -168,6 +168,9 @@ class Recorder(TorchFunctionMode):
         self.checks: list[tuple[int, Call, str, tuple[Any, ...], bool]] = []
         self.training_reads: dict[int, nn.Module] = {}
         self.mutated: dict[int, tuple[int, int]] = {}  # storage -> (step of the last write, id of the tensor)
+        self.state: dict[int, int] = {}  # storage of a parameter or buffer -> id of its meta tensor
+        self.members: list[tuple[dict[str, Any], str, Tensor]] = []  # where parameters and buffers hang
+        self.through_view: set[int] = set()  # storages of state written to through a view, and not put back
         self.stack: list[Call] = [Call(model, "", None)]
         self.failed_in: str | None = None
         self.running: str | None = None  # what torch was asked for last, until it answers
@@ -290,6 +293,8 @@ class Recorder(TorchFunctionMode):
                 product = product * length
             return product
         name = getattr(func, "__name__", "")
+        if name == "__set__" and func != Tensor.requires_grad.__set__:  # type: ignore[attr-defined]
+            raise self.error("an attribute of a tensor is set, which a graph does not hold", function_name(func))
         if name in _DATA_DEPENDENT:
             raise self.error("the model's path depends on the values of a tensor, which a graph cannot follow", name)
 
@@ -298,6 +303,12 @@ class Recorder(TorchFunctionMode):
         if func in _LITERALS and not any(True for _ in _tensors((args, kwargs))):
             return self.literal(func, args, kwargs)
 
+        if name == "__setitem__" and isinstance(args[2], Tensor):
+            # `x[0] += y` writes into a view and then puts the view where it came from.
+            storage = args[0].untyped_storage()._cdata
+            if self.mutated.get(storage, (0, 0))[1] == id(args[2]):
+                del self.mutated[storage]
+                self.through_view.discard(storage)
         self.saw_traced = False
         out_argument = kwargs.pop("out", None)
         frozen_args = tuple([self.freeze(a) for a in args])
@@ -320,6 +331,9 @@ class Recorder(TorchFunctionMode):
             return result
         self.steps.append(Step(func, frozen_args, frozen_kwargs, self.stack[-1], no_grad=not torch.is_grad_enabled()))
         if target is not None:
+            if name != "__setitem__" and any(t.dtype != target.dtype for t in _tensors(args)):
+                # Written in place, a result has the dtype of what it is written into.
+                self.steps.append(Step(Tensor.to, (Value(len(self.steps) - 1), target.dtype), {}, self.stack[-1]))
             self.write(target)
             return result if result is None else target
         if isinstance(result, Tensor):
@@ -370,7 +384,10 @@ class Recorder(TorchFunctionMode):
         self.values[id(target)] = Value(step)
         self.alive.append(target)
         self.steps[-1].shape = tuple(target.shape)
-        self.mutated[target.untyped_storage()._cdata] = (step, id(target))
+        storage = target.untyped_storage()._cdata
+        self.mutated[storage] = (step, id(target))
+        if storage in self.state and self.state[storage] != id(target):
+            self.through_view.add(storage)
         if isinstance(before, Attr):
             self.steps.append(Step(ASSIGN, (before, Value(step)), {}, self.stack[-1], no_grad=True))
 
@@ -491,6 +508,19 @@ class Recorder(TorchFunctionMode):
                         mine[name] = None if original is None else original.detach().clone()  # type: ignore[assignment]
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: torch.ones_like(t, device="cpu"), (args, kwargs))
             return pytree.tree_map_only(Tensor, lambda t: t.to(_META), copied(*args, **kwargs))
+
+    def note_rebound(self) -> None:
+        """After the run: buffers that forward replaced by another tensor are assigned to."""
+        if self.through_view:
+            raise self.error("a parameter or buffer is written in place through a view of it")
+        for members, name, twin in self.members:
+            now = members.get(name)
+            attr = self.values[id(twin)]
+            if now is twin or not isinstance(attr, Attr):
+                continue
+            if not isinstance(now, Tensor) or now.shape != twin.shape:
+                continue  # a table that is made when it is first needed; the graph makes it every time
+            self.steps.append(Step(ASSIGN, (attr, self.lookup(now)), {}, self.stack[0], no_grad=True))
 
     def note_check(self, symbol: str, operands: tuple[Any, ...], outcome: bool) -> None:
         """A comparison of traced numbers was made."""
@@ -617,6 +647,7 @@ def record(
         except Exception as error:
             where = recorder.failed_in if recorder.failed_in is not None else ""
             raise ConversionError("run", where, recorder.running, f"{type(error).__name__}: {error}") from error
+        recorder.note_rebound()
         output = recorder.freeze(result)
         output_shapes = [tuple(t.shape) for t in _tensors(result)]
     reads = [paths[identity] for identity in recorder.training_reads]
@@ -646,12 +677,7 @@ def on_meta(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def _preserved(model: nn.Module) -> Iterator[None]:
     """Put every module's attributes back, and what its lists, dicts and sets held."""
-    saved = []
-    for module in model.modules():
-        containers = [
-            (value, value.copy()) for value in module.__dict__.values() if isinstance(value, (dict, list, set, deque))
-        ]
-        saved.append((module, module.__dict__.copy(), containers))
+    saved = [(module, module.__dict__.copy(), _containers(module.__dict__)) for module in model.modules()]
     try:
         yield
     finally:
@@ -664,6 +690,17 @@ def _preserved(model: nn.Module) -> Iterator[None]:
                     container.update(content)
                 else:
                     container.extend(content)
+
+
+def _containers(holder: Any, depth: int = 4) -> list[tuple[Any, Any]]:
+    """Every list, dict and set inside of one, with a copy of what it holds."""
+    found = []
+    for value in holder.values() if isinstance(holder, dict) else holder:
+        if isinstance(value, (dict, list, set, deque)):
+            found.append((value, value.copy()))
+            if depth and not isinstance(value, set) and value:
+                found += _containers(value, depth - 1)
+    return found
 
 
 @contextmanager
@@ -688,6 +725,8 @@ def _swapped(model: nn.Module, recorder: Recorder, dtypes: Mapping[torch.dtype, 
                 if tensor is not None:
                     twin = twin_of(tensor)
                     recorder.values.setdefault(id(twin), Attr(prefix + name))
+                    recorder.state[twin.untyped_storage()._cdata] = id(twin)
+                    recorder.members.append((tensors, name, twin))
                     tensors[name] = twin  # type: ignore[assignment]
         for name, value in module.__dict__.items():
             if isinstance(value, Tensor):

@@ -55,9 +55,8 @@ def _activation(module: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def _identity(module: nn.Module, x: Tensor) -> Tensor | None:
-    if getattr(module, "inplace", False):
-        return None
-    return _empty(x.shape, x.stride(), dtype=x.dtype, device=_META) if _dense(x) else None
+    # In memory it is the argument itself: a write into one is a write into the other.
+    return None if getattr(module, "inplace", False) else x.detach()
 
 
 def _batch_norm_module(module: Any, x: Tensor) -> Tensor | None:

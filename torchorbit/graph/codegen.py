@@ -209,7 +209,6 @@ def generate(vertices: Sequence[Vertex], output: Any) -> tuple[str, dict[str, An
         for vertex in inputs
         if vertex.fixed
     ]
-    unset = {v.name for v in vertices if isinstance(v, OperatorVertex) and v.training_only}
     for position, vertex in enumerate(vertices):
         if isinstance(vertex, InputVertex):
             continue
@@ -223,11 +222,9 @@ def generate(vertices: Sequence[Vertex], output: Any) -> tuple[str, dict[str, An
             line = f"{vertex.name} = {_call(vertex, types)}"
         if isinstance(vertex, OperatorVertex) and vertex.training_only:
             flag = f"{submodule(vertex.owner)}.training"
-            line = f"if {flag}: {line}"
-        else:
-            gone = [name for name in dead.get(position, ()) if name not in unset]
-            if gone:
-                line = f"{line}; del {', '.join(gone)}"
+            line = f"if {flag}: {line}" if vertex.operator in ("assign", "check") else f"{line} if {flag} else None"
+        if position in dead and not line.startswith("if "):
+            line = f"{line}; del {', '.join(dead[position])}"
         lines.append("    " + line)
     lines.append(f"    return {argument(output, types)}")
     return "\n".join(lines) + "\n", types

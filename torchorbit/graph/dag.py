@@ -181,23 +181,29 @@ class _Root(DagModule):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
             result = super().__call__(*args, **kwargs)
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
             vertex = _failing_vertex(error)
             if vertex is None or isinstance(error, GraphRunError):
                 raise
             raise GraphRunError(vertex, _explained(self, error, args, kwargs)) from error
-        provenance = self.provenance
-        if provenance is not None and not provenance.free_lengths:
-            given = _shapes(args, kwargs)
-            if [shape[1:] for shape in given] != [shape[1:] for shape in provenance.input_shapes]:
-                # Every vertex ran, but numbers that follow from the size are those of the recorded one.
-                module, reason = provenance.fixed_by
-                raise GraphRunError(
-                    module.replace(".", "/"),
-                    f"the size is fixed: recorded with inputs {provenance.input_shapes}, given {given}; "
-                    f"with another one the source model says: {reason}",
-                )
+        self._refuse_other_sizes(args, kwargs)
         return result
+
+    def _refuse_other_sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Every vertex ran, but numbers that follow from a fixed size are those of the recorded one."""
+        provenance = self.provenance
+        if provenance is None or (provenance.free_lengths and provenance.free_batch):
+            return
+        given, recorded = _shapes(args, kwargs), provenance.input_shapes
+        if not provenance.free_lengths and [shape[1:] for shape in given] != [shape[1:] for shape in recorded]:
+            module, reason = provenance.fixed_by
+            raise GraphRunError(
+                module.replace(".", "/"),
+                f"the size is fixed: recorded with inputs {recorded}, given {given}; with another one the source model "
+                f"says: {reason}",
+            )
+        if not provenance.free_batch and [shape[:1] for shape in given] != [shape[:1] for shape in recorded]:
+            raise GraphRunError("", f"the batch size is fixed: recorded with inputs {recorded}, given {given}")
 
 
 def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:

@@ -51,7 +51,8 @@ class Operator:
 
 def _assign(target: Tensor, value: Tensor) -> None:
     """Write a value into a parameter or buffer."""
-    target.copy_(value)
+    with torch.no_grad():
+        target.copy_(value)
 
 
 def _check(condition: bool, message: str) -> None:

@@ -1,0 +1,357 @@
+"""Writing in place: into results, into views, into inputs, into parameters and buffers."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from timm.layers import DropPath
+from torch import nn
+
+import torchorbit
+from tests.models import (
+    Computes,
+    assert_converts,
+    assert_equal,
+    assert_same,
+    by_source,
+    operators,
+    outcome,
+    refusal,
+    reloaded,
+)
+
+X = torch.randn(2, 4, 6)
+
+
+def augmented(x):
+    y = x + 1
+    y += x
+    y *= 2
+    y -= 1
+    y /= 3
+    return y
+
+
+def into_an_item(x):
+    y = x * 1
+    y[:, 0] = x[:, 1]
+    y[..., 2:4] = 0.5
+    return y
+
+
+def into_an_item_augmented(x):
+    y = x * 1
+    y[:, 0] += 1
+    y[:, 1] *= x[:, 2]
+    return y + x
+
+
+def into_a_mask(x):
+    y = x * 1
+    y[x > 0] = 0.0
+    return y
+
+
+def through_a_view(x):
+    y = x * 1
+    y[:, 0].mul_(2)
+    return y
+
+
+def view_only(x):
+    y = (x * 1)[:, 0]
+    y.mul_(2)
+    return y
+
+
+def chain(x):
+    return x.clone().mul_(2).add_(1).clamp_(min=0).sqrt_()
+
+
+def activations(x):
+    y = x * 1
+    F.relu(y, inplace=True)
+    z = y - 0.5
+    z.relu_()
+    F.leaky_relu_(z, 0.1)
+    return F.hardtanh(z, 0.0, 1.0, True) + y
+
+
+def filled_row_by_row(x):
+    out = torch.zeros(x.shape[0], 4, 6)
+    for row in range(4):
+        out[:, row] = x[:, row] * row
+    return out
+
+
+def out_argument(x):
+    out = torch.empty(x.shape[0], 4, 6)
+    torch.mul(x, 2, out=out)
+    return out
+
+
+def copied(x):
+    y = torch.zeros_like(x)
+    y.copy_(x)
+    y[:, 1:].copy_(x[:, :-1])
+    return y
+
+
+def used_before_and_after(x):
+    y = x * 2
+    z = y + 1
+    y += 5
+    return z * y
+
+
+def written_twice(x):
+    y = x * 1
+    z = y
+    z += 1
+    y += 1
+    return y * z
+
+
+def masked_windows(x):
+    # How shifted-window attention makes its mask.
+    mask = torch.zeros((1, 4, 6, 1))
+    count = 0
+    for rows in (slice(0, -2), slice(-2, None)):
+        for columns in (slice(0, -3), slice(-3, None)):
+            mask[:, rows, columns, :] = count
+            count += 1
+    return x * mask[0, :, :, 0]
+
+
+@pytest.mark.parametrize(
+    "function",
+    by_source(
+        augmented,
+        into_an_item,
+        into_an_item_augmented,
+        into_a_mask,
+        view_only,
+        chain,
+        activations,
+        filled_row_by_row,
+        out_argument,
+        used_before_and_after,
+        written_twice,
+        masked_windows,
+    ),
+)
+def test_a_write_in_place_has_its_effect(function):
+    assert_converts(function, X)
+
+
+@pytest.mark.parametrize("function", by_source(through_a_view, copied))
+def test_a_write_through_a_view_is_right_or_refused(function):
+    reason = refusal(function, X)
+    assert reason is None or "view" in reason
+    if reason is None:
+        assert_converts(function, X)
+
+
+def half_promoted(x):
+    y = x.to(torch.bfloat16)
+    y += x
+    y *= torch.full((6,), 1.0 / 3)
+    return y
+
+
+def integers_promoted(x):
+    y = torch.zeros(6, dtype=torch.int32)
+    y += torch.arange(6)
+    return x * y, y
+
+
+@pytest.mark.parametrize("function", by_source(half_promoted, integers_promoted))
+def test_a_write_in_place_keeps_the_dtype(function):
+    assert_converts(function, X)
+
+
+def test_the_graph_leaves_its_input_alone():
+    for write in (lambda x: x.add_(1), lambda x: F.relu(x, inplace=True), lambda x: x.mul_(2)):
+        dag = torchorbit.convert(Computes(write), X)
+        x = X.clone()
+        assert_same(dag(x), outcome(Computes(write), X))
+        assert torch.equal(x, X)
+
+
+class Residual(nn.Module):
+    """What follows an identity writes in place, and the original is used again."""
+
+    def __init__(self, identity, write):
+        super().__init__()
+        self.identity = identity
+        self.write = write
+
+    def forward(self, x):
+        x = x * 1.0
+        y = self.identity(x)
+        y = self.write(y)
+        return x + y
+
+
+IDENTITIES = [
+    nn.Identity(),
+    nn.Dropout(0.0),
+    nn.Dropout(0.5),
+    nn.Dropout2d(0.3),
+    DropPath(0.5),
+    DropPath(0.0),
+    nn.Sequential(),
+    nn.Sequential(nn.Identity()),
+    nn.Flatten(2),
+]
+
+
+@pytest.mark.parametrize("identity", IDENTITIES, ids=str)
+@pytest.mark.parametrize("write", [lambda y: y * 2, nn.ReLU()], ids=["new", "relu"])
+def test_the_original_is_intact_beside_what_went_through_an_identity(identity, write):
+    model = Residual(copy.deepcopy(identity), write)
+    dag = assert_converts(model, X)
+    assert_equal(outcome(dag.train(), X), outcome(model.train(), X))
+
+
+@pytest.mark.parametrize("identity", IDENTITIES, ids=str)
+def test_a_write_into_what_went_through_an_identity_is_right_or_refused(identity):
+    model = Residual(copy.deepcopy(identity), lambda y: y.add_(1)).eval()
+    reason = refusal(model, X)
+    assert reason is None or "in place" in reason
+    if reason is None:
+        assert_converts(model, X)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [nn.ReLU(inplace=True), nn.Dropout(0.5, inplace=True), nn.Hardswish(inplace=True), nn.ELU(inplace=True)],
+    ids=str,
+)
+def test_a_leaf_that_writes_in_place_changes_its_input_for_all_that_follow(layer):
+    def both(m, x):
+        y = x * 1.0
+        z = m.layer(y)
+        return y + 2 * z
+
+    model = Computes(both, layer=layer)
+    dag = assert_converts(model, X)
+    assert_equal(outcome(dag.train(), X), outcome(model.train(), X))
+
+
+# -- parameters and buffers
+
+
+def rebound(m, x):
+    m.state = 0.9 * m.state + 0.1 * x.detach().mean((0, 1))
+    return x - m.state
+
+
+def rebound_in_training(m, x):
+    if m.training:
+        m.state = 0.9 * m.state + 0.1 * x.detach().mean((0, 1))
+    return x - m.state
+
+
+def augmented_state(m, x):
+    m.state += x.detach().mean((0, 1))
+    return x - m.state
+
+
+def copied_state(m, x):
+    m.state.copy_(x.detach().mean((0, 1)))
+    return x - m.state
+
+
+def copied_in_training(m, x):
+    if m.training:
+        m.state.copy_(x.detach().mean((0, 1)))
+    return x - m.state
+
+
+def item_of_state(m, x):
+    m.state[1:3] = x.detach().mean()
+    return x - m.state
+
+
+def view_of_state(m, x):
+    m.state[1:3].add_(x.detach().mean())
+    return x - m.state
+
+
+def data_of_state(m, x):
+    m.state.data.mul_(0.9).add_(x.detach().mean((0, 1)))
+    return x - m.state
+
+
+def no_grad_state(m, x):
+    with torch.no_grad():
+        m.state.lerp_(x.mean((0, 1)), 0.1)
+    return x - m.state
+
+
+def counted(m, x):
+    m.state += 1
+    return x * 2
+
+
+def set_data(m, x):
+    m.state.data = x.detach().mean((0, 1))
+    return x - m.state
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
+@pytest.mark.parametrize(
+    "function",
+    by_source(
+        rebound,
+        rebound_in_training,
+        augmented_state,
+        copied_state,
+        copied_in_training,
+        item_of_state,
+        view_of_state,
+        data_of_state,
+        no_grad_state,
+        counted,
+        set_data,
+    ),
+)
+def test_a_buffer_that_forward_changes_is_changed_or_refused(function, training):
+    source = Computes(function, state=torch.zeros(6))
+    blocks = {"alone": source, "nested": nn.Sequential(nn.Identity(), nn.Sequential(source, nn.Identity()))}
+    for model in blocks.values():
+        first = copy.deepcopy(model).train(training)
+        second = copy.deepcopy(model).train(training)
+        try:
+            dag = torchorbit.convert(second, X)
+        except torchorbit.ConversionError:
+            continue
+        again = reloaded(copy.deepcopy(dag))
+        assert_equal(dict(second.named_buffers()), dict(model.named_buffers()))
+        for _ in range(3):
+            x = torch.randn(3, 4, 6)
+            expected = first(x)
+            assert_same(dag(x), expected)
+            assert_same(again(x), expected)
+            assert_same(dag.state_dict(), first.state_dict())
+            assert_same(again.state_dict(), first.state_dict())
+
+
+def test_a_parameter_that_forward_clamps_is_clamped():
+    def clamped(m, x):
+        with torch.no_grad():
+            m.scale.clamp_(0, 1)
+        return x * m.scale
+
+    model = Computes(clamped, scale=nn.Parameter(torch.linspace(-1, 2, 6)))
+    source = copy.deepcopy(model)
+    dag = torchorbit.convert(model, X)
+    assert_same(dag(X), source(X))
+    assert_same(dag.state_dict(), source.state_dict())
+
+
+def test_writes_become_operators_without_an_effect_on_their_arguments():
+    names = operators(torchorbit.convert(Computes(into_an_item), X))
+    assert names.count("setitem") == 2

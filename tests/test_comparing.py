@@ -1,0 +1,82 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import torchorbit
+from tests.models import Computes
+
+
+def model():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 2))
+
+
+def test_a_graph_compares_equal_to_its_source():
+    source = model()
+    torchorbit.compare_module_outputs(source, torchorbit.convert(source, torch.randn(1, 3, 8, 8)), (2, 3, 8, 8))
+
+
+def test_another_model_is_an_assertion_error_that_says_by_how_much():
+    with pytest.raises(AssertionError, match="differs by"):
+        torchorbit.compare_module_outputs(model(), model(), (2, 3, 8, 8))
+    torchorbit.compare_module_outputs(model(), model(), input_shape=(2, 3, 8, 8), atol=1e6)
+
+
+def test_the_largest_difference_counts():
+    source = nn.Linear(1000, 1000)
+    other = copy.deepcopy(source)
+    with torch.no_grad():
+        other.bias[3] += 0.01
+    with pytest.raises(AssertionError):
+        torchorbit.compare_module_outputs(source, other, (1, 1000), atol=1e-3)
+
+
+def test_modes_are_restored_also_on_failure():
+    first, second = model(), model()
+    first.eval()
+    first[1].train()
+    second[2].eval()
+    modes = [[m.training for m in each.modules()] for each in (first, second)]
+    with pytest.raises(AssertionError):
+        torchorbit.compare_module_outputs(first, second, (2, 3, 8, 8))
+    with pytest.raises(RuntimeError):
+        torchorbit.compare_module_outputs(first, second, (2, 5, 8, 8))
+    assert [[m.training for m in each.modules()] for each in (first, second)] == modes
+    torchorbit.compare_module_outputs(first, first, (2, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x, {"a": x * 2}),
+        lambda x: [x, None, 3, "text"],
+        lambda x: x > 0,
+        lambda x: x.long(),
+        lambda x: x[:0],
+        lambda x: torch.complex(x, x),
+    ],
+    ids=["nested", "no tensors", "flags", "integers", "empty", "complex"],
+)
+def test_outputs_of_every_kind_are_compared(function):
+    torchorbit.compare_module_outputs(Computes(function), Computes(function), (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "what"),
+    [
+        (lambda x: (x, x), lambda x: x, "structure"),
+        (lambda x: x, lambda x: x[:, :2], "shape"),
+        (lambda x: x, lambda x: x * float("nan"), "differs"),
+        (lambda x: x > 0, lambda x: x > 10, "differs"),
+    ],
+    ids=["structure", "shape", "nan", "flags"],
+)
+def test_outputs_that_are_not_alike_are_an_assertion_error(first, second, what):
+    with pytest.raises(AssertionError, match=what):
+        torchorbit.compare_module_outputs(Computes(first), Computes(second), (20, 3))
+
+
+def test_models_in_another_dtype_are_compared():
+    source = nn.Linear(4, 4).double()
+    torchorbit.compare_module_outputs(source, copy.deepcopy(source), (2, 4))
