@@ -244,7 +244,7 @@ BAD = {
     "a vertex without a name": lambda d: vertices(d)[2].pop("name"),
     "a vertex that is nothing": lambda d: vertices(d).append({}),
     "two vertices of one name": lambda d: vertices(d)[2].update(name="block"),
-    "a vertex of the name of an operator": lambda d: vertices(d)[2].update(name="mul"),
+    "a vertex of the name of a function": lambda d: vertices(d)[2].update(name="_getattr"),
     "a vertex of the name of a word": lambda d: vertices(d)[2].update(name="return"),
     "an input after a vertex": lambda d: vertices(d).append({"input": "late"}),
     "a reference to nothing": lambda d: root(d).update(output={"$ref": ["nothing"]}),

@@ -109,7 +109,7 @@ def argument(arg: Any, types: dict[str, Any]) -> str:
     if kind is list:
         return "[" + ", ".join([argument(a, types) for a in arg]) + "]"
     if kind is dict:
-        return "{" + ", ".join([f"{key!r}: {argument(a, types)}" for key, a in arg.items()]) + "}"
+        return "{" + ", ".join([f"{argument(key, types)}: {argument(a, types)}" for key, a in arg.items()]) + "}"
     if kind is slice:
         return f"_slice({argument(arg.start, types)}, {argument(arg.stop, types)}, {argument(arg.step, types)})"
     if kind is Size:
@@ -238,7 +238,7 @@ def compile_forward(source: str, types: dict[str, Any]) -> Any:
     global _compiled
     _compiled += 1
     filename = f"<torchorbit graph {_compiled}>"
-    scope = {**NAMESPACE, **types}
+    scope: dict[str, Any] = {**NAMESPACE, **types}
     exec(compile(source, filename, "exec"), scope)
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     return scope["forward"]

@@ -17,6 +17,7 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ from torchorbit.graph.vertices import (
     SameDtype,
     Size,
     Vertex,
+    map_args,
     vertex_args,
     walk_args,
 )
@@ -243,7 +245,11 @@ def unpack(document: Any, tensors: dict[str, Tensor]) -> DagModule:
         raise CheckpointError("the graph's provenance has unknown entries")
     provenance = Provenance(**{name: _frozen(value) for name, value in given.items()})
     unpacker = _Unpacker(tensors)
-    dag = unpacker.module(document.get("root"), "", provenance)
+    try:
+        dag = unpacker.module(document.get("root"), "", provenance)
+    except (RecursionError, SyntaxError, ValueError, TypeError, AssertionError, ArithmeticError) as error:
+        # What the tables let through and Python refuses: nesting without end, numbers without end.
+        raise CheckpointError(f"the graph is not valid: {type(error).__name__}: {error}") from error
     if not isinstance(dag, DagModule):
         raise CheckpointError("the outermost module of the file is no graph")
     unused = sorted(set(tensors) - unpacker.used)
@@ -401,12 +407,26 @@ def _check_targets(dag: DagModule, path: str) -> None:
                 raise CheckpointError(f"{where}: block '{vertex.target}' takes {len(target.graph.inputs)} inputs")
         if isinstance(vertex, OperatorVertex) and vertex.training_only:
             owner(vertex.owner, where)
+        for name in _owners((vertex_args(vertex), dag.graph.output)):
+            owner(name, where)
         for value in walk_args((vertex_args(vertex), dag.graph.output)):
             if isinstance(value, Attr):
                 holder, _, name = value.path.rpartition(".")
                 module = owner(holder, where)
                 if name not in module._parameters and name not in module._buffers:
                     raise CheckpointError(f"{where}: there is no parameter or buffer '{value.path}'")
+
+
+def _owners(arg: Any) -> set[str]:
+    """Paths of the modules whose training flag an argument depends on."""
+    found: set[str] = set()
+
+    def note(owner: str) -> str:
+        found.add(owner)
+        return owner
+
+    map_args(arg, lambda value: value, note)
+    return found
 
 
 def _unpack_vertex(data: Any, where: str) -> Vertex:
@@ -421,7 +441,7 @@ def _unpack_vertex(data: Any, where: str) -> Vertex:
         args, kwargs = data.get("args", []), data.get("kwargs", {})
         if not isinstance(args, list) or not isinstance(kwargs, dict):
             raise CheckpointError(f"{at}: its arguments are no list and object")
-        if not all(_IDENTIFIER.match(key) for key in kwargs):
+        if not all(_IDENTIFIER.match(key) and not key.startswith("__") and not iskeyword(key) for key in kwargs):
             raise CheckpointError(f"{at}: an argument has a name that is none")
         return ModuleVertex(
             name,
@@ -466,7 +486,7 @@ def _unpack_arg(data: Any, where: str) -> Any:
     try:
         return reader(content, lambda a: _unpack_arg(a, where))
     except (TypeError, ValueError, KeyError, IndexError, RuntimeError) as error:
-        raise CheckpointError(f"{where}: {data!r} is no argument: {error}") from error
+        raise CheckpointError(f"{where}: a '{tag}' argument is not valid: {error}") from error
 
 
 Reader = Callable[[Any, Callable[[Any], Any]], Any]
@@ -519,7 +539,12 @@ def _read_attr(content: Any, read: Callable[[Any], Any]) -> Attr:
 
 
 def _read_dict(content: Any, read: Callable[[Any], Any]) -> dict[Any, Any]:
-    return {read(key): read(value) for key, value in content}
+    result = {}
+    for key, value in content:
+        if key is not None and not isinstance(key, (bool, int, str)):
+            raise ValueError("a key is a name or a number")
+        result[key] = read(value)
+    return result
 
 
 def _read_namedtuple(content: Any, read: Callable[[Any], Any]) -> Any:
