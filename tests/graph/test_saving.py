@@ -181,10 +181,10 @@ FRESH = """
         saved = torch.load(folder + ".pt")
         dag = torchorbit.load(folder)
         with torch.no_grad():
-            assert torch.equal(dag(saved["x"]), saved["y"]), folder
+            torch.testing.assert_close(dag(saved["x"]), saved["y"], rtol=1e-3, atol=1e-3)
             dag.train()
             torch.manual_seed(3)
-            assert torch.equal(dag(saved["x"]), saved["trained"]), folder
+            torch.testing.assert_close(dag(saved["x"]), saved["trained"], rtol=1e-3, atol=1e-3)
     assert "timm" not in sys.modules
     print("done")
 """
