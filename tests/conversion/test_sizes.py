@@ -278,43 +278,40 @@ def test_ids_of_tokens_as_input():
 # Real models: name -> another size than their own, with arguments that make them smaller.
 SCALABLE = {
     "resnet10t": ((2, 3, 150, 90), {}),
+    "resnetv2_18d": ((1, 3, 130, 97), {}),
     "densenet121": ((1, 3, 130, 96), {}),
     "test_efficientnet": ((2, 3, 97, 130), {}),
     "tf_efficientnet_b0": ((1, 3, 97, 130), {}),
+    "mobilenetv3_small_050": ((2, 3, 97, 150), {}),
     "regnety_002": ((2, 3, 100, 133), {}),
     "dla46x_c": ((1, 3, 96, 160), {}),
     "hrnet_w18_small": ((1, 3, 96, 160), {}),
     "test_convnext2": ((2, 3, 100, 133), {}),
-    "pvt_v2_b0": ((1, 3, 160, 96), {}),
-    "coat_lite_tiny": ((1, 3, 160, 96), {}),
-    "edgenext_xx_small": ((1, 3, 160, 96), {}),
-    "mobilevit_xxs": ((1, 3, 160, 96), {}),
-    "mobilevit_xxs.odd": ((1, 3, 170, 100), {}),
-    "efficientvit_b0": ((1, 3, 160, 96), {}),
-    "davit_tiny": ((1, 3, 140, 100), {"depths": (1, 1, 1, 1)}),
-    "mobilenetv3_small_050": ((2, 3, 97, 150), {}),
-    "fastvit_t8": ((1, 3, 160, 96), {}),
-    "poolformerv2_s12": ((1, 3, 160, 96), {}),
-    "swiftformer_xs": ((1, 3, 160, 96), {}),
-    "xcit_nano_12_p16_224": ((1, 3, 160, 96), {"depth": 2}),
+    "convnextv2_atto": ((1, 3, 100, 133), {}),
+    "inception_next_atto": ((1, 3, 160, 97), {}),
     "test_mambaout": ((1, 3, 100, 70), {}),
+    "poolformerv2_s12": ((1, 3, 160, 96), {}),
+    "fastvit_t8": ((1, 3, 160, 96), {}),
+    "swiftformer_xs": ((1, 3, 160, 96), {}),
+    "efficientvit_b0": ((1, 3, 160, 96), {}),
+    "cpubone_nano": ((1, 3, 160, 96), {}),
+    "pvt_v2_b0": ((1, 3, 160, 96), {}),
+    "edgenext_xx_small": ((1, 3, 160, 96), {}),
+    "mobilevit_xxs": ((1, 3, 192, 128), {}),
+    "davit_tiny": ((1, 3, 140, 100), {"depths": (1, 1, 1, 1)}),
+    "focalnet_tiny_srf": ((1, 3, 130, 97), {}),
+    "twins_svt_small": ((1, 3, 224, 448), {}),
+    "xcit_nano_12_p16_224": ((1, 3, 170, 96), {"depth": 2}),
     "sequencer2d_s": ((1, 3, 112, 70), {"layers": (1, 1, 1, 1)}),
-    "focalnet_tiny_srf": ((1, 3, 128, 96), {}),
-    "twins_svt_small": ((1, 3, 128, 96), {}),
-    "gcvit_xxtiny": ((1, 3, 128, 96), {}),
-    "test_vit.dynamic": ((1, 3, 128, 96), {"dynamic_img_size": True}),
-    "resnetv2_18d": ((1, 3, 130, 97), {}),
-    "halonet_h1": ((1, 3, 128, 128), {}),
+    "lambda_resnet26t": ((1, 3, 192, 192), {}),
+    "swin_tiny_patch4_window7_224": ((1, 3, 256, 256), {"embed_dim": 48, "strict_img_size": False}),
 }
-# Their sources take another path at that size: they pad, resample a table, or leave a step out.
-OTHER_PATH = {
-    "coat_lite_tiny",
-    "mobilevit_xxs",
-    "mobilevit_xxs.odd",
-    "twins_svt_small",
-    "gcvit_xxtiny",
-    "test_vit.dynamic",
-    "halonet_h1",
+# Other sizes for which the source takes another path: it pads, or resamples what it need not at its own size.
+ANOTHER_PATH = {
+    "mobilevit_xxs": ((1, 3, 160, 96), {}),
+    "twins_svt_small": ((1, 3, 128, 96), {}),
+    "test_vit": ((1, 3, 128, 96), {"dynamic_img_size": True}),
+    "eva02_tiny_patch14_224": ((1, 3, 224, 280), {"dynamic_img_size": True, "depth": 2}),
 }
 FIXED = {
     "test_vit": (1, 3, 192, 160),
@@ -339,7 +336,7 @@ FIXED = {
 @pytest.mark.parametrize("name", [name for name in SCALABLE if name not in OTHER_PATH])
 def test_a_timm_model_that_takes_another_resolution_does_so_as_a_graph(name):
     shape, options = SCALABLE[name]
-    model = stir(timm.create_model(name.partition(".")[0], **options)).eval()
+    model = stir(timm.create_model(name, **options)).eval()
     dag = torchorbit.convert(model, torch.randn(1, *model.pretrained_cfg["input_size"]))
     x = torch.randn(shape)
     with torch.no_grad():
@@ -350,11 +347,27 @@ def test_a_timm_model_that_takes_another_resolution_does_so_as_a_graph(name):
 @pytest.mark.parametrize("name", sorted(OTHER_PATH))
 def test_a_timm_model_that_takes_another_path_at_another_resolution_is_refused_by_name(name):
     shape, options = SCALABLE[name]
-    model = stir(timm.create_model(name.partition(".")[0], **options)).eval()
+    model = stir(timm.create_model(name, **options)).eval()
     dag = torchorbit.convert(model, torch.randn(1, *model.pretrained_cfg["input_size"]))
     with torch.no_grad(), pytest.raises(torchorbit.GraphRunError) as raised:
         dag(torch.randn(shape))
     assert raised.value.vertex
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ANOTHER_PATH)
+def test_a_timm_model_that_takes_another_path_is_right_or_raises(name):
+    shape, options = ANOTHER_PATH[name]
+    model = stir(timm.create_model(name, **options)).eval()
+    dag = torchorbit.convert(model, torch.randn(1, *model.pretrained_cfg["input_size"]))
+    x = torch.randn(shape)
+    expected = outcome(model, x)
+    try:
+        out = outcome(dag, x)
+    except torchorbit.GraphRunError as error:
+        assert error.vertex  # noqa: PT017
+    else:
+        assert_same(out, expected)
 
 
 @pytest.mark.slow
