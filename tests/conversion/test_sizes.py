@@ -307,7 +307,7 @@ SCALABLE = {
     "swin_tiny_patch4_window7_224": ((1, 3, 256, 256), {"embed_dim": 48, "strict_img_size": False}),
 }
 # Other sizes for which the source takes another path: it pads, or resamples what it need not at its own size.
-ANOTHER_PATH = {
+OTHER_PATH = {
     "mobilevit_xxs": ((1, 3, 160, 96), {}),
     "twins_svt_small": ((1, 3, 128, 96), {}),
     "test_vit": ((1, 3, 128, 96), {"dynamic_img_size": True}),
@@ -333,7 +333,7 @@ FIXED = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in SCALABLE if name not in OTHER_PATH])
+@pytest.mark.parametrize("name", SCALABLE)
 def test_a_timm_model_that_takes_another_resolution_does_so_as_a_graph(name):
     shape, options = SCALABLE[name]
     model = stir(timm.create_model(name, **options)).eval()
@@ -344,30 +344,16 @@ def test_a_timm_model_that_takes_another_resolution_does_so_as_a_graph(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(OTHER_PATH))
+@pytest.mark.parametrize("name", OTHER_PATH)
 def test_a_timm_model_that_takes_another_path_at_another_resolution_is_refused_by_name(name):
-    shape, options = SCALABLE[name]
-    model = stir(timm.create_model(name, **options)).eval()
-    dag = torchorbit.convert(model, torch.randn(1, *model.pretrained_cfg["input_size"]))
-    with torch.no_grad(), pytest.raises(torchorbit.GraphRunError) as raised:
-        dag(torch.randn(shape))
-    assert raised.value.vertex
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ANOTHER_PATH)
-def test_a_timm_model_that_takes_another_path_is_right_or_raises(name):
-    shape, options = ANOTHER_PATH[name]
+    shape, options = OTHER_PATH[name]
     model = stir(timm.create_model(name, **options)).eval()
     dag = torchorbit.convert(model, torch.randn(1, *model.pretrained_cfg["input_size"]))
     x = torch.randn(shape)
-    expected = outcome(model, x)
-    try:
-        out = outcome(dag, x)
-    except torchorbit.GraphRunError as error:
-        assert error.vertex  # noqa: PT017
-    else:
-        assert_same(out, expected)
+    assert outcome(model, x).isfinite().all()
+    with pytest.raises(torchorbit.GraphRunError) as raised:
+        outcome(dag, x)
+    assert raised.value.vertex
 
 
 @pytest.mark.slow
