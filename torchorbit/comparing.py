@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 
@@ -24,8 +24,8 @@ def compare_module_outputs(first: nn.Module, second: nn.Module, input_shape: Seq
     Raises:
         AssertionError: the outputs have another structure, other shapes, or differ by more than ``atol``.
     """
-    device = next((p.device for p in first.parameters()), torch.device("cpu"))
-    x = torch.randn(*input_shape, device=device)
+    like = next((p for p in first.parameters() if p.is_floating_point()), torch.empty(0))
+    x = torch.randn(*input_shape, device=like.device, dtype=like.dtype)
     outputs = []
     for module in (first, second):
         modes = [(m, m.training) for m in module.modules()]
@@ -40,8 +40,14 @@ def compare_module_outputs(first: nn.Module, second: nn.Module, input_shape: Seq
     if ours_structure != theirs_structure:
         raise AssertionError(f"the outputs have another structure: {ours_structure} and {theirs_structure}")
     for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+            if type(a) is not type(b) or a != b:
+                raise AssertionError(f"output {n} is {a!r} in one, {b!r} in the other")
+            continue
         if a.shape != b.shape:
             raise AssertionError(f"output {n} has shape {tuple(a.shape)} in one, {tuple(b.shape)} in the other")
+        if not (a.is_floating_point() or a.is_complex()):
+            a, b = a.double(), b.double()
         difference = (a - b).abs().max().item() if a.numel() else 0.0
         if not difference <= atol:
             raise AssertionError(f"output {n} differs by {difference:.3g}, more than atol={atol:.3g}")

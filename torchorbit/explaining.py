@@ -129,7 +129,12 @@ def _observe(model: nn.Module, example: Any) -> dict[int, Any]:
                     model(*meta[0], **meta[1])
             except Exception:
                 calls.clear()
-                model(*args, **kwargs)
+                buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+                try:
+                    model(*args, **kwargs)
+                finally:
+                    for buffer, before in buffers:
+                        buffer.copy_(before)
     except Exception as error:
         # What was reached before the forward failed can be tried all the same.
         if not calls:

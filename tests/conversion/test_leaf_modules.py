@@ -246,6 +246,24 @@ class SecondNorm(nn.LayerNorm):
         return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
+class Doubled(nn.Linear):
+    def __call__(self, x):
+        return super().__call__(x) * 2
+
+
+class Constrained(nn.Linear):
+    """Its weight is not the parameter that its base would use."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.free = nn.Parameter(self.weight.detach().clone())
+        del self._parameters["weight"]
+
+    @property
+    def weight(self):
+        return self.free.tanh()
+
+
 class Unpadded(nn.Conv2d):
     """Ignores its padding mode."""
 
@@ -276,6 +294,8 @@ def test_a_subclass_that_computes_what_its_base_does_is_a_leaf(leaf, kind, examp
         (HiddenConv(4, 6, 3), IMAGE),
         (OtherEps(12), LINE),
         (Unpadded(4, 6, 3, padding=1, padding_mode="reflect"), IMAGE),
+        (Doubled(12, 5), LINE),
+        (Constrained(12, 5), LINE),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
@@ -293,6 +313,48 @@ def test_a_subclass_that_computes_something_else_is_looked_into(leaf, example):
 )
 def test_a_subclass_with_another_interface_than_its_base_converts(model):
     assert_converts(model, LINE)
+
+
+class ScaledNorm(nn.LayerNorm):
+    def forward(self, x, scale=None):
+        out = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return out if scale is None else out * scale
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.norm(x) + m.norm(x, 2.0) + m.norm(x, x),
+        lambda m, x: m.norm(x, x) + m.norm(x),
+        lambda m, x: m.norm(m.norm(x=x)),
+    ],
+    ids=["the plain call first", "the plain call last", "by name"],
+)
+def test_a_subclass_that_is_called_in_more_than_one_way_converts(function):
+    assert_converts(Computes(function, norm=stir(ScaledNorm(12))), LINE)
+
+
+class Kept(nn.LayerNorm):
+    """Returns its argument, and leaves what it computes on itself."""
+
+    def forward(self, x):
+        self.kept = F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        return x
+
+
+def test_a_subclass_that_returns_something_else_than_it_computes_converts():
+    assert_converts(Computes(lambda m, x: m.norm(x) + m.norm.kept, norm=stir(Kept(12))), LINE)
+
+
+class Frozen(nn.BatchNorm2d):
+    def train(self, mode=True):
+        return super().train(False)
+
+
+def test_a_frozen_norm_stays_frozen_after_a_file():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), stir(Frozen(4)))
+    source, dag = copies(model, IMAGE)
+    assert_same(outcome(reloaded(dag).train(), IMAGE), outcome(source.train(), IMAGE))
 
 
 class Masked(nn.Linear):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.models import assert_converts, operators
+from tests.models import assert_converts, operators, refusal
 from torchorbit.graph.operators import OPERATORS
 
 torch.manual_seed(0)
@@ -50,6 +50,8 @@ CASES = {
         lambda x, y: x - y, torch.sub, lambda x, y: x.sub(y), lambda x, y: 1 - x, lambda x, y: torch.subtract(x, y),
         lambda x, y: torch.rsub(x, y), lambda x, y: torch.sub(x, y, alpha=3), lambda x, y: x.clone().sub_(y),
         lambda x, y: operator.isub(x.clone(), y), lambda x, y: torch.rsub(x, y, alpha=2), lambda x, y: torch.rsub(x, other=y),
+        lambda x, y: torch.rsub(input=x, other=y, alpha=2), lambda x, y: torch.sub(x1=x, x2=y),
+        lambda x, y: torch.rsub(x, 1, 2), lambda x, y: torch.rsub(x, 1, alpha=2),
     ]),
     "mul": (PAIR, [
         lambda x, y: x * y, torch.mul, lambda x, y: x.mul(y), lambda x, y: 2 * x, torch.multiply,
@@ -101,9 +103,13 @@ CASES = {
     "clamp": (X, [
         lambda x: x.clamp(-0.5, 0.5), lambda x: torch.clamp(x, min=0), lambda x: x.clamp(max=0.3), lambda x: x.clip(0, 1),
         lambda x: x.clone().clamp_(0), lambda x: torch.clip(x, -1, 1), lambda x: x.clamp_min(0), lambda x: x.clamp_max(0.1),
+        lambda x: torch.clamp_max(x, max=0.2), lambda x: x.clone().clamp_min_(0.2), lambda x: x.clone().clamp_max_(0.2),
     ]),
     "nan_to_num": (X, [lambda x: x.log().nan_to_num(0.0), lambda x: torch.nan_to_num(x.log(), nan=1.0, neginf=-3.0)]),
-    "round": (X, [torch.round, lambda x: x.round(decimals=1), lambda x: x.clone().round_()]),
+    "round": (X, [
+        torch.round, lambda x: x.round(decimals=1), lambda x: x.clone().round_(),
+        lambda x: x.round().reshape(round(x.shape[0] * 1.0), abs(-x.shape[1]), int(x.shape[2] / 1)),
+    ]),
     "clone": (X, [lambda x: x.clone() + 0, lambda x: torch.clone(x, memory_format=torch.contiguous_format)]),
     "complex": (PAIR, [torch.complex]),
     "polar": (PAIR, [lambda x, y: torch.polar(x.abs(), y)]),
@@ -111,7 +117,7 @@ CASES = {
         lambda x: x.clone().fill_(2.0), lambda x: x.clone().zero_(), lambda x: torch.fill(x, 3),
         lambda x: torch.zero_(x.clone()),
     ]),
-    "copy": (PAIR, [lambda x, y: x.clone().copy_(y), lambda x, y: written(x, lambda out: out.copy_(y[:1]))]),
+    "copy": (PAIR, [lambda x, y: x.clone().copy_(y), lambda x, y: written(x, lambda out: out.copy_(y[:1])), lambda x, y: x.clone().copy_(y, True)]),
     # activations
     "gelu": (X, [F.gelu, lambda x: F.gelu(x, approximate="tanh"), lambda x: F.gelu(input=x)]),
     "hardtanh": (X, [F.hardtanh, lambda x: F.hardtanh(x, -0.3, 0.4), lambda x: F.hardtanh(x.clone(), 0.0, 1.0, True)]),
@@ -129,12 +135,14 @@ CASES = {
         lambda x: F.softmax(x, -1), lambda x: x.softmax(1), lambda x: torch.softmax(x, dim=1), lambda x: F.softmax(x),
         lambda x: F.softmax(x, dim=-1, dtype=torch.float64), lambda x: torch.softmax(x, -1, torch.float64),
         lambda x: F.softmax(input=x, dim=1), lambda x: F.softmax(x[0]), lambda x: F.softmax(x[..., None]),
+        lambda x: F.softmax(x, -1, 3, torch.float64), lambda x: torch._softmax(x, -1, False),
     ]),
     "log_softmax": (X, [lambda x: F.log_softmax(x, -1), lambda x: x.log_softmax(1), lambda x: torch.log_softmax(x, 1, torch.float64)]),
     "normalize": (X, [F.normalize, lambda x: F.normalize(x, dim=-1), lambda x: F.normalize(x, 1.0, 2, 1e-3), lambda x: F.normalize(input=x, p=3.0)]),
     "dropout": (X, [
         lambda x: F.dropout(x, 0.5, True), lambda x: F.dropout(x), lambda x: torch.dropout(x, 0.3, True),
         lambda x: F.dropout(x.clone(), 0.4, True, True), lambda x: F.dropout(x, p=0.2, training=False),
+        lambda x: torch.dropout(input=x, p=0.3, train=False),
     ]),
     "dropout1d": (X, [lambda x: F.dropout1d(x, 0.5, True)]),
     "dropout2d": (IMAGE, [lambda x: F.dropout2d(x, 0.5, True), lambda x: F.dropout2d(x, training=False)]),
@@ -171,8 +179,8 @@ CASES = {
     "cumsum": (X, [lambda x: x.cumsum(1), lambda x: torch.cumsum(x, dim=-1, dtype=torch.float64)]),
     "cumprod": (X, [lambda x: x.cumprod(1)]),
     "topk": (X, [lambda x: x.topk(2)[0], lambda x: torch.topk(x, k=3, dim=1).indices, lambda x: x.topk(2, -1, False, True)]),
-    "sort": (X, [lambda x: x.sort()[0], lambda x: torch.sort(x, dim=1, descending=True).indices, lambda x: x.sort(-1, True).values, lambda x: torch.sort(x)]),
-    "argsort": (X, [lambda x: x.argsort(), lambda x: torch.argsort(x, dim=1, descending=True)]),
+    "sort": (X, [lambda x: x.sort()[0], lambda x: torch.sort(x, dim=1, descending=True).indices, lambda x: x.sort(-1, True).values, lambda x: torch.sort(x), lambda x: x.sort(stable=True, dim=1)[1]]),
+    "argsort": (X, [lambda x: x.argsort(), lambda x: torch.argsort(x, dim=1, descending=True), lambda x: x.argsort(stable=True)]),
     # views
     "reshape": (X, [
         lambda x: x.reshape(x.shape[0], -1), lambda x: x.view(x.size(0), 24), lambda x: x.reshape((x.shape[0], 2, 12)), lambda x: torch.reshape(x, (-1, 6)),
@@ -181,7 +189,7 @@ CASES = {
     ]),
     "flatten": (X, [torch.flatten, lambda x: x.flatten(1), lambda x: x.flatten(start_dim=0, end_dim=1), lambda x: torch.flatten(x, -2)]),
     "unflatten": (X, [lambda x: x.unflatten(-1, (2, 3)), lambda x: torch.unflatten(x, 1, (2, -1)), lambda x: x.unflatten(dim=2, sizes=[3, 2])]),
-    "permute": (X, [lambda x: x.permute(0, 2, 1), lambda x: x.permute((2, 0, 1)), lambda x: torch.permute(x, [1, 0, 2]), lambda x: x.permute(dims=(0, 2, 1)), lambda x: x[0].T]),
+    "permute": (X, [lambda x: x.permute(0, 2, 1), lambda x: x.permute((2, 0, 1)), lambda x: torch.permute(x, [1, 0, 2]), lambda x: x.permute(dims=(0, 2, 1)), lambda x: x[0].T, lambda x: x[0].clone().t_()]),
     "transpose": (X, [
         lambda x: x.transpose(1, 2), lambda x: torch.transpose(x, 0, -1), lambda x: x.swapaxes(1, 2), lambda x: torch.swapdims(x, 0, 1), lambda x: x.mT,
         lambda x: torch.transpose(x, dim0=0, dim1=1), lambda x: x.clone().transpose_(1, 2),
@@ -191,7 +199,7 @@ CASES = {
     "unsqueeze": (X, [lambda x: x.unsqueeze(1), lambda x: torch.unsqueeze(x, -1), lambda x: x.unsqueeze(dim=0), lambda x: x.clone().unsqueeze_(1)]),
     "broadcast_to": (X, [lambda x: torch.broadcast_to(x, (3, *x.shape)), lambda x: x[:, :1].broadcast_to(x.shape)]),
     "tile": (X, [lambda x: x.tile(2), lambda x: torch.tile(x, (1, 2, 1)), lambda x: x.tile(1, 3, 1)]),
-    "repeat_interleave": (X, [lambda x: x.repeat_interleave(2, 1), lambda x: torch.repeat_interleave(x, 3, dim=-1), lambda x: x.repeat_interleave(2), lambda x: x.repeat_interleave(repeats=2, dim=1)]),
+    "repeat_interleave": (X, [lambda x: x.repeat_interleave(2, 1), lambda x: torch.repeat_interleave(x, 3, dim=-1), lambda x: x.repeat_interleave(2), lambda x: x.repeat_interleave(repeats=2, dim=1), lambda x: x.repeat_interleave(2, 1, output_size=8)]),
     "flip": (X, [lambda x: x.flip(1), lambda x: x.flip(0, 1), lambda x: torch.flip(x, [1, 2]), lambda x: x.flip(dims=(2,))]),
     "roll": (X, [lambda x: x.roll(1), lambda x: x.roll(1, 2), lambda x: torch.roll(x, shifts=(1, -1), dims=(1, 2))]),
     "rot90": (X, [lambda x: torch.rot90(x, 1, (1, 2)), lambda x: x.rot90(2, [1, 2])]),
@@ -200,22 +208,22 @@ CASES = {
     "index_select": (X, [lambda x: x.index_select(1, PICK), lambda x: torch.index_select(x, dim=2, index=PICK)]),
     "gather": (X, [lambda x: x.gather(-1, at(x, [0, 3])), lambda x: torch.gather(x, 2, at(x, [5]))]),
     "take_along_dim": (X, [lambda x: torch.take_along_dim(x, x.argsort(1), dim=1), lambda x: x.take_along_dim(x.argmax(1, keepdim=True), 1)]),
-    "scatter": (X, [lambda x: x.scatter(-1, at(x, [0, 3]), x[..., :2] * 2), lambda x: torch.scatter(x, 2, at(x, [1]), 5.0), lambda x: x.clone().scatter_(2, at(x, [1]), 3.0)]),
+    "scatter": (X, [lambda x: x.scatter(-1, at(x, [0, 3]), x[..., :2] * 2), lambda x: torch.scatter(x, 2, at(x, [1]), 5.0), lambda x: x.clone().scatter_(2, at(x, [1]), 3.0), lambda x: x.scatter(2, at(x, [1]), value=3.0)]),
     "scatter_add": (X, [lambda x: x.scatter_add(-1, at(x, [0, 3]), x), lambda x: x.clone().scatter_add_(2, at(x, [1]), x)]),
-    "index_add": (X, [lambda x: x.index_add(2, PICK, x[..., 3:]), lambda x: x.clone().index_add_(2, PICK, x[..., :3])]),
+    "index_add": (X, [lambda x: x.index_add(2, PICK, x[..., 3:]), lambda x: x.clone().index_add_(2, PICK, x[..., :3]), lambda x: x.index_add(2, PICK, x[..., 3:], alpha=2)]),
     "setitem": (PAIR, [
         lambda x, y: written(x, lambda out: operator.setitem(out, (slice(None), 0), y[:, 1])), lambda x, y: written(x, lambda out: operator.setitem(out, 0, 1.0)),
         lambda x, y: written(x, lambda out: operator.setitem(out, (..., slice(1, 3)), 0)), lambda x, y: written(x, lambda out: operator.setitem(out, x > 0, 0.0)),
         lambda x, y: written(x, lambda out: operator.setitem(out, (slice(None), PICK), y[:, :3])), lambda x, y: written(x, lambda out: operator.setitem(out, (slice(None), slice(None, None, 2)), y[:, ::2])),
-        lambda x, y: x.clone().index_put_((PICK[:2] * 0,), y[:1, 0]),
+        lambda x, y: x.clone().index_put_((PICK[:2] * 0,), y[:1, 0]), lambda x, y: x.index_put([PICK[:1]], values=y[0], accumulate=False),
     ]),
     "getitem": (X, [
         lambda x: x[:, 0], lambda x: x[..., -1], lambda x: x[:, None], lambda x: x[:, [0, 2]], lambda x: x[:, PICK], lambda x: x[0], lambda x: x[:, 1:-1:2], lambda x: x[..., None],
         lambda x: x[(slice(None), 1)], lambda x: x[:, -2:], lambda x: x[:, :, PICK[:, None]], lambda x: operator.getitem(x, 0), lambda x: x[:],
     ]),
     "chunk": (X, [lambda x: x.chunk(2, 1), lambda x: torch.chunk(x, 3, dim=-1)[1], lambda x: x.chunk(chunks=2, dim=1)[0]]),
-    "split": (X, [lambda x: x.split(2, 1), lambda x: torch.split(x, [1, 3], dim=1)[1], lambda x: x.split((2, 4), dim=-1)[0], lambda x: torch.split(tensor=x, split_size_or_sections=3, dim=2)[0], lambda x: x.split(split_size=3, dim=2)[1]]),
-    "tensor_split": (X, [lambda x: x.tensor_split(3, 1)[0], lambda x: torch.tensor_split(x, (1, 3), dim=2)[1]]),
+    "split": (X, [lambda x: x.split(2, 1), lambda x: torch.split(x, [1, 3], dim=1)[1], lambda x: x.split((2, 4), dim=-1)[0], lambda x: torch.split(tensor=x, split_size_or_sections=3, dim=2)[0], lambda x: x.split(split_size=3, dim=2)[1], lambda x: torch.split_with_sizes(x, split_sizes=(1, 3), dim=1)[1]]),
+    "tensor_split": (X, [lambda x: x.tensor_split(3, 1)[0], lambda x: torch.tensor_split(x, (1, 3), dim=2)[1], lambda x: torch.tensor_split(x, indices=(1, 3), dim=1)[1], lambda x: x.tensor_split(sections=2, dim=1)[0]]),
     "unbind": (X, [lambda x: x.unbind(1), lambda x: torch.unbind(x, dim=-1)[0]]),
     "stack": (PAIR, [lambda x, y: torch.stack((x, y)), lambda x, y: torch.stack([x, y], 1), lambda x, y: torch.stack(tensors=(x, y), dim=-1)]),
     "cat": (PAIR, [lambda x, y: torch.cat((x, y)), lambda x, y: torch.cat([x, y], 1), lambda x, y: torch.concat((x, y), dim=-1), lambda x, y: torch.cat(tensors=[x, y], dim=2), lambda x, y: torch.concatenate((x, y), axis=1), lambda x, y: torch.cat((x, y), axis=1)]),
@@ -233,7 +241,7 @@ CASES = {
         lambda x: x + torch.meshgrid(torch.arange(4), torch.arange(6), indexing="ij")[1], lambda x: torch.meshgrid((x[0, 0], x[0, 0])),
     ]),
     "one_hot": (WHOLE, [lambda x: F.one_hot(x, 8), lambda x: F.one_hot(x, num_classes=10)]),
-    "bucketize": (X, [lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 1.0])), lambda x: torch.bucketize(x, torch.tensor([0.0]), right=True)]),
+    "bucketize": (X, [lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 1.0])), lambda x: torch.bucketize(x, torch.tensor([0.0]), right=True), lambda x: torch.bucketize(x, torch.tensor([0.0]), out_int32=True)]),
     # contractions
     "matmul": (PAIR, [lambda x, y: x @ y.mT, lambda x, y: torch.matmul(x, y.transpose(1, 2)), lambda x, y: x.matmul(y[0].T), lambda x, y: torch.matmul(x, other=y.mT), lambda x, y: operator.matmul(x, y.mT), lambda x, y: x.__rmatmul__(y.mT)]),
     "bmm": (PAIR, [lambda x, y: torch.bmm(x, y.mT), lambda x, y: x.bmm(y.mT), lambda x, y: torch.bmm(input=x, mat2=y.mT)]),
@@ -244,13 +252,14 @@ CASES = {
     "addmm": (PAIR, [lambda x, y: torch.addmm(x[:, 0, :4], x[:, 0], y[0].T), lambda x, y: torch.addmm(x[0, :1, :4], x[:, 1], y[0].T, beta=0.5, alpha=2)]),
     "baddbmm": (PAIR, [lambda x, y: torch.baddbmm(x[..., :4], x, y.mT, beta=0.3), lambda x, y: x[..., :4].clone().baddbmm_(x, y.mT)]),
     "tensordot": (PAIR, [lambda x, y: torch.tensordot(x, y[0], dims=([2], [1])), lambda x, y: torch.tensordot(x, y[0].T, 1)]),
-    "cdist": (PAIR, [torch.cdist, lambda x, y: torch.cdist(x, y, p=1.0), lambda x, y: torch.cdist(x1=x, x2=y)]),
+    "cdist": (PAIR, [torch.cdist, lambda x, y: torch.cdist(x, y, p=1.0), lambda x, y: torch.cdist(x1=x, x2=y), lambda x, y: torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist")]),
     "einsum": (PAIR, [lambda x, y: torch.einsum("bij,bkj->bik", x, y), lambda x, y: torch.einsum("bij, bij -> b", [x, y]), lambda x, y: torch.einsum("...i->...", x), lambda x, y: torch.functional.einsum("bij->bji", x)]),
     "linear": (X, [lambda x: F.linear(x, torch.ones(3, 6)), lambda x: F.linear(x, torch.eye(6), torch.arange(6.0)), lambda x: F.linear(input=x, weight=torch.eye(6), bias=None)]),
     "bilinear": (PAIR, [lambda x, y: F.bilinear(x, y, torch.linspace(0, 1, 72).reshape(2, 6, 6), torch.ones(2))]),
     "embedding": (WHOLE, [
         lambda x: F.embedding(x, torch.linspace(0, 1, 24).reshape(8, 3)), lambda x: F.embedding(x, torch.linspace(0, 1, 24).reshape(8, 3), padding_idx=1),
         lambda x: torch.embedding(torch.linspace(0, 1, 24).reshape(8, 3), x),
+        lambda x: torch.embedding(weight=torch.linspace(0, 1, 24).reshape(8, 3), indices=x, padding_idx=2),
     ]),
     "scaled_dot_product_attention": (PAIR, [
         lambda x, y: F.scaled_dot_product_attention(x, y, y), lambda x, y: F.scaled_dot_product_attention(x, y, y, is_causal=True, scale=0.3), lambda x, y: F.scaled_dot_product_attention(query=x, key=y, value=x),
@@ -268,10 +277,11 @@ CASES = {
     "batch_norm": (IMAGE, [
         lambda x: F.batch_norm(x, torch.zeros(4), torch.ones(4) * 2), lambda x: F.batch_norm(x, None, None, torch.ones(4), torch.ones(4), True, 0.2, 1e-3),
         lambda x: F.batch_norm(x, running_mean=torch.ones(4), running_var=torch.ones(4), eps=0.1),
+        lambda x: torch.batch_norm(x, torch.arange(4.0), torch.ones(4), torch.zeros(4), torch.ones(4) * 3, False, 0.1, 1e-3, True),
     ]),
-    "instance_norm": (IMAGE, [F.instance_norm, lambda x: F.instance_norm(x, weight=torch.ones(4) * 2, bias=torch.ones(4), eps=1e-3)]),
-    "layer_norm": (X, [lambda x: F.layer_norm(x, (6,)), lambda x: F.layer_norm(x, [4, 6], torch.ones(4, 6) * 3, None, 1e-2), lambda x: torch.layer_norm(x, (6,), eps=0.1), lambda x: F.layer_norm(input=x, normalized_shape=(6,)), lambda x: F.layer_norm(x, x.shape[1:])]),
-    "group_norm": (IMAGE, [lambda x: F.group_norm(x, 2), lambda x: F.group_norm(x, num_groups=2, weight=torch.arange(4.0), eps=1e-2), lambda x: torch.group_norm(x, 4)]),
+    "instance_norm": (IMAGE, [F.instance_norm, lambda x: F.instance_norm(x, weight=torch.ones(4) * 2, bias=torch.ones(4), eps=1e-3), lambda x: torch.instance_norm(x, torch.arange(4.0), torch.ones(4), None, None, True, 0.1, 1e-3, True)]),
+    "layer_norm": (X, [lambda x: F.layer_norm(x, (6,)), lambda x: F.layer_norm(x, [4, 6], torch.ones(4, 6) * 3, None, 1e-2), lambda x: torch.layer_norm(x, (6,), eps=0.1), lambda x: F.layer_norm(input=x, normalized_shape=(6,)), lambda x: F.layer_norm(x, x.shape[1:]), lambda x: torch.layer_norm(x, (6,), None, None, 1e-2, False)]),
+    "group_norm": (IMAGE, [lambda x: F.group_norm(x, 2), lambda x: F.group_norm(x, num_groups=2, weight=torch.arange(4.0), eps=1e-2), lambda x: torch.group_norm(x, 4), lambda x: torch.group_norm(x, 2, None, None, 1e-2, False)]),
     "rms_norm": (X, [lambda x: F.rms_norm(x, (6,)), lambda x: torch.rms_norm(x, (6,), torch.arange(6.0), 1e-2), lambda x: F.rms_norm(x, (6,), eps=0.1)]),
     "local_response_norm": (IMAGE, [lambda x: F.local_response_norm(x, 3), lambda x: F.local_response_norm(x, 2, 0.1, 0.5, 2.0)]),
     # pooling and resampling
@@ -307,19 +317,19 @@ CASES = {
     "eye": (SQUARE, [lambda x: x + torch.eye(5), lambda x: x + torch.eye(x.shape[-1], dtype=torch.bool), lambda x: x[:, :, :3] * torch.eye(5, 3), lambda x: x + torch.eye(n=5)]),
     "zeros": (X, [lambda x: x + torch.zeros(4, 6), lambda x: torch.cat((x, torch.zeros((x.shape[0], 1, 6))), 1), lambda x: x + torch.zeros(size=(6,)), lambda x: x + torch.zeros([])]),
     "ones": (X, [lambda x: x + torch.ones(6), lambda x: torch.ones(x.shape), lambda x: x * torch.ones((x.size(0), 1, 1), dtype=torch.int32)]),
-    "empty": (X, [lambda x: torch.empty(x.shape).fill_(3), lambda x: x + torch.empty(4, 6).zero_()]),
+    "empty": (X, [lambda x: torch.empty(x.shape).fill_(3), lambda x: torch.empty(x.shape, memory_format=torch.contiguous_format).fill_(1), lambda x: x + torch.empty(4, 6).zero_()]),
     "full": (X, [lambda x: x + torch.full((4, 6), 2.0), lambda x: torch.full(x.shape, 3, dtype=torch.int64), lambda x: x + torch.full(size=(6,), fill_value=0.5)]),
     "rand": (X, [lambda x: x + torch.rand(6), lambda x: x + torch.rand(x.shape), lambda x: x * torch.rand((x.shape[0], 1, 1))]),
     "randn": (X, [lambda x: x + torch.randn(4, 6), lambda x: torch.randn(x.shape)]),
     "randperm": (X, [lambda x: x[:, torch.randperm(4)], lambda x: x[torch.randperm(x.shape[0], device=x.device)]]),
-    "zeros_like": (X, [lambda x: torch.zeros_like(x), lambda x: torch.zeros_like(x, dtype=torch.int64)]),
+    "zeros_like": (X, [lambda x: torch.zeros_like(x), lambda x: torch.zeros_like(x, dtype=torch.int64), lambda x: torch.zeros_like(x, memory_format=torch.contiguous_format)]),
     "ones_like": (X, [torch.ones_like, lambda x: torch.ones_like(x[:, 0])]),
     "empty_like": (X, [lambda x: torch.empty_like(x).fill_(1.5)]),
     "full_like": (X, [lambda x: torch.full_like(x, 3.0), lambda x: torch.full_like(x, fill_value=2)]),
     "rand_like": (X, [torch.rand_like]),
     "randn_like": (X, [lambda x: x + torch.randn_like(x)]),
-    "bernoulli": (X, [lambda x: torch.bernoulli(x.sigmoid()), lambda x: x.clone().bernoulli_(0.3), lambda x: x.new_empty(3).bernoulli_(p=0.5)]),
-    "uniform": (X, [lambda x: x.clone().uniform_(-1, 1), lambda x: x.new_empty(x.shape).uniform_()]),
+    "bernoulli": (X, [lambda x: torch.bernoulli(x.sigmoid()), lambda x: x.clone().bernoulli_(0.3), lambda x: x.new_empty(3).bernoulli_(p=0.5), lambda x: x.sigmoid().bernoulli_()]),
+    "uniform": (X, [lambda x: x.clone().uniform_(-1, 1), lambda x: x.new_empty(x.shape).uniform_(), lambda x: x.clone().uniform_(-1, to=3)]),
     "normal": (X, [lambda x: x.clone().normal_(), lambda x: x.clone().normal_(2.0, std=0.3)]),
     # methods
     "expand": (X, [lambda x: x[:, :1].expand(-1, 3, -1), lambda x: x[:, :1].expand((x.shape[0], 4, 6)), lambda x: x[0].expand(3, 4, 6), lambda x: x[:, :1].expand(size=(-1, 2, 6))]),
@@ -378,7 +388,13 @@ for name in ("hardsigmoid", "hardswish", "mish", "relu6", "selu", "silu"):
     CASES[name][1].append(lambda x, name=name: getattr(F, name)(x.clone(), inplace=True))
 CASES["view_as_complex"] = (X.reshape(2, 4, 3, 2), [torch.view_as_complex])
 CASES["relu"][1].extend(
-    [F.relu, lambda x: F.relu(x.clone(), True), lambda x: F.relu_(x.clone()), lambda x: torch.relu_(x.clone())]
+    [
+        F.relu,
+        lambda x: F.relu(x.clone(), True),
+        lambda x: F.relu_(x.clone()),
+        lambda x: torch.relu_(x.clone()),
+        lambda x: torch.relu_(input=x.clone()),
+    ]
 )
 CASES["sigmoid"][1].extend([F.sigmoid, torch.special.expit, lambda x: torch.sigmoid(input=x)])
 CASES["erf"][1].append(torch.special.erf)
@@ -391,7 +407,7 @@ CASES["detach"][1].append(lambda x: x.data)
 CASES["trunc"][1].append(torch.fix)
 
 # Not functions of torch that a model calls, but what else the recording of one leads to; tested where they come from.
-ELSEWHERE = {"assign", "check"}
+ELSEWHERE = {"assign", "check", "keep", "spread"}
 
 
 def test_every_row_of_the_table_has_a_case():
@@ -406,3 +422,19 @@ def test_a_call_becomes_the_operator(name, way):
     example, ways = CASES[name]
     dag = assert_converts(ways[way], example)
     assert name in operators(dag)
+
+
+@pytest.mark.parametrize(
+    ("function", "example"),
+    [
+        (lambda x: torch.normal(x, x), POSITIVE),
+        (lambda x: x + torch.normal(0.0, 1.0, (6,)), X),
+        (lambda x: x.clone().bernoulli_(x), POSITIVE),
+        (lambda x: x.index_put((PICK * 0,), x[:1], accumulate=True), X),
+        (lambda x: x.scatter(2, at(x, [1]), x, reduce="add"), X),
+        (lambda x: x.view(torch.int32), X),
+    ],
+    ids=["normal of tensors", "normal of numbers", "bernoulli_ of a tensor", "index_put", "scatter", "view"],
+)
+def test_a_call_that_no_operator_stands_for_is_refused(function, example):
+    assert "is not in the table of operators" in (refusal(function, example) or "it is converted")

@@ -187,7 +187,8 @@ def test_ctrl_c_ends_a_sweep_cleanly_and_resuming_finishes_it(run: Run, tmp_path
         start_new_session=True,
     )
     deadline = time.monotonic() + 120
-    while not path.exists() and time.monotonic() < deadline:
+    # The file is there a moment before its first line is.
+    while not (path.exists() and path.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.01)
     # As a terminal does: to everything in the foreground, the workers included.
     os.killpg(process.pid, signal.SIGINT)

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from torchorbit.conversion import canonical
@@ -87,7 +88,7 @@ class _Bound:
     path: str = ""
     training_only: bool = False
     leaf: str | None = None
-    shape: tuple[int, ...] | None = None
+    shape: Any = None
 
     def values(self) -> Iterable[Any]:
         return walk_args(tuple(self.args.values()))
@@ -137,10 +138,12 @@ def build(
 
 def _bind(item: Item, follows: Value | Attr | None) -> _Bound:
     step = item.step
+    # What only training does was recorded at other sizes.
+    shape = None if item.training_only else step.shape
     if step.function is MODULE:
         args = {str(n): a for n, a in enumerate(item.args)} | item.kwargs
         return _Bound(
-            item.number, item.call, args, None, step.module, step.path or "", item.training_only, step.leaf, step.shape
+            item.number, item.call, args, None, step.module, step.path or "", item.training_only, step.leaf, shape
         )
     if step.function is ASSIGN:
         args = {"target": item.args[0], "value": item.args[1]}
@@ -148,7 +151,7 @@ def _bind(item: Item, follows: Value | Attr | None) -> _Bound:
     if step.function is CHECK:
         message = "the model was recorded with other sizes, for which it takes another path here"
         return _Bound(item.number, item.call, {"condition": item.args[0], "message": message}, "check")
-    rank = None if step.shape is None else len(step.shape)
+    rank = len(step.shape) if isinstance(step.shape, torch.Size) else None
     try:
         operator, args = canonical.bind(step.function, item.args, item.kwargs, rank)
     except canonical.UnknownOperatorError as error:
@@ -157,7 +160,7 @@ def _bind(item: Item, follows: Value | Attr | None) -> _Bound:
         raise ConversionError("build", step.call.where(), name, reason) from error
     if operator in _FACTORIES and "device" not in args and follows is not None:
         args["device"] = SameDevice(follows)
-    return _Bound(item.number, item.call, args, operator, training_only=item.training_only, shape=step.shape)
+    return _Bound(item.number, item.call, args, operator, training_only=item.training_only, shape=shape)
 
 
 def _cut_gradients(bound: list[_Bound], items: list[Item], output: Any) -> tuple[list[_Bound], Any]:
@@ -229,6 +232,7 @@ class _Blocks:
         self.graphs: dict[str, Graph] = {}  # path -> graph of the block there
         self.defined: dict[int, _Scope] = {}  # number of a step -> scope that holds it
         self.dissolved: set[Call] = set()
+        self.calls: dict[int, list[_Scope]] = {}  # id of a module -> the scopes of its calls
 
     def assemble(self, provenance: Provenance) -> DagModule:
         """Group steps into scopes; scopes that cannot stand alone are dissolved into the one around them."""
@@ -254,6 +258,7 @@ class _Blocks:
             root_call = root_call.parent
         root = _Scope(root_call, "", None)
         made: dict[int, _Scope] = {id(root_call): root}
+        self.calls = {}
 
         def scope_of(call: Call) -> _Scope:
             scope = made.get(id(call))
@@ -267,6 +272,7 @@ class _Blocks:
                 else:
                     scope = _Scope(call, path, outer, depth=outer.depth + 1)
                     outer.content.append(scope)
+                    self.calls.setdefault(id(call.module), []).append(scope)
                 made[id(call)] = scope
             return scope
 
@@ -368,11 +374,12 @@ class _Blocks:
             fixed = () if any(isinstance(a, Value) for a in walk_args(frozen)) else (frozen,)
             inputs.append(InputVertex(names.parameter(name), keyword, fixed))
             known[Value(-1 - position)] = Ref(inputs[-1].name)
-        vertices, again = self.block(root, names, known)
+        vertices, shapes, again = self.block(root, names, known)
         if again:
             return None, again
+        shapes.update(zip([vertex.name for vertex in inputs], self.recording.input_shapes, strict=True))
         output = map_values(self.recording.output, lambda v: self.resolve(v, root, known))
-        return Graph((*inputs, *vertices), output), set()
+        return Graph((*inputs, *vertices), output, shapes), set()
 
     def resolve(self, value: Any, scope: _Scope, known: dict[Value | Attr, Any]) -> Any:
         found = known.get(value)
@@ -385,8 +392,11 @@ class _Blocks:
         base = known[Value(value.step)]
         return Ref(base.vertex, (*base.index, *value.index))
 
-    def block(self, scope: _Scope, names: _Names, known: dict[Value | Attr, Any]) -> tuple[list[Vertex], set[Call]]:
+    def block(
+        self, scope: _Scope, names: _Names, known: dict[Value | Attr, Any]
+    ) -> tuple[list[Vertex], dict[str, Any], set[Call]]:
         vertices: list[Vertex] = []
+        shapes: dict[str, Any] = {}
         dissolve: set[Call] = set()
 
         def resolved(value: Any) -> Any:
@@ -424,7 +434,9 @@ class _Blocks:
                 flag = self.flag_owner(content.call.where(), scope) if content.training_only else ""
                 vertices.append(OperatorVertex(name, content.operator, args, content.training_only, flag))
             known[Value(content.number)] = Ref(name)
-        return vertices, dissolve
+            if content.shape is not None:
+                shapes[name] = content.shape
+        return vertices, shapes, dissolve
 
     def flag_owner(self, path: str, scope: _Scope) -> str:
         """The module whose training flag decides, relative to a scope; the scope itself where there is none."""
@@ -444,10 +456,12 @@ class _Blocks:
             name = arguments.get(value) or (value.path.split(".")[-1] if isinstance(value, Attr) else "x")
             inputs.append(InputVertex(names.parameter(name)))
             known[value] = Ref(inputs[-1].name)
-        vertices, again = self.block(scope, names, known)
+        vertices, shapes, again = self.block(scope, names, known)
         results = [self.resolve(value, scope, known) for value in scope.outputs]
-        graph = Graph((*inputs, *vertices), results[0] if len(results) == 1 else tuple(results))
+        graph = Graph((*inputs, *vertices), results[0] if len(results) == 1 else tuple(results), shapes)
         earlier = self.graphs.get(scope.path)
+        if earlier == graph and earlier.shapes != shapes:
+            graph = dataclasses.replace(graph, shapes={})  # called twice, with other sizes
         if earlier is not None and earlier != graph:
             again.add(scope.call)
         else:
@@ -462,19 +476,42 @@ class _Blocks:
         if only.operator is None and only.module is scope.call.module:
             return True
         state = any(True for _ in scope.call.module.parameters()) or any(True for _ in scope.call.module.buffers())
-        if state:
-            return self.becomes_leaf(scope, only)
-        return only.operator is not None
+        if not state:
+            return only.operator is not None
+        # The module is a vertex in all of its calls, or a block in all of them.
+        if not all(self.is_leaf(call) for call in self.calls[id(scope.call.module)]):
+            return False
+        base, _ = _FUNCTIONAL_LEAVES[only.operator or ""]
+        only.operator = None
+        only.module = scope.call.module
+        only.leaf = base.__name__
+        only.args = {"0": only.args["input"]}
+        return True
 
-    def becomes_leaf(self, scope: _Scope, only: _Bound) -> bool:
+    def is_leaf(self, scope: _Scope) -> bool:
         """A subclass of a leaf class that calls its base's function with its own attributes is that leaf."""
         module = scope.call.module
-        base, names = _FUNCTIONAL_LEAVES.get(only.operator or "", (None, ()))
+        only = scope.content[0] if len(scope.content) == 1 else None
+        if not isinstance(only, _Bound):
+            return False
+        if only.operator is None:
+            return only.module is module
+        base, names = _FUNCTIONAL_LEAVES.get(only.operator, (None, ()))
         if base is None or not isinstance(module, base) or module._modules or module._forward_hooks:
             return False
         if module._forward_pre_hooks or set(only.args) - {"input", *names}:
             return False
-        defaults = OPERATORS[only.operator or ""].parameters
+        if type(module).__call__ is not nn.Module.__call__:  # what it does around its forward is recorded, too
+            return False
+        if getattr(module, "padding_mode", "zeros") != "zeros":  # its base would have padded with something else
+            return False
+        # It takes what its base takes, and returns what that returns.
+        call = scope.call
+        if not call.unary or [value for _, value in call.arguments] != [only.args["input"]]:
+            return False
+        if call.result != Value(only.number):
+            return False
+        defaults = OPERATORS[only.operator].parameters
         for name in names:
             value = getattr(module, name)
             given = only.args.get(name, defaults.get(name))
@@ -483,10 +520,6 @@ class _Blocks:
                     return False
             elif (tuple(given) if isinstance(given, list) else given) != value:
                 return False
-        only.operator = None
-        only.module = module
-        only.leaf = base.__name__
-        only.args = {"0": only.args["input"]}
         return True
 
     # -- modules

@@ -33,27 +33,30 @@ _ALIASES = {
     "negative": "neg", "absolute": "abs", "concat": "cat", "concatenate": "cat", "swapaxes": "transpose",
     "swapdims": "transpose", "moveaxis": "movedim", "view": "reshape", "view_as": "reshape_as", "greater": "gt",
     "greater_equal": "ge", "less": "lt", "less_equal": "le", "not_equal": "ne", "clip": "clamp", "fix": "trunc",
-    "_softmax": "softmax", "linalg_vector_norm": "vector_norm", "index_put": "setitem", "upsample": "interpolate",
+    "linalg_vector_norm": "vector_norm", "upsample": "interpolate", "split_with_sizes": "split",
+    "unsafe_split": "split", "unsafe_split_with_sizes": "split", "unsafe_chunk": "chunk",
     "special_expit": "sigmoid", "special_erf": "erf", "max_pool1d_with_indices": "max_pool1d", "arccos": "acos",
     "max_pool2d_with_indices": "max_pool2d", "max_pool3d_with_indices": "max_pool3d", "arcsin": "asin",
     "adaptive_max_pool1d_with_indices": "adaptive_max_pool1d", "arctan": "atan", "arctan2": "atan2",
     "adaptive_max_pool2d_with_indices": "adaptive_max_pool2d", "adaptive_max_pool3d_with_indices":
-    "adaptive_max_pool3d", "zero": "fill", "row_stack": "vstack", "fft_fft": "fft", "fft_ifft": "ifft",
+    "adaptive_max_pool3d", "row_stack": "vstack", "fft_fft": "fft", "fft_ifft": "ifft",
     "fft_rfft": "rfft", "fft_irfft": "irfft", "fft_fft2": "fft2", "fft_ifft2": "ifft2", "fft_rfft2": "rfft2",
     "fft_irfft2": "irfft2", "fft_fftn": "fftn", "fft_ifftn": "ifftn", "fft_rfftn": "rfftn", "fft_irfftn": "irfftn",
     "fft_fftshift": "fftshift", "fft_ifftshift": "ifftshift", "special_expm1": "expm1", "feature_dropout": "dropout2d",
-    "_threshold": "threshold", "detach_copy": "detach",
+    "_threshold": "threshold", "detach_copy": "detach", "log_sigmoid": "logsigmoid", "clamp_min": "clamp",
 }  # fmt: skip
 
 _REFLECTED = {
-    "__radd__": "add", "__rsub__": "sub", "rsub": "sub", "__rmul__": "mul", "__rdiv__": "div", "__rtruediv__": "div",
+    "__radd__": "add", "__rsub__": "sub", "__rmul__": "mul", "__rdiv__": "div", "__rtruediv__": "div",
     "__rfloordiv__": "floor_divide", "__rmod__": "remainder", "__rpow__": "pow", "__rmatmul__": "matmul",
     "__rand__": "bitwise_and", "__ror__": "bitwise_or", "__rxor__": "bitwise_xor",
 }  # fmt: skip
 
 _PARAMETER_NAMES = {
     "self": "input", "x": "input", "axis": "dim", "axes": "dim", "keepdims": "keepdim", "tensor": "input",
-    "split_size": "split_size_or_sections", "axis0": "dim0", "axis1": "dim1",
+    "split_size": "split_size_or_sections", "axis0": "dim0", "axis1": "dim1", "a": "input", "x1": "input",
+    "x2": "other", "train": "training", "split_sizes": "split_size_or_sections", "sections": "indices_or_sections",
+    "indices": "indices_or_sections", "from": "low", "to": "high",
 }  # fmt: skip
 
 # Say how to compute, or nothing that matters.
@@ -67,6 +70,9 @@ _DROPPED = {
     "non_blocking",
     "copy",
     "generator",
+    "sparse_grad",
+    "cudnn_enable",
+    "cudnn_enabled",
 }
 
 _CASTS = {
@@ -97,7 +103,10 @@ def bind(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], rank: int
     if name in _CASTS and getattr(Tensor, name, None) is function:
         return "to", {"input": args[0], "dtype": _CASTS[name]}
     operator = _find(function, name)
-    return _finish(operator.name, _named(operator, function, args, kwargs))
+    arguments = _named(operator, function, args, kwargs)
+    if "return_indices" in operator.parameters:  # not every function that returns them is told to
+        arguments["return_indices"] = rank is None
+    return _finish(operator.name, arguments)
 
 
 def _find(function: Any, name: str) -> Operator:
@@ -168,6 +177,9 @@ def _named(operator: Operator, function: Any, args: tuple[Any, ...], kwargs: dic
 def _finish(name: str, arguments: dict[str, Any]) -> Bound:
     """Arguments in the table's order, defaults left out, spread integers as a tuple."""
     operator = OPERATORS[name]
+    unknown = [parameter for parameter in arguments if parameter not in operator.parameters]
+    if unknown:
+        raise UnknownOperatorError(f"{name} with an argument '{unknown[0]}'")
     ordered: dict[str, Any] = {}
     for parameter, default in operator.parameters.items():
         if parameter not in arguments:
@@ -211,11 +223,10 @@ def _extreme(name: str) -> Callable[[tuple[Any, ...], dict[str, Any], int | None
 
     def bind_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
         arguments = {_PARAMETER_NAMES.get(key, key): value for key, value in kwargs.items()}
-        second = args[1] if len(args) > 1 else arguments.get("other")
+        arguments.update(zip(("input", "dim", "keepdim"), args, strict=False))
+        second = arguments.get("other", arguments.get("dim"))
         if second is not None and not isinstance(second, int):
-            return f"{name}imum", {"input": args[0], "other": second}
-        for parameter, value in zip(("input", "dim", "keepdim"), args, strict=False):
-            arguments[parameter] = value
+            return f"{name}imum", {"input": arguments["input"], "other": second}
         return name, arguments
 
     return bind_call
@@ -242,6 +253,8 @@ def _to(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Boun
             given["device"] = torch.device(value)
         elif isinstance(value, bool) or value is None:
             continue
+        elif isinstance(value, torch.memory_format):
+            given["memory_format"] = value
         elif isinstance(value, SameDtype):
             given["dtype"] = value
         elif isinstance(value, SameDevice):
@@ -263,11 +276,15 @@ def _transposed(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None)
 
 
 def _reversed(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
-    return "permute", {"input": args[0], "dims": tuple(range((rank or 0) - 1, -1, -1))}
+    return "permute", {"input": _only(args, kwargs), "dims": tuple(range((rank or 0) - 1, -1, -1))}
 
 
-def _one(name: str) -> Callable[[tuple[Any, ...], dict[str, Any], int | None], Bound]:
-    return lambda args, kwargs, rank: (name, {"input": args[0]})
+def _one(name: str, **fixed: Any) -> Callable[[tuple[Any, ...], dict[str, Any], int | None], Bound]:
+    return lambda args, kwargs, rank: (name, {"input": _only(args, kwargs), **fixed})
+
+
+def _only(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args else next(iter(kwargs.values()))
 
 
 def _einsum(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
@@ -280,8 +297,57 @@ def _meshgrid(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -
     return "meshgrid", {"tensors": tuple(tensors), "indexing": kwargs.get("indexing") or "ij"}
 
 
-def _zeroed(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
-    return "fill", {"input": args[0], "value": 0}
+def _rsub(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    arguments = {_PARAMETER_NAMES.get(key, key): value for key, value in kwargs.items()}
+    arguments.update(zip(("input", "other", "alpha"), args, strict=False))
+    arguments["input"], arguments["other"] = arguments["other"], arguments["input"]
+    return "sub", arguments
+
+
+def _embedding(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    """``torch.embedding``: the table comes first, and no padding is a number, too."""
+    names = ("weight", "indices", "padding_idx", "scale_grad_by_freq", "sparse")
+    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+    arguments["input"] = arguments.pop("indices")
+    if arguments.get("padding_idx", -1) < 0:
+        arguments["padding_idx"] = None
+    return "embedding", arguments
+
+
+def _index_put(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    arguments = {**dict(zip(("input", "indices", "values", "accumulate"), args, strict=False)), **kwargs}
+    if arguments.get("accumulate"):
+        raise UnknownOperatorError("index_put with accumulate")
+    return "setitem", {"input": arguments["input"], "index": tuple(arguments["indices"]), "value": arguments["values"]}
+
+
+def _scatter(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    """``scatter(x, dim, index, src)`` and ``scatter(x, dim, index, value)``."""
+    arguments = {"src" if key == "value" else _PARAMETER_NAMES.get(key, key): a for key, a in kwargs.items()}
+    return "scatter", {**dict(zip(("input", "dim", "index", "src"), args, strict=False)), **arguments}
+
+
+def _bernoulli_in_place(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    """``x.bernoulli_(p)``, whose default is a half; ``torch.bernoulli(x)`` takes its input for probabilities."""
+    arguments = {"p": 0.5, **dict(zip(("input", "p"), args, strict=False)), **kwargs}
+    if not isinstance(arguments["p"], (int, float)):
+        raise UnknownOperatorError("bernoulli_ with a tensor of probabilities")
+    return "bernoulli", {key: value for key, value in arguments.items() if key not in _DROPPED}
+
+
+def _normal(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    raise UnknownOperatorError("normal as a function; torch.randn and Tensor.normal_ are known")
+
+
+def _plain_softmax(name: str) -> Callable[[tuple[Any, ...], dict[str, Any], int | None], Bound]:
+    """``torch._softmax``, whose third argument is whether a half becomes a float."""
+
+    def bind_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+        arguments = {**dict(zip(("input", "dim", "half_to_float"), args, strict=False)), **kwargs}
+        dtype = {"dtype": torch.float32} if arguments["half_to_float"] else {}
+        return name, {"input": arguments["input"], "dim": arguments["dim"], **dtype}
+
+    return bind_call
 
 
 def _view(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
@@ -297,7 +363,9 @@ def _unfold_method(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | No
 
 def _renamed(name: str, parameters: tuple[str, ...]) -> Callable[[tuple[Any, ...], dict[str, Any], int | None], Bound]:
     def bind_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
-        return name, {**dict(zip(parameters, args, strict=False)), **kwargs}
+        arguments = {key if key in parameters else _PARAMETER_NAMES.get(key, key): a for key, a in kwargs.items()}
+        arguments.update(zip(parameters, args, strict=False))
+        return name, {key: value for key, value in arguments.items() if key not in _DROPPED}
 
     return bind_call
 
@@ -314,6 +382,8 @@ def _softmax_call(name: str) -> Callable[[tuple[Any, ...], dict[str, Any], int |
     return bind_call
 
 
+_NORM = ("input", "weight", "bias", "running_mean", "running_var", "training", "momentum", "eps", "cudnn_enabled")
+
 _SPECIAL_FUNCTIONS: dict[Any, Callable[[tuple[Any, ...], dict[str, Any], int | None], Bound]] = {
     **{f: _variance_call(f.__name__) for f in (torch.var, torch.std, torch.var_mean, torch.std_mean)},
     **{f: _variance_call(f.__name__) for f in (Tensor.var, Tensor.std)},
@@ -326,6 +396,7 @@ _SPECIAL_FUNCTIONS: dict[Any, Callable[[tuple[Any, ...], dict[str, Any], int | N
     Tensor.T.__get__: _reversed,  # type: ignore[attr-defined]
     Tensor.mT.__get__: _transposed,  # type: ignore[attr-defined]
     Tensor.t: _reversed,
+    Tensor.t_: _reversed,
     torch.t: _reversed,
     Tensor.data.__get__: _one("detach"),  # type: ignore[attr-defined]
     Tensor.real.__get__: _one("real"),  # type: ignore[attr-defined]
@@ -334,7 +405,27 @@ _SPECIAL_FUNCTIONS: dict[Any, Callable[[tuple[Any, ...], dict[str, Any], int | N
     torch.functional.einsum: _einsum,
     torch.meshgrid: _meshgrid,
     torch.functional.meshgrid: _meshgrid,
-    Tensor.zero_: _zeroed,
+    Tensor.zero_: _one("fill", value=0),
+    torch.zero_: _one("fill", value=0),
+    torch.ravel: _one("reshape", shape=(-1,)),
+    Tensor.ravel: _one("reshape", shape=(-1,)),
+    torch.rsub: _rsub,
+    torch.embedding: _embedding,
+    Tensor.where: _renamed("where", ("input", "condition", "other")),
+    **{
+        getattr(owner, name): _renamed("clamp", ("input", "max"))
+        for owner in (torch, Tensor)
+        for name in ("clamp_max", "clamp_max_")
+    },
+    **{getattr(owner, name): _index_put for owner in (torch, Tensor) for name in ("index_put", "index_put_")},
+    **dict.fromkeys((torch.scatter, Tensor.scatter, Tensor.scatter_), _scatter),
+    torch._softmax: _plain_softmax("softmax"),
+    torch._log_softmax: _plain_softmax("log_softmax"),
+    # In torch and in torch.nn.functional their arguments are not the same.
+    torch.batch_norm: _renamed("batch_norm", _NORM),
+    torch.instance_norm: _renamed("instance_norm", (*_NORM[:5], "use_input_stats", *_NORM[6:])),
+    torch.layer_norm: _renamed("layer_norm", ("input", "normalized_shape", "weight", "bias", "eps", "cudnn_enable")),
+    torch.group_norm: _renamed("group_norm", ("input", "num_groups", "weight", "bias", "eps", "cudnn_enabled")),
     Tensor.view: _view,
     Tensor.unfold: _unfold_method,
     F.unfold: _renamed("im2col", ("input", "kernel_size", "dilation", "padding", "stride")),
@@ -346,5 +437,7 @@ _SPECIAL_FUNCTIONS: dict[Any, Callable[[tuple[Any, ...], dict[str, Any], int | N
     torch.rms_norm: _renamed("rms_norm", ("input", "normalized_shape", "weight", "eps")),
     Tensor.uniform_: _renamed("uniform", ("input", "low", "high")),
     Tensor.normal_: _renamed("normal", ("input", "mean", "std")),
-    Tensor.repeat_interleave: _renamed("repeat_interleave", ("input", "repeats", "dim")),
+    torch.normal: _normal,
+    Tensor.bernoulli_: _bernoulli_in_place,
+    Tensor.copy_: _renamed("copy", ("input", "src", "non_blocking")),
 }

@@ -65,6 +65,7 @@ class Reconciled:
 
     items: list[Item]
     inputs: list[tuple[str, Any, bool]]
+    input_shapes: list[Any]
     output: Any
     constants: dict[str, torch.Tensor]
 
@@ -198,7 +199,7 @@ class _Merger:
             (name, self.arg(value, [other.recording.inputs[n][1] for other in self.aligned]), keyword)
             for n, (name, value, keyword) in enumerate(first.inputs)
         ]
-        return Reconciled(items, inputs, output, first.constants)
+        return Reconciled(items, inputs, first.input_shapes, output, first.constants)
 
     # -- arguments
 

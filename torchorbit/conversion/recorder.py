@@ -25,6 +25,7 @@ from torchorbit.conversion import shapes
 from torchorbit.conversion.numbers import Traced, observer, traced, untraced
 from torchorbit.errors import ConversionError
 from torchorbit.graph.modules import LEAF_MODULES, leaf_name
+from torchorbit.graph.shapes import shapes_in
 from torchorbit.graph.vertices import Attr
 
 _META = torch.device("meta")
@@ -46,6 +47,8 @@ class Call:
     path: str | None  # None where the module is no submodule of the model
     parent: Call | None
     arguments: tuple[tuple[str, Any], ...] = ()  # names and values of its forward's own arguments
+    unary: bool = False  # given nothing but its forward's first argument
+    result: Any = None  # what the tensor that it returned stands for; None where it returned anything else
 
     def where(self) -> str:
         """Path of the innermost submodule of the model that is being called."""
@@ -66,7 +69,7 @@ class Step:
     module: nn.Module | None = None
     path: str | None = None
     no_grad: bool = False
-    shape: tuple[int, ...] | None = None  # of a single tensor result
+    shape: Any = None  # of the result: a torch.Size, or the result's own container of them
     leaf: str | None = None
 
 
@@ -136,6 +139,7 @@ class Recording:
     Attributes:
         steps: in the order in which they ran.
         inputs: names of the forward's arguments and what was passed, tensors replaced by `Value`s.
+        input_shapes: the shapes of what was passed, in its own containers.
         output: what the forward returned, tensors replaced by `Value`s.
         checks: comparisons of traced numbers with their outcome, and the step before which they were made.
         constants: tensors that are neither parameters nor buffers nor results, by the name given to them.
@@ -144,6 +148,7 @@ class Recording:
 
     steps: list[Step]
     inputs: list[tuple[str, Any, bool]]
+    input_shapes: list[Any]
     output: Any
     output_shapes: list[tuple[int, ...]]
     checks: list[tuple[int, Call, str, tuple[Any, ...], bool]]
@@ -317,7 +322,9 @@ class Recorder(TorchFunctionMode):
             args, kwargs = _plain(args), _plain(kwargs)
 
         in_place = _writes_in_place(name, func, args, kwargs)
-        target = out_argument if out_argument is not None else args[0] if in_place else None
+        target = out_argument
+        if in_place and target is None:
+            target = args[0] if args else next(iter(kwargs.values()))
         result = None
         if not in_place:
             result = shapes.function_result(func, args, kwargs)
@@ -336,8 +343,7 @@ class Recorder(TorchFunctionMode):
                 self.steps.append(Step(Tensor.to, (Value(len(self.steps) - 1), target.dtype), {}, self.stack[-1]))
             self.write(target)
             return result if result is None else target
-        if isinstance(result, Tensor):
-            self.steps[-1].shape = tuple(result.shape)
+        self.steps[-1].shape = shapes_in(result)
         return self.register(result)
 
     def literal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -383,7 +389,7 @@ class Recorder(TorchFunctionMode):
         before = self.values.get(id(target))
         self.values[id(target)] = Value(step)
         self.alive.append(target)
-        self.steps[-1].shape = tuple(target.shape)
+        self.steps[-1].shape = target.shape
         storage = target.untyped_storage()._cdata
         self.mutated[storage] = (step, id(target))
         if storage in self.state and self.state[storage] != id(target):
@@ -423,12 +429,15 @@ class Recorder(TorchFunctionMode):
         path = self.paths.get(id(module))
         atomic = bool(self.atomic) and bool(path) and isinstance(module, self.atomic)
         leaf = None if atomic else leaf_name(module)
-        if path is not None and (atomic or leaf is not None):
+        if path and (atomic or leaf is not None):  # the outermost module is a graph, even where it is a leaf elsewhere
             return self.leaf(original, module, leaf, path, args, kwargs)
         call = Call(module, path, self.stack[-1], self.named_arguments(module, args, kwargs))
+        call.unary = len(args) == 1 and not kwargs
         self.stack.append(call)
         try:
-            return original(module, *args, **kwargs)
+            result = original(module, *args, **kwargs)
+            call.result = self.values.get(id(result))
+            return result
         except Exception:
             if self.failed_in is None:
                 self.failed_in = call.where()
@@ -485,12 +494,11 @@ class Recorder(TorchFunctionMode):
                     self.inside_leaf = False
                 self.running = None
             self.steps.append(step)
-            if isinstance(result, Tensor):
-                step.shape = tuple(result.shape)
-                if getattr(module, "inplace", False) and args and result is args[0]:
-                    # Later uses of the argument see what was written into it.
-                    self.values[id(result)] = Value(len(self.steps) - 1)
-                    return result
+            step.shape = shapes_in(result)
+            if getattr(module, "inplace", False) and args and result is args[0]:
+                # Later uses of the argument see what was written into it.
+                self.values[id(result)] = Value(len(self.steps) - 1)
+                return result
             return self.register(result)
 
     def run_atomic(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -530,9 +538,8 @@ class Recorder(TorchFunctionMode):
         """Something looked at ``module.training``."""
         if (
             not self.inside_leaf
-            and id(module) in self.paths
-            and leaf_name(module) is None
-            and not isinstance(module, self.atomic)
+            and (path := self.paths.get(id(module))) is not None
+            and (not path or (leaf_name(module) is None and not isinstance(module, self.atomic)))
         ):
             self.training_reads[id(module)] = module
 
@@ -636,6 +643,7 @@ def record(
             (name, recorder.freeze(value), keyword)
             for (name, keyword), value in zip(names, [*args, *kwargs.values()], strict=True)
         ]
+        input_shapes = [shapes_in(value) for value in (*args, *kwargs.values())]
         recorder.stack[0].arguments = tuple((name, frozen) for name, frozen, _ in inputs if isinstance(frozen, Value))
         try:
             with torch.inference_mode(False), torch.enable_grad(), recorder:
@@ -651,7 +659,9 @@ def record(
         output = recorder.freeze(result)
         output_shapes = [tuple(t.shape) for t in _tensors(result)]
     reads = [paths[identity] for identity in recorder.training_reads]
-    return Recording(recorder.steps, inputs, output, output_shapes, recorder.checks, recorder.constants, reads)
+    return Recording(
+        recorder.steps, inputs, input_shapes, output, output_shapes, recorder.checks, recorder.constants, reads
+    )
 
 
 def _register_input(recorder: Recorder, value: Any, step: int, index: tuple[int | str, ...] = ()) -> None:

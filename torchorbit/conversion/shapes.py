@@ -60,14 +60,16 @@ def _identity(module: nn.Module, x: Tensor) -> Tensor | None:
 
 
 def _batch_norm_module(module: Any, x: Tensor) -> Tensor | None:
-    if x.dim() < 2 or x.shape[1] != module.num_features or not x.is_contiguous():
+    if x.dim() < 2 or x.shape[1] != module.num_features or not x.is_contiguous() or not x.is_floating_point():
         return None
     dims = {nn.BatchNorm1d: (2, 3), nn.BatchNorm2d: (4,), nn.BatchNorm3d: (5,)}.get(type(module))
     return _contiguous(x.shape, x.dtype) if dims and x.dim() in dims else None
 
 
-def _batch_norm(x: Tensor, mean: Tensor | None, *_: Any, **__: Any) -> Tensor | None:
-    if mean is None or x.dim() < 2 or x.shape[1] != mean.shape[0] or not x.is_contiguous():
+def _batch_norm(x: Tensor, mean: Tensor | None, var: Tensor | None, *_: Any, **__: Any) -> Tensor | None:
+    if mean is None or var is None or x.dim() < 2 or not x.shape[1] == mean.shape[0] == var.shape[0]:
+        return None
+    if not x.is_contiguous() or not x.is_floating_point():
         return None
     return _contiguous(x.shape, x.dtype)
 
@@ -76,7 +78,9 @@ def _layer_norm(
     x: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, *_: Any, **__: Any
 ) -> Tensor | None:
     shape = tuple(normalized_shape)
-    if not shape or tuple(x.shape[-len(shape) :]) != shape or (weight is not None and weight.dtype != x.dtype):
+    if not shape or tuple(x.shape[-len(shape) :]) != shape or not x.is_floating_point():
+        return None
+    if weight is not None and (weight.dtype != x.dtype or weight.shape != shape):
         return None
     return _contiguous(x.shape, x.dtype)
 
@@ -86,7 +90,7 @@ def _layer_norm_module(module: Any, x: Tensor) -> Tensor | None:
 
 
 def _group_norm(x: Tensor, groups: int, weight: Tensor | None = None, *_: Any, **__: Any) -> Tensor | None:
-    if x.dim() < 2 or x.shape[1] % groups or not x.is_contiguous():
+    if x.dim() < 2 or x.shape[1] % groups or not x.is_contiguous() or not x.is_floating_point():
         return None
     if weight is not None and weight.shape[0] != x.shape[1]:
         return None
@@ -99,6 +103,8 @@ def _group_norm_module(module: Any, x: Tensor) -> Tensor | None:
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     if weight.dim() != 2 or x.dim() < 2 or x.shape[-1] != weight.shape[1] or x.dtype != weight.dtype:
+        return None
+    if bias is not None and (bias.dtype != x.dtype or bias.shape != weight.shape[:1]):
         return None
     return _contiguous((*x.shape[:-1], weight.shape[0]), x.dtype)
 
@@ -152,7 +158,7 @@ def _attention(
         return None
     if query.shape[:-2] != key.shape[:-2] or key.shape[:-1] != value.shape[:-1] or query.shape[-1] != key.shape[-1]:
         return None
-    if not query.dtype == key.dtype == value.dtype:
+    if not query.dtype == key.dtype == value.dtype or not query.is_floating_point():
         return None
     return _contiguous((*query.shape[:-1], value.shape[-1]), query.dtype)
 
@@ -161,10 +167,12 @@ def _mean(x: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = Non
     if dtype is not None or not x.is_floating_point():
         return None
     rank = x.dim()
-    dims = range(rank) if dim is None else (dim,) if isinstance(dim, int) else dim
+    dims = range(rank) if dim is None else (dim,) if type(dim) is int else dim
     if not rank or any(not -rank <= d < rank for d in dims) or not dims:
         return None
     reduced = {d % rank for d in dims}
+    if len(reduced) != len(dims):
+        return None
     if keepdim:
         shape = tuple(1 if d in reduced else n for d, n in enumerate(x.shape))
     else:
@@ -188,22 +196,28 @@ def _cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
     return _contiguous((*first.shape[:dim], total, *first.shape[dim + 1 :]), first.dtype)
 
 
-def _softmax(x: Tensor, *_: Any, dtype: torch.dtype | None = None, **__: Any) -> Tensor | None:
+def _softmax(x: Tensor, dim: Any = None, _stacklevel: int = 3, dtype: torch.dtype | None = None) -> Tensor | None:
     return None if dtype is not None else _norm_like(x)
 
 
-def _norm_like(x: Tensor, *_: Any, **__: Any) -> Tensor | None:
+def _normalize(x: Tensor, p: float = 2.0, dim: int = 1, *_: Any, **__: Any) -> Tensor | None:
+    return _norm_like(x) if -x.dim() <= dim < x.dim() else None
+
+
+def _norm_like(x: Tensor) -> Tensor | None:
     return _contiguous(x.shape, x.dtype) if x.is_contiguous() and x.is_floating_point() else None
 
 
 def _recurrent(module: Any, x: Tensor) -> Any:
     """Recurrent layers, whose meta kernel walks through every step of the sequence."""
-    if x.dim() != 3 or x.shape[-1] != module.input_size:
+    if x.dim() != 3 or x.shape[-1] != module.input_size or not x.numel() or x.dtype != module.weight_ih_l0.dtype:
         return None
     directions = 2 if module.bidirectional else 1
     width = module.proj_size or module.hidden_size
     batch = x.shape[0 if module.batch_first else 1]
-    out = _contiguous((*x.shape[:2], directions * width), x.dtype)
+    out = _contiguous((x.numel() // module.input_size // batch, batch, directions * width), x.dtype)
+    if module.batch_first:
+        out = out.transpose(0, 1)
     hidden = _contiguous((directions * module.num_layers, batch, width), x.dtype)
     if module.mode != "LSTM":
         return out, hidden
@@ -248,7 +262,7 @@ _FUNCTION_RULES: dict[Any, Callable[..., Tensor | None]] = {
     F.group_norm: _group_norm,
     F.linear: _linear,
     F.scaled_dot_product_attention: _attention,
-    F.normalize: _norm_like,
+    F.normalize: _normalize,
     F.softmax: _softmax,
     F.pad: _pad,
     torch.cat: _cat,
@@ -279,10 +293,18 @@ def module_result(module: nn.Module, stand_in: type[nn.Module], args: tuple[Any,
     rule = _MODULE_RULES.get(stand_in)
     if rule is None or len(args) != 1:
         return None
-    return rule(module, args[0])
+    try:
+        return rule(module, args[0])
+    except Exception:  # not called as the rule expects; the module itself says what comes of it
+        return None
 
 
 def function_result(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     """What a torch function returns on meta tensors, if that is known without running it."""
     rule = _FUNCTION_RULES.get(function)
-    return None if rule is None else rule(*args, **kwargs)
+    if rule is None:
+        return None
+    try:
+        return rule(*args, **kwargs)
+    except Exception:  # not called as the rule expects; the function itself says what comes of it
+        return None

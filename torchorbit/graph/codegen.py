@@ -42,7 +42,8 @@ def _check_fixed(given: Any, recorded: Any, name: str) -> None:
         raise RuntimeError(f"input '{name}' was recorded as {recorded!r}, and {given!r} is given")
 
 
-#: Everything that generated code can see. Underscores keep it apart from the names of inputs and vertices.
+#: Everything that generated code can see. Underscores keep it apart from the names of inputs and vertices, and
+#: ``_py_`` what numbers go through from the operators of the same name (``round``).
 NAMESPACE: dict[str, Any] = {
     **{f"_{name}": row.function for name, row in OPERATORS.items()},
     "_torch": torch,
@@ -51,11 +52,7 @@ NAMESPACE: dict[str, Any] = {
     "_nan": math.nan,
     "_slice": slice,
     "_getattr": getattr,
-    "_abs": abs,
-    "_int": int,
-    "_float": float,
-    "_round": round,
-    "_bool": bool,
+    **{f"_py_{function.__name__}": function for function in (abs, int, float, round, bool)},
     "_check_fixed": _check_fixed,
 }
 RESERVED = frozenset({*NAMESPACE, *keyword.kwlist, "self"})

@@ -20,10 +20,18 @@ from torchorbit.graph.vertices import InputVertex, ModuleVertex, Vertex
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Graph:
-    """Vertices in the order in which they run, and what is returned."""
+    """Vertices in the order in which they run, and what is returned.
+
+    Attributes:
+        vertices: in the order in which they run.
+        output: what is returned, in terms of them.
+        shapes: vertex name -> the shape of its result when it was recorded (a ``torch.Size``, or containers of
+            them), where that is known. A graph is the same whatever they are.
+    """
 
     vertices: tuple[Vertex, ...]
     output: Any
+    shapes: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
 
     @property
     def inputs(self) -> tuple[InputVertex, ...]:

@@ -13,18 +13,30 @@ from torchorbit.graph.vertices import Attr, InputVertex, ModuleVertex, OperatorV
 
 def flatten(dag: DagModule) -> DagModule:
     """See `DagModule.flatten`."""
-    vertices: list[Vertex] = list(dag.graph.inputs)
-    taken = {vertex.name for vertex in vertices}
-    known: dict[str, Any] = {vertex.name: Ref(vertex.name) for vertex in vertices}
-    output = _inline(dag, "", "", known, vertices, taken)
     provenance = dag.provenance or Provenance()
-    flat = blank(Graph(tuple(vertices), output), provenance)
+    flat = blank(flat_graph(dag), provenance)
     _fill(flat, dag, {id(dag): flat})
     return flat
 
 
+def flat_graph(dag: DagModule) -> Graph:
+    """The vertices of a graph without nested blocks; paths in them are relative to ``dag``."""
+    vertices: list[Vertex] = list(dag.graph.inputs)
+    taken = {vertex.name for vertex in vertices}
+    known: dict[str, Any] = {vertex.name: Ref(vertex.name) for vertex in vertices}
+    shapes = {name: dag.graph.shapes[name] for name in taken if name in dag.graph.shapes}
+    output = _inline(dag, "", "", known, vertices, shapes, taken)
+    return Graph(tuple(vertices), output, shapes)
+
+
 def _inline(
-    dag: DagModule, path: str, prefix: str, known: dict[str, Any], vertices: list[Vertex], taken: set[str]
+    dag: DagModule,
+    path: str,
+    prefix: str,
+    known: dict[str, Any],
+    vertices: list[Vertex],
+    shapes: dict[str, Any],
+    taken: set[str],
 ) -> Any:
     """Append the vertices of a block; returns its output in terms of them."""
 
@@ -44,18 +56,19 @@ def _inline(
             args = {key: map_args(arg, change, below) for key, arg in vertex.args.items()}
             owner = below(vertex.owner) if vertex.training_only else ""
             vertices.append(OperatorVertex(name, vertex.operator, args, vertex.training_only, owner))
-            known[vertex.name] = Ref(name)
-            continue
-        positional = tuple([map_args(arg, change, below) for arg in vertex.args])
-        module = dag.get_submodule(vertex.target)
-        if isinstance(module, DagModule):
+        elif isinstance(module := dag.get_submodule(vertex.target), DagModule):
+            positional = [map_args(arg, change, below) for arg in vertex.args]
             inner = {i.name: arg for i, arg in zip(module.graph.inputs, positional, strict=True)}
             deeper = f"{prefix}{vertex.name}_"
-            known[vertex.name] = _inline(module, below(vertex.target), deeper, inner, vertices, taken)
+            known[vertex.name] = _inline(module, below(vertex.target), deeper, inner, vertices, shapes, taken)
+            continue
         else:
+            positional = [map_args(arg, change, below) for arg in vertex.args]
             keywords = {key: map_args(arg, change, below) for key, arg in vertex.kwargs.items()}
-            vertices.append(ModuleVertex(name, below(vertex.target), positional, keywords, vertex.leaf))
-            known[vertex.name] = Ref(name)
+            vertices.append(ModuleVertex(name, below(vertex.target), tuple(positional), keywords, vertex.leaf))
+        known[vertex.name] = Ref(name)
+        if vertex.name in dag.graph.shapes:
+            shapes[name] = dag.graph.shapes[vertex.name]
     return map_args(dag.graph.output, change, below)
 
 

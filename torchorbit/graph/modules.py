@@ -49,6 +49,9 @@ _STAND_INS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     ),
 }
 
+# Attributes in which constructor arguments of another name are kept.
+_KEPT_AS = {("PairwiseDistance", "p"): "norm"}
+
 # Constructor arguments that no attribute of the same name holds.
 _RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
 _EXTRA: dict[str, tuple[str, ...]] = {
@@ -62,6 +65,17 @@ _EXTRA: dict[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 
+# What a subclass of a leaf may have of its own and still compute the same: what makes, prints, copies and saves it.
+_HARMLESS = {
+    "__init__", "__doc__", "__module__", "__qualname__", "__dict__", "__weakref__", "__annotations__", "__constants__",
+    "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__",
+    "__parameters__", "__orig_bases__", "__abstractmethods__", "_abc_impl", "__slots__", "__repr__", "__setstate__",
+    "__getstate__", "__reduce__", "__reduce_ex__", "__deepcopy__", "__copy__", "__dir__", "__init_subclass__",
+    "__hash__", "__eq__", "_version", "_get_name", "extra_repr", "reset_parameters", "reset_running_stats",
+    "state_dict", "load_state_dict", "_save_to_state_dict", "_load_from_state_dict", "_apply", "to", "float", "half",
+    "bfloat16", "double", "cuda", "cpu", "dump_patches", "call_super_init",
+}  # fmt: skip
+
 _BY_CLASS = {cls: name for name, cls in LEAF_MODULES.items()}
 _found: dict[type, str | None] = {}
 
@@ -70,11 +84,24 @@ def _find(cls: type) -> str | None:
     qualified = f"{cls.__module__}.{cls.__qualname__}"
     if qualified in _STAND_INS:
         return _STAND_INS[qualified][0]
+    own: set[str] = set()
     for base in cls.__mro__:
         if base in _BY_CLASS:
-            same = getattr(cls, "forward", None) is getattr(base, "forward", None)
-            return _BY_CLASS[base] if same else None
+            used = {*dir(base), *_constructor_arguments(base), *_members(base)} - _HARMLESS
+            changed = [name for name in own & used if getattr(cls, name) is not getattr(base, name, None)]
+            return None if changed else _BY_CLASS[base]
+        own.update(vars(base))
     return None
+
+
+def _members(cls: type) -> set[str]:
+    """Names of instance attributes that a leaf class declares, or that its methods mention."""
+    names = {name for base in cls.__mro__ for name in inspect.get_annotations(base)}
+    for base in cls.__mro__[: cls.__mro__.index(nn.Module)]:
+        for member in vars(base).values():
+            if inspect.isfunction(member):
+                names.update(member.__code__.co_names)
+    return names
 
 
 def leaf_name(module: nn.Module) -> str | None:
@@ -101,7 +128,7 @@ def leaf_config(module: nn.Module, name: str) -> dict[str, Any]:
     names = _EXTRA[name] if name in _EXTRA else _constructor_arguments(LEAF_MODULES[name])
     config = {}
     for argument in names:
-        value = getattr(module, argument)
+        value = getattr(module, _KEPT_AS.get((name, argument), argument))
         config[argument] = value is not None if argument == "bias" and not isinstance(value, bool) else value
     return config
 

@@ -92,6 +92,18 @@ def _copy(input: Tensor, src: Tensor) -> Tensor:
     return src.expand_as(input).to(dtype=input.dtype, device=input.device, copy=True)
 
 
+def _keep(input: Tensor, dim: int, index: tuple[int, ...]) -> Tensor:
+    """The positions ``index`` along a dimension."""
+    return input.index_select(dim, torch.tensor(index, device=input.device))
+
+
+def _spread(input: Tensor, dim: int, index: tuple[int, ...], length: int) -> Tensor:
+    """Zeros of another length along a dimension, with ``input`` at the positions ``index``."""
+    shape = list(input.shape)
+    shape[dim] = length
+    return input.new_zeros(shape).index_copy(dim, torch.tensor(index, device=input.device), input)
+
+
 _OWN: dict[str, Callable[..., Any]] = {
     "assign": _assign,
     "check": _check,
@@ -102,6 +114,8 @@ _OWN: dict[str, Callable[..., Any]] = {
     "normal": _normal,
     "fill": _fill,
     "copy": _copy,
+    "keep": _keep,
+    "spread": _spread,
     "im2col": F.unfold,
     "col2im": F.fold,
     "vector_norm": torch.linalg.vector_norm,
@@ -237,8 +251,8 @@ _TABLE = """
     cumsum(input, dim, *, dtype=None)
     cumprod(input, dim, *, dtype=None)
     topk(input, k, dim=-1, largest=True, sorted=True)
-    sort(input, dim=-1, descending=False)
-    argsort(input, dim=-1, descending=False)
+    sort(input, *, dim=-1, descending=False, stable=False)
+    argsort(input, *, dim=-1, descending=False, stable=False)
 
     reshape(input, shape: ints)
     flatten(input, start_dim=0, end_dim=-1)
@@ -250,7 +264,7 @@ _TABLE = """
     unsqueeze(input, dim)
     broadcast_to(input, size: ints)
     tile(input, dims: ints)
-    repeat_interleave(input, repeats, dim=None)
+    repeat_interleave(input, repeats, dim=None, *, output_size=None)
     flip(input, dims: ints)
     roll(input, shifts, dims=None)
     rot90(input, k=1, dims=(0, 1))
@@ -261,7 +275,7 @@ _TABLE = """
     take_along_dim(input, indices, dim=None)
     scatter(input, dim, index, src)
     scatter_add(input, dim, index, src)
-    index_add(input, dim, index, source)
+    index_add(input, dim, index, source, *, alpha=1)
     setitem(input, index, value)
     chunk(input, chunks, dim=0)
     split(input, split_size_or_sections, dim=0)
@@ -280,7 +294,7 @@ _TABLE = """
     triu(input, diagonal=0)
     meshgrid(tensors, indexing='ij')
     one_hot(tensor, num_classes=-1)
-    bucketize(input, boundaries, *, right=False)
+    bucketize(input, boundaries, *, out_int32=False, right=False)
 
     matmul(input, other)
     bmm(input, mat2)
@@ -291,7 +305,7 @@ _TABLE = """
     addmm(input, mat1, mat2, *, beta=1, alpha=1)
     baddbmm(input, batch1, batch2, *, beta=1, alpha=1)
     tensordot(a, b, dims=2)
-    cdist(x1, x2, p=2.0)
+    cdist(x1, x2, p=2.0, compute_mode='use_mm_for_euclid_dist_if_necessary')
     einsum(equation, operands)
     linear(input, weight, bias=None)
     bilinear(input1, input2, weight, bias=None)
@@ -341,17 +355,17 @@ _TABLE = """
     eye(n, m=None, *, dtype=None, device=None)
     zeros(size: ints, *, dtype=None, device=None)
     ones(size: ints, *, dtype=None, device=None)
-    empty(size: ints, *, dtype=None, device=None)
+    empty(size: ints, *, dtype=None, device=None, memory_format=None)
     full(size, fill_value, *, dtype=None, device=None)
     rand(size: ints, *, dtype=None, device=None)
     randn(size: ints, *, dtype=None, device=None)
     randperm(n, *, dtype=None, device=None)
-    zeros_like(input, *, dtype=None, device=None)
-    ones_like(input, *, dtype=None, device=None)
-    empty_like(input, *, dtype=None, device=None)
-    full_like(input, fill_value, *, dtype=None, device=None)
-    rand_like(input, *, dtype=None, device=None)
-    randn_like(input, *, dtype=None, device=None)
+    zeros_like(input, *, dtype=None, device=None, memory_format=None)
+    ones_like(input, *, dtype=None, device=None, memory_format=None)
+    empty_like(input, *, dtype=None, device=None, memory_format=None)
+    full_like(input, fill_value, *, dtype=None, device=None, memory_format=None)
+    rand_like(input, *, dtype=None, device=None, memory_format=None)
+    randn_like(input, *, dtype=None, device=None, memory_format=None)
     bernoulli(input, p=None)
     uniform(input, low=0.0, high=1.0)
     normal(input, mean=0.0, std=1.0)
@@ -370,6 +384,9 @@ _TABLE = """
     irfftn(input, s=None, dim=None, norm=None)
     fftshift(input, dim=None)
     ifftshift(input, dim=None)
+
+    keep(input, dim, index)
+    spread(input, dim, index, length)
 
     assign(target, value)
     check(condition, message)

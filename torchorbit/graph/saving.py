@@ -305,12 +305,14 @@ class _Unpacker:
             entries = node.get(group, {})
             if not isinstance(entries, dict):
                 raise CheckpointError(f"{where}: its {group} are no JSON object")
-            if leaf and set(entries) != set(expected):
+            # A leaf may carry more than its class needs, if that hides nothing of it.
+            more = set(entries) - set(expected)
+            if leaf and (set(expected) - set(entries) or any(hasattr(module, name) for name in more)):
                 raise CheckpointError(f"{where} needs the {group} {sorted(expected)}, the file has {sorted(entries)}")
             for name, entry in entries.items():
                 if not name or "." in name:
                     raise CheckpointError(f"{where}: '{name}' is no name of a parameter or buffer")
-                self.assign(module, group, name, entry, f"{where}, {group} '{name}'", leaf)
+                self.assign(module, group, name, entry, f"{where}, {group} '{name}'", leaf and name not in more)
         children = node.get("children", {})
         if not isinstance(children, dict) or (leaf and children):
             raise CheckpointError(f"{where}: its children are no JSON object, or it is a leaf")
@@ -351,7 +353,7 @@ class _Unpacker:
         if parameter is None:
             parameter = tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(tensor, requires_grad=bool(flag))
             self.parameters[key] = parameter
-        if isinstance(module, nn.RNNBase):
+        if leaf and isinstance(module, nn.RNNBase):
             setattr(module, name, parameter)  # it keeps a list of its weights, too
         else:
             members[name] = parameter

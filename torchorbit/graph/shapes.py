@@ -1,0 +1,165 @@
+"""The shapes of all results of a graph: those that were recorded, and the others, found by running on meta tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchorbit.graph.codegen import NAMESPACE, argument
+from torchorbit.graph.operators import OPERATORS
+from torchorbit.graph.vertices import (
+    Attr,
+    ByMode,
+    Expr,
+    InputVertex,
+    ModuleVertex,
+    OperatorVertex,
+    Ref,
+    SameDevice,
+    SameDtype,
+    Size,
+    Vertex,
+)
+
+_META = torch.device("meta")
+_WITHOUT_RESULT = frozenset({"check", "assign"})
+
+
+def shapes_in(value: Any) -> Any:
+    """The shape of a tensor; of a container, the shapes in it."""
+    if isinstance(value, Tensor):
+        return value.shape
+    if isinstance(value, (tuple, list)):
+        return tuple([shapes_in(item) for item in value])
+    if isinstance(value, dict):
+        return {key: shapes_in(item) for key, item in value.items()}
+    return None
+
+
+def pick(value: Any, index: tuple[int | str, ...]) -> Any:
+    """An item inside of containers."""
+    for item in index:
+        value = value[item]
+    return value
+
+
+def complete(
+    vertices: tuple[Vertex, ...],
+    shapes: dict[str, Any],
+    tensor_at: Callable[[str], Tensor],
+    module_at: Callable[[str], nn.Module],
+) -> dict[str, Any]:
+    """Shapes of the results of all vertices.
+
+    Args:
+        vertices: of a graph without nested blocks.
+        shapes: those that are known, the inputs' among them.
+        tensor_at: gives the parameter or buffer at a path.
+        module_at: gives the submodule at a path.
+
+    Returns:
+        ``shapes`` with what was missing. Where only training computes something, as it does in training.
+
+    Raises:
+        RuntimeError: a vertex does not run with the shapes that come before it.
+    """
+    if all(vertex.name in shapes for vertex in vertices if not _without_result(vertex)):
+        return shapes
+    return _Runner(dict(shapes), tensor_at, module_at).run(vertices)
+
+
+def _without_result(vertex: Vertex) -> bool:
+    return isinstance(vertex, OperatorVertex) and vertex.operator in _WITHOUT_RESULT
+
+
+class _Runner:
+    def __init__(
+        self, shapes: dict[str, Any], tensor_at: Callable[[str], Tensor], module_at: Callable[[str], nn.Module]
+    ):
+        self.shapes = shapes
+        self.tensor_at = tensor_at
+        self.module_at = module_at
+        self.results: dict[str, Any] = {}  # of the vertices that had to be run
+        self.training = False
+
+    @torch.no_grad()
+    def run(self, vertices: tuple[Vertex, ...]) -> dict[str, Any]:
+        for vertex in vertices:
+            if vertex.name in self.shapes or _without_result(vertex) or isinstance(vertex, InputVertex):
+                continue
+            if isinstance(vertex, ModuleVertex):
+                result = self.call_module(vertex)
+            else:
+                self.training = vertex.training_only
+                row = OPERATORS[vertex.operator]
+                args = {name: self.value(arg) for name, arg in vertex.args.items()}
+                if "device" in args:
+                    args["device"] = _META
+                result = _call(row, args)
+            self.results[vertex.name] = result
+            self.shapes[vertex.name] = shapes_in(result)
+        return self.shapes
+
+    def call_module(self, vertex: ModuleVertex) -> Any:
+        module = self.module_at(vertex.target)
+        self.training = module.training
+        state = {
+            name: torch.empty_like(tensor, device=_META)
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
+        args = tuple([self.value(arg) for arg in vertex.args])
+        kwargs = {name: self.value(arg) for name, arg in vertex.kwargs.items()}
+        return torch.func.functional_call(module, state, args, kwargs)
+
+    def value(self, arg: Any) -> Any:
+        kind = type(arg)
+        if kind is Ref:
+            if arg.vertex in self.results:
+                return pick(self.results[arg.vertex], arg.index)
+            return _empty(pick(self.shapes[arg.vertex], arg.index))
+        if kind is Attr:
+            return torch.empty_like(self.tensor_at(arg.path), device=_META)
+        if kind is Size:
+            return self.value(arg.value).size(arg.dim)
+        if kind is Expr:
+            operands = {f"operand_{n}": self.value(operand) for n, operand in enumerate(arg.operands)}
+            written = Expr(arg.operator, tuple([Ref(name) for name in operands]))
+            return eval(argument(written, {}), {**NAMESPACE, **operands})  # closed: `argument` wrote it
+        if kind is ByMode:
+            return self.value(arg.training if self.training else arg.evaluation)
+        if kind is SameDevice:
+            return _META
+        if kind is SameDtype:
+            return self.value(arg.value).dtype
+        if kind is slice:
+            return slice(self.value(arg.start), self.value(arg.stop), self.value(arg.step))
+        if kind in (tuple, list):
+            return kind([self.value(item) for item in arg])
+        if kind is dict:
+            return {key: self.value(item) for key, item in arg.items()}
+        return arg
+
+
+def _call(row: Any, args: dict[str, Any]) -> Any:
+    """Call an operator as generated code does: positional where it may be."""
+    positional: list[Any] = []
+    by_name: dict[str, Any] = {}
+    for name in row.parameters:
+        if name not in args:
+            continue
+        if by_name or name in row.keyword_only or len(positional) < list(row.parameters).index(name):
+            by_name[name] = args[name]
+        else:
+            positional.append(args[name])
+    return row.function(*positional, **by_name)
+
+
+def _empty(shape: Any) -> Any:
+    if isinstance(shape, torch.Size):
+        return torch.empty(shape, device=_META)
+    if isinstance(shape, dict):
+        return {key: _empty(item) for key, item in shape.items()}
+    return None if shape is None else tuple([_empty(item) for item in shape])
