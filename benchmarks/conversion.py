@@ -5,27 +5,29 @@ For every model, in one process and on one thread:
 - `meta forward`: one forward of the source on meta tensors;
 - `convert`: `torchorbit.convert`, from the model on meta to a `DagModule`;
 - `export`: `torch.export.export` of the source on meta with a free batch size;
-- `floor`: CPU time of building the model on meta and running it once;
-- `sweep`: CPU time of the job that a sweep with `--verify shape` runs for the model;
+- `floor`: CPU time of building the model on meta and running it once, in a worker process;
+- `sweep`: CPU time of the job that a sweep with `--verify shape` runs for the model, in a worker process;
 - `graph / source`: the forward of the graph over that of the source, with weights, batch 1, for some of the models.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import platform
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from tabulate import tabulate
 
 import torchorbit
-from harness.memory import available_bytes
+from harness.memory import available_bytes, release_memory
 from harness.models import VERSIONS, build_on_meta, build_with_random_weights, example_input, input_size
-from harness.worker import Job, run
+from harness.worker import Job, prepare_process, run
 
 # One per family, small ones, so that the whole takes minutes.
 MODELS = """
@@ -75,23 +77,36 @@ def conversion(name: str) -> tuple[float, float, float | None]:
     return forward, convert, export
 
 
-def floor(name: str) -> float:
-    """CPU seconds for building a model on meta and running it once."""
+def floor(names: list[str]) -> float:
+    """CPU seconds for building models on meta and running each once."""
+    prepare_process()
+    torch.set_num_threads(1)
     started = time.process_time()
-    model = build_on_meta(name)
-    with torch.no_grad():
-        model(example_input(model))
+    for name in names:
+        model = build_on_meta(name)
+        with torch.no_grad():
+            model(example_input(model))
+        del model
+        release_memory()
     return time.process_time() - started
 
 
-def sweep(name: str, budget: int) -> float:
-    """CPU seconds of the job that a sweep runs for a model."""
+def sweep(names: list[str]) -> float:
+    """CPU seconds of the jobs that a sweep runs for models."""
+    prepare_process()
+    budget = available_bytes()
     started = time.process_time()
-    outcome = run(Job(name, "shape", budget, budget))
-    seconds = time.process_time() - started
-    if outcome.record is None or outcome.record.failed:
-        raise SystemExit(f"{name} failed: {outcome.record and outcome.record.error}")
-    return seconds
+    for name in names:
+        outcome = run(Job(name, "shape", budget, budget))
+        if outcome.record is None or outcome.record.failed:
+            raise SystemExit(f"{name} failed: {outcome.record and outcome.record.error}")
+    return time.process_time() - started
+
+
+def in_a_worker(action: Callable[[list[str]], float], names: list[str]) -> float:
+    """Call a function in a process of its own, as the workers of a sweep are."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(action, names).result()
 
 
 def running(name: str, repeats: int) -> tuple[float, float]:
@@ -122,9 +137,7 @@ def main() -> None:
     print(f"{platform.machine()}, one thread, " + ", ".join(f"{key} {value}" for key, value in VERSIONS.items()) + "\n")
 
     print_conversion(names)
-    budget = available_bytes()
-    floors = sum(floor(name) for name in names)
-    sweeps = sum(sweep(name, budget) for name in names)
+    floors, sweeps = in_a_worker(floor, names), in_a_worker(sweep, names)
     print(f"sweep / floor, CPU time: {sweeps / floors:.2f} ({sweeps:.1f} s over {floors:.1f} s, {len(names)} models)\n")
     print_running([name for name in RUN.split() if name in names], options.repeats)
 

@@ -84,7 +84,7 @@ def run(job: Job) -> Outcome:
     Returns:
         The outcome. Whatever goes wrong with the model is in its record and not raised.
     """
-    _prepare_process()
+    prepare_process()
     torch.set_num_threads(job.threads)
     memory.reset_peak_rss()
     started = time.perf_counter()
@@ -173,7 +173,7 @@ def _spare_bytes(job: Job, record: Record, model: nn.Module) -> int | None:
 
 
 @functools.cache
-def _prepare_process() -> None:
+def prepare_process() -> None:
     """Once per process: settle what is the same for every job."""
     if multiprocessing.parent_process() is None:
         # A test or a debugger runs the job: the process is not ours to settle.
