@@ -10,6 +10,8 @@ from torchorbit.errors import CheckpointError, ConversionError, GraphRunError, T
 from torchorbit.explaining import Explanation, explain  # noqa: E402
 from torchorbit.graph.dag import DagModule  # noqa: E402
 from torchorbit.graph.saving import load  # noqa: E402
+from torchorbit.orbits import Orbit, Orbits, find_orbits, register_rule  # noqa: E402
+from torchorbit.pruning import Flops, Plan, flops, plan, prune, remove_channels, verify_removal  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -21,12 +23,23 @@ __all__ = [
     "ConversionError",
     "DagModule",
     "Explanation",
+    "Flops",
     "GraphRunError",
+    "Orbit",
+    "Orbits",
+    "Plan",
     "TorchorbitError",
     "__version__",
     "build_from_unstructured_module",
     "compare_module_outputs",
     "convert",
     "explain",
+    "find_orbits",
+    "flops",
     "load",
+    "plan",
+    "prune",
+    "register_rule",
+    "remove_channels",
+    "verify_removal",
 ]

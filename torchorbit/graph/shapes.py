@@ -88,7 +88,11 @@ class _Runner:
     @torch.no_grad()
     def run(self, vertices: tuple[Vertex, ...]) -> dict[str, Any]:
         for vertex in vertices:
-            if vertex.name in self.shapes or _without_result(vertex) or isinstance(vertex, InputVertex):
+            if isinstance(vertex, InputVertex):
+                if vertex.fixed:
+                    self.results[vertex.name] = vertex.fixed[0]
+                continue
+            if vertex.name in self.shapes or _without_result(vertex):
                 continue
             if isinstance(vertex, ModuleVertex):
                 result = self.call_module(vertex)

@@ -1,0 +1,7 @@
+"""Which channels of a model live and die together."""
+
+from torchorbit.orbits.discovery import find_orbits
+from torchorbit.orbits.orbit import Orbit, Orbits, Slice
+from torchorbit.orbits.rules import register_rule
+
+__all__ = ["Orbit", "Orbits", "Slice", "find_orbits", "register_rule"]

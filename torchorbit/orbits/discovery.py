@@ -1,0 +1,229 @@
+"""Read a graph as often as it takes, and give what was found a name: orbits."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from torchorbit.graph.dag import DagModule
+from torchorbit.graph.vertices import Attr, ByMode, InputVertex, OperatorVertex, Ref
+from torchorbit.orbits.flat import FlatModel
+from torchorbit.orbits.labels import Dim, Labels, joint
+from torchorbit.orbits.orbit import Orbits
+from torchorbit.orbits.rules import RULES, Labelled, Operands, Reading
+
+_MOST_READINGS = 4
+
+
+def find_orbits(dag: DagModule, *, frozen: Iterable[nn.Module | str] | nn.Module | str = ()) -> Orbits:
+    """Find the channels of a model that live and die together.
+
+    Nothing is run and no weights are needed: labels are propagated through the graph, tied where channels must stay
+    equal, and the connected components are the units that can be removed (see `torchorbit.orbits.labels`).
+
+    Args:
+        dag: a graph, outermost level.
+        frozen: modules, paths of modules, parameters or vertices, or patterns of such paths (``"head*"``) that must
+            stay as they are: no channel that goes in or comes out of them is removed. The channels of the model's
+            inputs and outputs always stay.
+
+    Returns:
+        The orbits, in the order in which the model uses their parameters.
+
+    Raises:
+        ValueError: ``dag`` is a block of a graph, or something in ``frozen`` names nothing in it.
+    """
+    model = FlatModel.of(dag)
+    fixed = _Frozen(model, frozen)
+    readings = _readings(model, fixed)
+    return Orbits.of(model, readings)
+
+
+def _readings(model: FlatModel, fixed: _Frozen) -> list[Reading]:
+    dead: set[tuple[str, int]] = set()
+    while True:
+        readings: list[Reading] = []
+        found: set[tuple[str, int]] = set()
+        while not readings or len(readings) < min(max(r.labels.deepest for r in readings), _MOST_READINGS):
+            readings.append(_read(model, len(readings), fixed, dead))
+            if readings[-1].labels.contested:
+                found |= _dead(readings[-1])
+        if not found - dead:
+            return readings
+        # A dimension that can never be pruned took part in a choice between dimensions: choose again without it.
+        dead |= found
+
+
+def _dead(reading: Reading) -> set[tuple[str, int]]:
+    """Dimensions of parameters that no reading can prune, if such were merged with others."""
+    components = reading.labels.components(all_readings=True)
+    frozen = components == components[0]
+    if not any(frozen[dim].all() for dim in reading.labels.contested):
+        return set()
+    return {
+        (path, axis)
+        for path, value in reading.attributes.items()
+        for axis, dim in enumerate(value.dims)
+        if isinstance(dim, np.ndarray) and frozen[dim].all()
+    }
+
+
+def _read(model: FlatModel, number: int, fixed: _Frozen, dead: set[tuple[str, int]]) -> Reading:
+    reading = Reading(Labels(number))
+    reader = _Reader(model, reading, dead)
+    shapes = model.graph.shapes
+    for vertex in model.graph.vertices:
+        name = vertex.name
+        if isinstance(vertex, InputVertex):
+            reading.values[name] = _bare(shapes.get(name))
+            continue
+        call = model.calls[name]
+        args = {key: reader.value(arg) for key, arg in call.args.items()}
+        operands = Operands(reading, name, call.operator, args, shapes.get(name))
+        if not isinstance(vertex, OperatorVertex):
+            operands.module = model.dag.get_submodule(vertex.target)
+        function = RULES.get(call.operator)
+        if function is None:
+            reading.unruled.setdefault(call.operator)
+            for tensor in operands.tensors():
+                operands.freeze(tensor)
+            result: Any = _bare(operands.shape)
+        else:
+            result = function(operands)
+            if isinstance(result, list):
+                result = Labelled(operands.shape, result)
+        if name in fixed.vertices:
+            for tensor in [*operands.tensors(), *_labelled(result)]:
+                operands.freeze(tensor)
+        reading.values[name] = result
+    for tensor in _labelled(reader.value(model.graph.output)):
+        for dim in tensor.dims:
+            reading.labels.freeze(dim)
+    for path in fixed.attributes:
+        if path in reading.attributes:
+            for dim in reading.attributes[path].dims:
+                reading.labels.freeze(dim)
+    return reading
+
+
+def _bare(shape: Any) -> Any:
+    """A result without labels."""
+    if isinstance(shape, torch.Size):
+        return Labelled(shape, [None] * len(shape))
+    if isinstance(shape, dict):
+        return {key: _bare(item) for key, item in shape.items()}
+    return None if shape is None else tuple([_bare(item) for item in shape])
+
+
+def _labelled(value: Any) -> list[Labelled]:
+    if isinstance(value, Labelled):
+        return [value]
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [found for item in value for found in _labelled(item)] if isinstance(value, (tuple, list)) else []
+
+
+class _Reader:
+    """Arguments as rules see them."""
+
+    def __init__(self, model: FlatModel, reading: Reading, dead: set[tuple[str, int]]):
+        self.model = model
+        self.reading = reading
+        self.dead = dead
+
+    def value(self, arg: Any) -> Any:
+        kind = type(arg)
+        if kind is Ref:
+            value = self.reading.values[arg.vertex]
+            for item in arg.index:
+                value = value[item]
+            return value
+        if kind is Attr:
+            return self.attribute(arg.path)
+        if kind is tuple or kind is list:
+            return kind([self.value(item) for item in arg])
+        if kind is dict:
+            return {key: self.value(item) for key, item in arg.items()}
+        if kind is slice:
+            return slice(self.value(arg.start), self.value(arg.stop), self.value(arg.step))
+        if kind is ByMode:
+            return self.by_mode(arg)
+        return arg
+
+    def by_mode(self, arg: ByMode) -> Any:
+        first, second = self.value(arg.training), self.value(arg.evaluation)
+        if isinstance(first, Labelled) and isinstance(second, Labelled) and len(first.dims) == len(second.dims):
+            meet = self.reading.labels.meet
+            dims = [meet(a, b) for a, b in zip(first.dims, second.dims, strict=True)]
+            return Labelled(second.shape, dims)
+        return second if isinstance(second, Labelled) else first if isinstance(first, Labelled) else arg
+
+    def attribute(self, path: str) -> Labelled:
+        known = self.reading.attributes.get(path)
+        if known is None:
+            tensor: Tensor = self.model.tensor_at(path)
+            # A tensor that has two names has one set of labels.
+            first = self.model.known_as.setdefault(id(tensor), path)
+            if first != path:
+                known = self.reading.attributes[first]
+            else:
+                known = Labelled(
+                    tuple(tensor.shape), [self.fresh(path, axis, length) for axis, length in enumerate(tensor.shape)]
+                )
+            self.reading.attributes[path] = known
+        return known
+
+    def fresh(self, path: str, axis: int, length: int) -> Dim:
+        if length == 1 or (path, axis) in self.dead:
+            return None
+        factors = self.model.tables.get((path, axis))
+        if factors is None:
+            return self.reading.labels.fresh(length)
+        return joint([self.reading.labels.fresh(factor) for factor in factors])
+
+
+class _Frozen:
+    """What a caller wants frozen, as names of vertices and paths of parameters."""
+
+    def __init__(self, model: FlatModel, frozen: Iterable[nn.Module | str] | nn.Module | str):
+        self.vertices: set[str] = set()
+        self.attributes: set[str] = set()
+        wanted = [frozen] if isinstance(frozen, (nn.Module, str)) else list(frozen)
+        if not wanted:
+            return
+        modules = {path: module for path, module in model.dag.named_modules(remove_duplicate=False) if path}
+        tensors = [*dict(model.dag.named_parameters()), *dict(model.dag.named_buffers())]
+        names = [vertex.name for vertex in model.graph.vertices]
+        for item in wanted:
+            if isinstance(item, nn.Module):
+                paths = [path for path, module in modules.items() if module is item]
+            elif isinstance(item, str):
+                paths = [path for path in modules if _matches(path, item)]
+            else:
+                raise TypeError(f"frozen holds {item!r}, expected modules, paths or patterns")
+            inside = tuple([f"{path}." for path in paths])
+            attributes = {path for path in tensors if path.startswith(inside)} if inside else set()
+            vertices: set[str] = set()
+            if isinstance(item, str):
+                attributes |= {path for path in tensors if _matches(path, item)}
+                vertices = {name for name in names if _matches(name, item)}
+            for vertex in model.graph.vertices:
+                target = getattr(vertex, "target", None)
+                if target is not None and (target in paths or (inside and target.startswith(inside))):
+                    vertices.add(vertex.name)
+            if not paths and not attributes and not vertices:
+                raise ValueError(
+                    f"frozen={item!r} names no module, parameter or vertex of the graph; paths are those of "
+                    "dag.named_modules(), patterns are like 'blocks.*.attn'"
+                )
+            self.attributes |= attributes
+            self.vertices |= vertices
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return path == pattern or fnmatch.fnmatchcase(path, pattern)

@@ -1,0 +1,428 @@
+"""Orbits: families of units that prune as one vector."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, overload
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from torchorbit.graph.costs import cost_of
+from torchorbit.graph.vertices import Attr, ByMode, Ref
+from torchorbit.orbits.flat import FlatModel
+from torchorbit.orbits.labels import Array, Dim, arrays_of
+from torchorbit.orbits.rules import Labelled, Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """What a unit owns of a parameter or buffer.
+
+    Attributes:
+        tensor: its path, as in ``state_dict()``.
+        dim: the dimension along which it is cut.
+        indices: positions along that dimension, ascending.
+    """
+
+    tensor: str
+    dim: int
+    indices: tuple[int, ...]
+
+
+class Orbit:
+    """A family of units that prune as one vector.
+
+    Made by `torchorbit.find_orbits`. ``orbit.width`` units can be removed one by one, down to one.
+
+    Attributes:
+        index: position among the orbits of the graph.
+        reading: the reading in which it was found: 0 for channels, 1 for what is around them where a dimension is
+            split (whole heads, whole groups), and so on.
+        components: the unit numbers, in the order of the channels.
+    """
+
+    def __init__(self, orbits: Orbits, index: int, reading: int, components: Array):
+        self._orbits = orbits
+        self.index = index
+        self.reading = reading
+        self.components = components
+
+    @property
+    def width(self) -> int:
+        """Number of units."""
+        return len(self.components)
+
+    def __len__(self) -> int:
+        return self.width
+
+    @cached_property
+    def slices(self) -> tuple[Slice, ...]:
+        """Everything of parameters and buffers that the whole orbit owns."""
+        return tuple(self._slices(np.isin(self._orbits.positions[self.reading], self.components)))
+
+    def unit(self, index: int) -> tuple[Slice, ...]:
+        """What one unit owns of parameters and buffers.
+
+        Args:
+            index: which unit, from 0 to ``width - 1``.
+
+        Raises:
+            IndexError: there is no such unit.
+        """
+        if not 0 <= index < self.width:
+            raise IndexError(f"{self!r} has {self.width} units, there is no unit {index}")
+        return tuple(self._slices(self._orbits.positions[self.reading] == self.components[index]))
+
+    def _slices(self, owned: Any) -> Iterator[Slice]:
+        where = np.flatnonzero(owned)
+        parts = self._orbits.parts
+        starts = np.array([part.start for part in parts])
+        for place in np.unique(np.searchsorted(starts, where, side="right") - 1):
+            part = parts[place]
+            inside = where[(where >= part.start) & (where < part.start + part.length)] - part.start
+            yield Slice(part.path, part.axis, tuple(inside.tolist()))
+
+    @cached_property
+    def sources(self) -> tuple[str, ...]:
+        """Names of the vertices that produce its channels."""
+        return self._touching(self._orbits.readings[self.reading].sources)
+
+    @cached_property
+    def sinks(self) -> tuple[str, ...]:
+        """Names of the vertices that consume them."""
+        return self._touching(self._orbits.readings[self.reading].sinks)
+
+    def _touching(self, places: list[tuple[str, Array]]) -> tuple[str, ...]:
+        component = self._orbits.components[self.reading]
+        return tuple(dict.fromkeys([name for name, dim in places if np.isin(component[dim], self.components).any()]))
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters that go when the whole orbit goes."""
+        share: dict[str, dict[int, int]] = {}
+        for piece in self.slices:
+            share.setdefault(piece.tensor, {})[piece.dim] = len(piece.indices)
+        total = 0
+        trainable = self._orbits.trainable
+        for path, cut in share.items():
+            if path in trainable:
+                shape = self._orbits.model.tensor_at(path).shape
+                left = 1
+                for axis, length in enumerate(shape):
+                    left *= length - cut.get(axis, 0)
+                total += int(np.prod(shape)) - left
+        return total
+
+    @cached_property
+    def flops(self) -> float:
+        """FLOPs (two per multiply-accumulate, one sample) of what runs on its channels, as far as they make them up."""
+        keep = {self.reading: np.isin(self._orbits.components[self.reading], self.components, invert=True)}
+        return self._orbits.flops_saved(self, keep)
+
+    def __repr__(self) -> str:
+        return f"Orbit({self.index}, width={self.width})"
+
+    def __str__(self) -> str:
+        kind = "channels" if self.reading == 0 else "groups" if self.reading == 1 else f"reading {self.reading}"
+        names = self.sources or tuple(dict.fromkeys([piece.tensor for piece in self.slices]))
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        sinks = ", ".join(self.sinks[:3]) + (f" and {len(self.sinks) - 3} more" if len(self.sinks) > 3 else "")
+        arrow = f" -> {sinks}" if sinks else ""
+        return (
+            f"orbit {self.index}: {self.width} {kind}, {shown}{arrow}; "
+            f"{self.parameters / 1e6:.3f} M parameters, {self.flops / 1e9:.3f} GFLOPs"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Where the labels of one dimension of a parameter or buffer lie among all of them."""
+
+    path: str
+    axis: int
+    start: int
+    length: int
+
+
+class Orbits(Sequence[Orbit]):
+    """The orbits of a graph. Prints as a table.
+
+    Attributes:
+        model: the graph as it was read.
+        readings: what each reading found.
+        components: for each reading, label -> unit; 0 is what may not be removed.
+        parts: the dimensions of parameters and buffers, one after the other.
+        positions: for each reading, the unit at every position of ``parts``; 0 where there is none.
+        unruled: names of operators that have no rule; what they touch is frozen.
+    """
+
+    def __init__(self, model: FlatModel, readings: list[Reading]):
+        self.model = model
+        self.readings = readings
+        self.components = [reading.labels.components() for reading in readings]
+        self.unruled = tuple(dict.fromkeys([name for reading in readings for name in reading.unruled]))
+        self.parts, self.positions = _lay_out(readings, self.components)
+        self._orbits: list[Orbit] = []
+
+    @classmethod
+    def of(cls, model: FlatModel, readings: list[Reading]) -> Orbits:
+        """Gather units into orbits, and leave out those that are found twice."""
+        orbits = cls(model, readings)
+        families: list[tuple[int, Array]] = []
+        for number, reading in enumerate(readings):
+            families += [(number, units) for units in _families(orbits, number, reading)]
+        for number, units in _distinct(orbits, families):
+            orbits._orbits.append(Orbit(orbits, len(orbits._orbits), number, units))
+        return orbits
+
+    @overload
+    def __getitem__(self, index: int) -> Orbit: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Orbit]: ...
+    def __getitem__(self, index: int | slice) -> Orbit | Sequence[Orbit]:
+        return self._orbits[index]
+
+    def __len__(self) -> int:
+        return len(self._orbits)
+
+    def __contains__(self, orbit: object) -> bool:
+        return isinstance(orbit, Orbit) and orbit._orbits is self
+
+    @property
+    def units(self) -> int:
+        """Number of units in all orbits."""
+        return sum(orbit.width for orbit in self)
+
+    def of_tensor(self, path: str, dim: int = 0) -> list[Orbit]:
+        """The orbits that own something of one dimension of a parameter or buffer.
+
+        Args:
+            path: its path, as in ``state_dict()``.
+            dim: the dimension; 0 is the output of a layer, 1 its input.
+        """
+        return [orbit for orbit in self if any(piece.tensor == path and piece.dim == dim for piece in orbit.slices)]
+
+    @cached_property
+    def trainable(self) -> frozenset[str]:
+        """Paths of the parameters, buffers left out."""
+        return frozenset(name for name, _ in self.model.dag.named_parameters(remove_duplicate=False))
+
+    @cached_property
+    def costs(self) -> Costs:
+        """What every vertex costs, whatever is removed."""
+        return Costs(self)
+
+    def flops_saved(self, orbit: Orbit, keep: dict[int, Any]) -> float:
+        """FLOPs that go when what ``keep`` leaves out is removed."""
+        return self.costs.total() - self.costs.total(keep)
+
+    def __str__(self) -> str:
+        rows = [
+            (
+                orbit.index,
+                orbit.width,
+                "channels" if orbit.reading == 0 else "groups" if orbit.reading == 1 else f"reading {orbit.reading}",
+                ", ".join(orbit.sources[:2]) + (", ..." if len(orbit.sources) > 2 else ""),
+                ", ".join(orbit.sinks[:2]) + (", ..." if len(orbit.sinks) > 2 else ""),
+                f"{orbit.parameters / 1e6:.3f}",
+                f"{orbit.flops / 1e9:.3f}",
+            )
+            for orbit in self
+        ]
+        table = tabulate(
+            rows,
+            headers=("orbit", "width", "unit", "sources", "sinks", "M parameters", "GFLOPs"),
+            disable_numparse=True,
+        )
+        if self.unruled:
+            table += f"\nfrozen for want of a rule: {', '.join(self.unruled)}"
+        return table
+
+
+def _lay_out(readings: list[Reading], components: list[Array]) -> tuple[list[Part], list[Array]]:
+    parts: list[Part] = []
+    seen: set[int] = set()
+    start = 0
+    columns: list[list[Array]] = [[] for _ in readings]
+    for path, first in readings[0].attributes.items():
+        if id(first) in seen:
+            continue
+        seen.add(id(first))
+        values = [reading.attributes[path] for reading in readings]
+        for axis, length in enumerate(first.shape):
+            found = [list(arrays_of(value.dims[axis])) for value in values]
+            for layer in range(max(map(len, found))):
+                parts.append(Part(path, axis, start, length))
+                start += length
+                for column, component, arrays in zip(columns, components, found, strict=True):
+                    column.append(component[arrays[layer]] if layer < len(arrays) else np.zeros(length, np.int64))
+    return parts, [np.concatenate(column) if column else np.empty(0, np.int64) for column in columns]
+
+
+def _families(orbits: Orbits, number: int, reading: Reading) -> list[Array]:
+    """Units that own slices of the same dimensions, and stand in the same pieces of them, form an orbit."""
+    component, positions = orbits.components[number], orbits.positions[number]
+    count = int(component.max(initial=0)) + 1
+    marks = np.random.default_rng(0).integers(1, 2**62, size=len(orbits.parts) + len(reading.pieces), dtype=np.uint64)
+    signature = np.zeros(count, np.uint64)
+    lengths = [part.length for part in orbits.parts]
+    np.add.at(signature, positions, np.repeat(marks[: len(lengths)], lengths))
+    units = np.flatnonzero(np.bincount(positions, minlength=count))
+    units = units[units != 0]
+    for mark, piece in zip(marks[len(lengths) :], reading.pieces, strict=True):
+        np.add.at(signature, component[piece], mark)
+    order = np.argsort(signature[units], kind="stable")
+    ordered = units[order]
+    borders = np.flatnonzero(np.diff(signature[ordered])) + 1
+    families = [np.sort(family) for family in np.split(ordered, borders) if len(family) > 1]
+    return sorted(families, key=lambda family: int(family[0]))
+
+
+def _distinct(orbits: Orbits, families: list[tuple[int, Array]]) -> list[tuple[int, Array]]:
+    """Leave out what another reading finds as well: the same units, or unions of its units."""
+    kept = [(number, units) for number, units in families if number == 0]
+    for number in range(1, len(orbits.readings)):
+        for candidate in [units for n, units in families if n == number]:
+            kept.append((number, candidate))
+        fine = list(range(number))
+        kept = _without_unions(orbits, kept, number, fine)
+    return kept
+
+
+def _without_unions(
+    orbits: Orbits, kept: list[tuple[int, Array]], number: int, others: list[int]
+) -> list[tuple[int, Array]]:
+    result = kept
+    for other in others:
+        coarse = _unions(orbits, number, other, _all_units(orbits, kept, other))
+        result = [(n, units) for n, units in result if n != number or not coarse[units].all()]
+        coarse = _unions(orbits, other, number, _all_units(orbits, result, number))
+        result = [(n, units) for n, units in result if n != other or not coarse[units].all()]
+    return result
+
+
+def _all_units(orbits: Orbits, kept: list[tuple[int, Array]], number: int) -> Any:
+    """Which units of a reading belong to an orbit that is kept."""
+    used = np.zeros(int(orbits.components[number].max(initial=0)) + 1, bool)
+    for n, units in kept:
+        if n == number:
+            used[units] = True
+    return used
+
+
+def _unions(orbits: Orbits, coarse: int, fine: int, used: Any) -> Any:
+    """For every unit of one reading, whether it is a union of (kept) units of another one."""
+    ours, theirs = orbits.positions[coarse], orbits.positions[fine]
+    count = int(orbits.components[coarse].max(initial=0)) + 1
+    lowest = np.full(len(used), np.iinfo(np.int64).max)
+    highest = np.full(len(used), -1)
+    np.minimum.at(lowest, theirs, ours)
+    np.maximum.at(highest, theirs, ours)
+    inside = used & (lowest == highest)  # a unit of the fine reading that lies within one of the coarse
+    result = np.ones(count, bool)
+    np.logical_and.at(result, ours, inside[theirs])
+    result[0] = False
+    return result
+
+
+class Costs:
+    """Multiply-accumulates of every vertex, for what is kept."""
+
+    def __init__(self, orbits: Orbits):
+        self.orbits = orbits
+        model, readings = orbits.model, orbits.readings
+        self.vertices: list[tuple[str, Any, dict[str, Any], Any, Any]] = []
+        for vertex in model.graph.vertices:
+            call = model.calls.get(vertex.name)
+            cost = None if call is None else cost_of(call.operator)
+            if call is None or cost is None or getattr(vertex, "training_only", False):
+                continue
+            args = {name: [_value(reading, arg) for reading in readings] for name, arg in call.args.items()}
+            args = {name: values for name, values in args.items() if _holds_tensor(values[0])}
+            result = [reading.values[vertex.name] for reading in readings]
+            self.vertices.append((vertex.name, cost, args, result, call.args))
+        self.batch = _batch(model)
+
+    def total(self, keep: dict[int, Any] | None = None) -> float:
+        """FLOPs of one sample; ``keep`` says for readings which units are kept, by their numbers."""
+        return sum(self.each(keep).values())
+
+    def each(self, keep: dict[int, Any] | None = None) -> dict[str, float]:
+        """FLOPs of one sample, for every vertex that costs any."""
+        masks = {} if keep is None else {n: kept[self.orbits.components[n]] for n, kept in keep.items()}
+        lengths: dict[tuple[int, ...], int] = {}
+
+        def shape(values: list[Labelled]) -> tuple[int, ...]:
+            first = values[0]
+            if not masks:
+                return first.shape
+            return tuple(
+                [
+                    self._length([value.dims[axis] for value in values], length, masks, lengths)
+                    for axis, length in enumerate(first.shape)
+                ]
+            )
+
+        found = {}
+        for name, cost, args, result, raw in self.vertices:
+            found[name] = (
+                2.0
+                / self.batch
+                * cost(lambda key, args=args: _shapes(args.get(key), shape), _shapes(result, shape), raw)
+            )
+        return found
+
+    def _length(self, dims: list[Dim], length: int, masks: dict[int, Any], known: dict[tuple[int, ...], int]) -> int:
+        key = tuple([id(dim) for dim in dims])
+        found = known.get(key)
+        if found is None:
+            kept: Any = None
+            for number, dim in enumerate(dims):
+                for array in arrays_of(dim) if number in masks else ():
+                    mask = masks[number][array]
+                    kept = mask if kept is None else kept & mask
+            found = length if kept is None else int(np.count_nonzero(kept))
+            if kept is not None:
+                known[key] = found
+        return found
+
+
+def _batch(model: FlatModel) -> int:
+    """Samples in the recorded run."""
+    for vertex in model.graph.inputs:
+        shape = model.graph.shapes.get(vertex.name)
+        if isinstance(shape, torch.Size) and len(shape):
+            return int(shape[0])
+    return 1
+
+
+def _value(reading: Reading, arg: Any) -> Any:
+    kind = type(arg)
+    if kind is Ref:
+        value = reading.values[arg.vertex]
+        for item in arg.index:
+            value = value[item]
+        return value
+    if kind is Attr:
+        return reading.attributes[arg.path]
+    if kind is ByMode:
+        return _value(reading, arg.evaluation)
+    if kind in (tuple, list):
+        return tuple([_value(reading, item) for item in arg])
+    return None
+
+
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, Labelled) or (isinstance(value, tuple) and any(map(_holds_tensor, value)))
+
+
+def _shapes(values: list[Any] | None, shape: Callable[[list[Labelled]], tuple[int, ...]]) -> Any:
+    if values is None or values[0] is None:
+        return None
+    if isinstance(values[0], tuple):
+        return tuple([_shapes(list(items), shape) for items in zip(*values, strict=True)])
+    return shape(values)

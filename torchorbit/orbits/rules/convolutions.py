@@ -1,0 +1,101 @@
+"""Convolutions: in one piece, depthwise, in groups, transposed."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from torchorbit.orbits.labels import Dim
+from torchorbit.orbits.rules.registry import Labelled, Operands, rule
+
+
+def _per_axis(value: int | tuple[int, ...], axis: int) -> int:
+    return value if isinstance(value, int) else value[axis if len(value) > 1 else 0]
+
+
+def _space(operands: Operands, x: Labelled, weight: Labelled) -> list[Dim]:
+    """The spatial dimensions of the result. Only a convolution along channels has labels there."""
+    dims: list[Dim] = []
+    for axis, dim in enumerate(x.dims[2:]):
+        operands.freeze(weight.dims[2 + axis])
+        if not isinstance(dim, np.ndarray):
+            dims.append(dim)
+            continue
+        kernel, length = weight.shape[2 + axis], operands.shape[2 + axis]
+        padding, stride = operands.arg("padding"), operands.arg("stride")
+        offset = -1
+        if padding != "valid" and not isinstance(padding, str) and _per_axis(stride, axis) == 1 and kernel % 2:
+            offset = _per_axis(operands.arg("dilation"), axis) * (kernel // 2) - _per_axis(padding, axis)
+        if kernel == 1 and length == x.shape[2 + axis] and offset == 0:
+            dims.append(dim)
+        elif offset >= 0 and offset + length <= len(dim) and "transpose" not in operands.operator:
+            operands.mixes("input", 2 + axis, 2 + axis)
+            dims.append(dim[offset : offset + length])
+        else:
+            operands.freeze(dim)
+            dims.append(None)
+    return dims
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def _convolution(operands: Operands) -> list[Dim]:
+    x, weight = operands.tensor(), operands.tensor("weight")
+    if len(x.shape) < len(weight.shape):
+        x = Labelled((1, *x.shape), [None, *x.dims])
+        return _in_batches(_batched(operands, x), x, weight)[1:]
+    return _in_batches(operands, x, weight)
+
+
+def _in_batches(operands: Operands, x: Labelled, weight: Labelled) -> list[Dim]:
+    labels, groups, bias = operands.labels, operands.arg("groups"), operands.maybe("bias")
+    out = weight.dims[0]
+    if bias is not None:
+        out = labels.meet(out, bias.dims[0])
+    if not isinstance(groups, int):
+        # As many groups as there are samples: weights that depend on the input.
+        groups = x.shape[1] // weight.shape[1]
+    inside, outside = weight.shape[1], weight.shape[0] // groups
+    if groups == 1:
+        labels.meet(x.dims[1], weight.dims[1])
+        operands.sink(weight.dims[1])
+    elif inside == 1:
+        channels = x.dims[1]
+        if outside > 1 and isinstance(channels, np.ndarray):
+            channels = np.repeat(channels, outside)
+        out = labels.meet(channels, out)
+    else:
+        outer, inner = labels.split(x.dims[1], (groups, inside))
+        outer_result, _ = labels.split(out, (groups, outside))
+        labels.meet(outer, outer_result)
+        labels.meet(inner, weight.dims[1])
+        operands.sink(weight.dims[1])
+    operands.source(weight.dims[0])
+    return [x.dims[0], out, *_space(operands, x, weight)]
+
+
+def _batched(operands: Operands, x: Labelled) -> Operands:
+    args = {**operands.args, "input": x}
+    shape = (1, *operands.shape)
+    return Operands(operands.reading, operands.vertex, operands.operator, args, shape, operands.module)
+
+
+@rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+def _transposed(operands: Operands) -> list[Dim]:
+    x, weight, bias = operands.tensor(), operands.tensor("weight"), operands.maybe("bias")
+    labels, groups = operands.labels, operands.arg("groups")
+    inside, outside = weight.shape[0] // groups, weight.shape[1]
+    channels = labels.meet(x.dims[1], weight.dims[0])
+    operands.sink(weight.dims[0])
+    if groups == 1:
+        out = weight.dims[1]
+        operands.source(out)
+    else:
+        factors = (groups, inside)
+        outer, _ = labels.split(channels, factors)
+        if inside == 1:
+            outer = channels
+        out = labels.merge([outer, weight.dims[1]], (groups, outside))
+        if outside > 1:
+            operands.source(out)
+    if bias is not None:
+        out = labels.meet(out, bias.dims[0])
+    return [x.dims[0], out, *_space(operands, x, weight)]

@@ -1,0 +1,46 @@
+"""Normalisations: what is normalised by itself has its own scale and shift."""
+
+from __future__ import annotations
+
+from torchorbit.orbits.labels import Dim
+from torchorbit.orbits.rules.registry import Operands, rule
+
+
+def _per_channel(operands: Operands) -> list[Dim]:
+    x = operands.tensor()
+    dims = list(x.dims)
+    beside = [operands.maybe(name) for name in ("running_mean", "running_var", "weight", "bias")]
+    dims[1] = operands.labels.meet(dims[1], *[tensor.dims[0] for tensor in beside if tensor is not None])
+    return dims
+
+
+@rule("batch_norm")
+def _batch_norm(operands: Operands) -> list[Dim]:
+    return _per_channel(operands)
+
+
+@rule("instance_norm")
+def _instance_norm(operands: Operands) -> list[Dim]:
+    return _per_channel(operands)
+
+
+@rule("group_norm")
+def _group_norm(operands: Operands) -> list[Dim]:
+    dims = _per_channel(operands)
+    groups, channels = operands.arg("num_groups"), operands.tensor().shape[1]
+    if groups not in (1, channels):
+        # Every group keeps the same number of channels.
+        operands.labels.split(dims[1], (groups, channels // groups))
+    return dims
+
+
+@rule("layer_norm", "rms_norm")
+def _layer_norm(operands: Operands) -> list[Dim]:
+    x = operands.tensor()
+    dims = list(x.dims)
+    for name in ("weight", "bias"):
+        tensor = operands.maybe(name)
+        if tensor is not None:
+            for position in range(1, len(tensor.shape) + 1):
+                dims[-position] = operands.labels.meet(dims[-position], tensor.dims[-position])
+    return dims

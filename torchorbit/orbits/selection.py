@@ -1,0 +1,114 @@
+"""Which units of which orbits are to be removed, and what that leaves of every dimension."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from torchorbit.graph.dag import DagModule
+from torchorbit.orbits.labels import Dim, arrays_of
+from torchorbit.orbits.orbit import Orbit, Orbits
+from torchorbit.orbits.rules import Labelled
+
+Mask = NDArray[np.bool_]
+
+
+class Selection:
+    """Units to remove.
+
+    Args:
+        removed: orbit -> positions of the units to remove, from 0 to ``orbit.width - 1``, in any order.
+        dag: the graph that they are removed from.
+
+    Raises:
+        ValueError: an orbit is of another graph, or of this one before it was pruned; a position is out of range or
+            given twice; or nothing of an orbit would be left.
+        TypeError: something is no orbit, or positions are no integers.
+    """
+
+    def __init__(self, removed: Mapping[Orbit, Iterable[int]], dag: DagModule):
+        self.removed = {_orbit(orbit): _positions(orbit, indices) for orbit, indices in removed.items()}
+        self.orbits: Orbits | None = None
+        self.keep: list[Mask] = []
+        self._known: dict[tuple[int, ...], tuple[list[Dim], Mask | None]] = {}
+        for orbit in self.removed:
+            if orbit._orbits.model.dag is not dag:
+                raise ValueError(f"{orbit!r} is an orbit of another graph; call find_orbits on this one")
+            if orbit._orbits.model.source is not dag.graph:
+                raise ValueError(f"{orbit!r} was found before this graph was pruned; call find_orbits again")
+            if self.orbits is not None and orbit._orbits is not self.orbits:
+                raise ValueError("the orbits come from two calls of find_orbits; use those of one")
+            self.orbits = orbit._orbits
+        if self.orbits is not None:
+            self.adopt(self.orbits)
+
+    def adopt(self, orbits: Orbits) -> None:
+        """Take the orbits from which units are removed."""
+        self.orbits = orbits
+        self.keep = [np.ones(int(component.max(initial=0)) + 1, bool) for component in orbits.components]
+        for orbit, positions in self.removed.items():
+            self.keep[orbit.reading][orbit.components[positions]] = False
+
+    def mask(self, dims: list[Dim]) -> Mask | None:
+        """What is kept of a dimension.
+
+        Args:
+            dims: its labels in every reading.
+
+        Returns:
+            For every position whether it is kept; None when all are.
+        """
+        key = tuple([id(dim) for dim in dims])
+        if key in self._known:
+            return self._known[key][1]
+        kept: Mask | None = None
+        assert self.orbits is not None
+        for dim, keep, component in zip(dims, self.keep, self.orbits.components, strict=True):
+            for array in arrays_of(dim):
+                mask = keep[component[array]]
+                kept = mask if kept is None else kept & mask
+        if kept is not None and kept.all():
+            kept = None
+        self._known[key] = (dims, kept)  # the arrays stay alive, so that their ids stay theirs
+        return kept
+
+    def masks(self, values: list[Labelled]) -> list[Mask | None]:
+        """What is kept of every dimension of a tensor, given what every reading knows of it."""
+        return [self.mask([value.dims[axis] for value in values]) for axis in range(len(values[0].shape))]
+
+    def of(self, name: str) -> list[Any]:
+        """What every reading knows of a vertex's result."""
+        assert self.orbits is not None
+        return [reading.values[name] for reading in self.orbits.readings]
+
+    def of_tensor(self, path: str) -> list[Labelled] | None:
+        """What every reading knows of a parameter or buffer; None where no vertex reads it."""
+        assert self.orbits is not None
+        path = self.orbits.model.known_as.get(id(self.orbits.model.tensor_at(path)), path)
+        found = [reading.attributes.get(path) for reading in self.orbits.readings]
+        return None if any(value is None for value in found) else found  # type: ignore[return-value]
+
+
+def _orbit(orbit: Any) -> Orbit:
+    if not isinstance(orbit, Orbit):
+        raise TypeError(f"{orbit!r} is no Orbit; find_orbits gives them")
+    return orbit
+
+
+def _positions(orbit: Orbit, indices: Iterable[int]) -> NDArray[np.int64]:
+    listed = list(indices.tolist() if hasattr(indices, "tolist") else indices)
+    if not all(isinstance(index, (int, np.integer)) and not isinstance(index, bool) for index in listed):
+        raise TypeError(f"{orbit!r}: positions are {listed[:5]}, expected integers")
+    wrong = [index for index in listed if not 0 <= index < orbit.width]
+    if wrong:
+        raise ValueError(f"{orbit!r} has units 0 to {orbit.width - 1}, given {wrong[:5]}")
+    if len(set(listed)) != len(listed):
+        raise ValueError(f"{orbit!r}: a unit is given twice")
+    if len(listed) == orbit.width:
+        raise ValueError(
+            f"{orbit!r} ({', '.join(orbit.sources[:3])}) would lose all of its {orbit.width} units; keep one"
+        )
+    return np.array(listed, np.int64)

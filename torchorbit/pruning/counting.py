@@ -1,0 +1,102 @@
+"""Counting FLOPs: two per multiply-accumulate, from the shapes in the graph."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tabulate import tabulate
+from torch import nn
+
+from torchorbit.conversion import convert
+from torchorbit.graph.costs import cost_of
+from torchorbit.graph.dag import DagModule
+from torchorbit.graph.shapes import pick
+from torchorbit.graph.vertices import Attr, ByMode, Ref
+from torchorbit.orbits.flat import FlatModel
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """What one sample costs.
+
+    Attributes:
+        total: FLOPs, two per multiply-accumulate.
+        by_vertex: vertex of the flattened graph -> its FLOPs; those that cost nothing are left out.
+        kmapp: thousands of FLOPs per pixel of the input, ``total / (height * width * 1000)`` (torch-dag's figure); NaN
+            where the input is no image.
+    """
+
+    total: float
+    by_vertex: dict[str, float]
+    kmapp: float
+
+    def __float__(self) -> float:
+        return self.total
+
+    def __str__(self) -> str:
+        rows = [(name, f"{flops / 1e6:.3f}", f"{flops / self.total:.2%}") for name, flops in self.by_vertex.items()]
+        rows.append(("total", f"{self.total / 1e6:.3f}", f"{self.kmapp:.2f} kmapp"))
+        return tabulate(
+            rows, headers=("vertex", "MFLOPs", "share"), disable_numparse=True, colalign=("left", "right", "right")
+        )
+
+
+def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
+    """Count the FLOPs of a model, two per multiply-accumulate, for one sample in evaluation mode.
+
+    Counted is what fvcore counts (which calls one multiply-accumulate one FLOP): convolutions, linear layers, matrix
+    products, einsum, attention, normalisations, resampling and adaptive pooling. Elementwise operators are free.
+
+    Args:
+        model: a `DagModule`, or any module that takes one tensor; it is then converted first.
+        input_shape: shape of the input, the batch included. A graph needs none: it remembers what it was recorded
+            with.
+
+    Returns:
+        The count, in total and for every vertex.
+
+    Raises:
+        ValueError: ``model`` is no graph and ``input_shape`` is missing.
+        ConversionError: the model cannot be converted.
+    """
+    if not isinstance(model, DagModule):
+        if input_shape is None:
+            raise ValueError("input_shape is missing: a module that is no DagModule does not know its input's shape")
+        model = convert(model, torch.empty(tuple(input_shape), device="meta"))
+    assert model.provenance is not None
+    recorded = model.provenance.input_shapes
+    other = input_shape is not None and [tuple(input_shape)[1:]] != [tuple(shape)[1:] for shape in recorded]
+    flat = FlatModel.of(model, input_shapes=[tuple(input_shape)] if other and input_shape else (), separate=False)
+    shapes = flat.graph.shapes
+    first = next(
+        (shapes[v.name] for v in flat.graph.inputs if isinstance(shapes.get(v.name), torch.Size)), torch.Size()
+    )
+    batch = first[0] if len(first) else 1
+
+    def shape_of(arg: Any) -> Any:
+        kind = type(arg)
+        if kind is Ref:
+            return pick(shapes.get(arg.vertex), arg.index)
+        if kind is Attr:
+            return flat.tensor_at(arg.path).shape
+        if kind is ByMode:
+            return shape_of(arg.evaluation)
+        return tuple([shape_of(item) for item in arg]) if kind in (tuple, list) else None
+
+    by_vertex = {}
+    for vertex in flat.graph.vertices:
+        call = flat.calls.get(vertex.name)
+        cost = None if call is None else cost_of(call.operator)
+        if call is None or cost is None or getattr(vertex, "training_only", False):
+            continue
+        operands = {name: shape_of(arg) for name, arg in call.args.items()}
+        macs = cost(operands.get, shapes[vertex.name], call.args)
+        if macs:
+            by_vertex[vertex.name] = 2.0 * macs / batch
+    total = math.fsum(by_vertex.values())
+    kmapp = total / (first[-2] * first[-1] * 1000) if len(first) == 4 else math.nan
+    return Flops(total, by_vertex, kmapp)

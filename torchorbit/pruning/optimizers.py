@@ -1,0 +1,74 @@
+"""Cut the state of an optimiser along with the parameters that it belongs to."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+@torch.no_grad()
+def cut_state(
+    optimizer: Optimizer,
+    cuts: Mapping[nn.Parameter, tuple[torch.Size, list[Tensor | None]]],
+    replaced: Mapping[nn.Parameter, nn.Parameter],
+) -> None:
+    """Slice momenta and averages as their parameters were sliced.
+
+    Works for any optimiser that keeps tensors shaped like the parameter, or like it with dimensions left out or of
+    length one (Adafactor's row and column statistics). A tensor of any other shape cannot be cut; the state of that
+    parameter is dropped, with a warning, and the optimiser makes it anew.
+
+    Args:
+        optimizer: any optimiser of torch, or one built like them.
+        cuts: parameter -> the shape it had, and the positions kept along each dimension, None where all are.
+        replaced: parameter -> the one that takes its place, where it is not the same object.
+    """
+    for parameter, (shape, kept) in cuts.items():
+        state = optimizer.state.get(parameter)
+        if not state:
+            continue
+        for key, value in list(state.items()):
+            if not isinstance(value, Tensor) or value.numel() == 1:
+                continue
+            cut = _cut(key, value, shape, kept)
+            if cut is None:
+                warnings.warn(
+                    f"the optimiser's state '{key}' of shape {tuple(value.shape)} does not follow the shape of its "
+                    f"parameter, {tuple(shape)}; the state of that parameter is made anew",
+                    stacklevel=3,
+                )
+                del optimizer.state[parameter]
+                break
+            state[key] = cut
+    for group in optimizer.param_groups:
+        group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
+    for old, new in replaced.items():
+        if old in optimizer.state:
+            optimizer.state[new] = optimizer.state.pop(old)
+
+
+def _cut(key: str, value: Tensor, shape: torch.Size, kept: list[Tensor | None]) -> Tensor | None:
+    """A tensor of an optimiser's state, cut; None where it does not follow the parameter's shape."""
+    axes: list[int] | None = None
+    if value.dim() == len(shape):
+        axes = list(range(len(shape)))
+    elif value.dim() == len(shape) - 1 >= 1:
+        # Statistics over one of the last two dimensions.
+        over_last = [*range(len(shape) - 1)]
+        over_last_but_one = [*range(len(shape) - 2), len(shape) - 1]
+        choices = [over_last_but_one, over_last] if "col" in key else [over_last, over_last_but_one]
+        axes = next((c for c in choices if tuple(value.shape) == tuple([shape[axis] for axis in c])), None)
+    if axes is None:
+        return None
+    for position, axis in enumerate(axes):
+        index = kept[axis]
+        if value.shape[position] == shape[axis]:
+            if index is not None:
+                value = value.index_select(position, index.to(value.device))
+        elif value.shape[position] != 1:
+            return None
+    return value

@@ -1,0 +1,418 @@
+"""Remove units from a graph: every tensor is cut, every stored size recomputed."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from torchorbit.graph.dag import Container, DagModule, Graph, blank
+from torchorbit.graph.vertices import (
+    Attr,
+    ByMode,
+    Expr,
+    InputVertex,
+    ModuleVertex,
+    OperatorVertex,
+    Ref,
+    Size,
+    Vertex,
+    map_args,
+)
+from torchorbit.orbits.orbit import Orbit, Orbits
+from torchorbit.orbits.rules import RESIZES, Labelled, Mixing
+from torchorbit.orbits.selection import Mask, Selection
+from torchorbit.pruning.optimizers import cut_state
+from torchorbit.pruning.resizing import RESIZERS, Resized, restored
+
+
+def remove_channels(
+    dag: DagModule,
+    removed: Mapping[Orbit, Iterable[int]],
+    *,
+    inplace: bool = False,
+    optimizer: Optimizer | None = None,
+) -> DagModule:
+    """Remove units of orbits.
+
+    Parameters and buffers are cut along every dimension that loses channels, and every size that the graph stores is
+    recomputed. What is left computes what the whole graph would compute with the removed channels at zero, where
+    operators that normalise or average over channels do so over those that are kept.
+
+    Args:
+        dag: the graph that `torchorbit.find_orbits` was given.
+        removed: orbit -> positions of the units to remove.
+        inplace: change ``dag`` itself; its parameters stay the same objects, smaller. Otherwise ``dag`` is left as it
+            was and shares nothing with the result.
+        optimizer: has the graph's parameters; its state (momenta, averages) is cut along with them, so that training
+            goes on without a jump. Where the graph is a new one, it has the new one's parameters from then on.
+
+    Returns:
+        The smaller graph: one level of vertices, a `DagModule` like any other. Its ``state_dict()`` has the same keys.
+
+    Raises:
+        ValueError: an orbit is not one of this graph's, a position is out of range, or an orbit would lose all of its
+            units. The graph is then untouched.
+        TypeError: ``removed`` holds something else than orbits and integers.
+    """
+    selection = Selection(removed, dag)
+    if selection.orbits is None:
+        from torchorbit.orbits.discovery import find_orbits
+
+        selection.adopt(find_orbits(dag))
+    cut = _Cut(selection, dag)
+    smaller = cut.build(share=inplace)
+    if inplace:
+        cut.replace(dag, smaller)
+        smaller = dag
+    if optimizer is not None:
+        cut_state(optimizer, cut.cuts, {} if inplace else cut.made_parameters)
+    return smaller
+
+
+class _Cut:
+    def __init__(self, selection: Selection, dag: DagModule):
+        assert selection.orbits is not None
+        self.selection = selection
+        self.orbits: Orbits = selection.orbits
+        self.model = self.orbits.model
+        self.dag = dag
+        self.settled: dict[int, tuple[str, dict[str, Any]]] = {}  # id of a leaf -> its class, its numbers
+        self.cuts: dict[nn.Parameter, tuple[torch.Size, list[Tensor | None]]] = {}
+        self.made: dict[int, Tensor] = {}  # id of an old tensor -> new one
+        self.made_parameters: dict[nn.Parameter, nn.Parameter] = {}
+        self.indices: dict[int, Tensor] = {}
+
+    # -- the graph
+
+    def graph(self) -> Graph:
+        old = self.model.graph
+        vertices: list[Vertex] = []
+        shapes: dict[str, Any] = {}
+        renamed: dict[str, str] = {}
+        taken = {vertex.name for vertex in old.vertices}
+
+        def change(value: Any) -> Any:
+            if type(value) is Ref and value.vertex in renamed:
+                return Ref(renamed[value.vertex], value.index)
+            return value
+
+        def add(wanted: str, operator: str, args: dict[str, Any], shape: Any) -> str:
+            name, count = wanted, 0
+            while name in taken:
+                count += 1
+                name = f"{wanted}_{count}"
+            taken.add(name)
+            vertices.append(OperatorVertex(name, operator, args))
+            shapes[name] = shape
+            return name
+
+        for vertex in old.vertices:
+            if isinstance(vertex, InputVertex):
+                vertices.append(vertex)
+                shapes[vertex.name] = old.shapes.get(vertex.name)
+                continue
+            name = vertex.name
+            result = self.kept(self.selection.of(name))
+            call = self.resized(vertex, result)
+            spreads, keeps = self.mixing(vertex, result)
+            shape = _smaller(old.shapes.get(name), result)
+            swapped: dict[Any, Any] = {}
+            for value, axis, mask in spreads:
+                lengths = list(_smaller(self.shape_of(value), self.masks_of(value)))
+                lengths[axis] = len(mask)
+                args = {"input": map_args(self.sized(value), change), "dim": axis, "index": _positions(mask)}
+                args["length"] = len(mask)
+                swapped[value] = Ref(add(f"{name}_spread", "spread", args, torch.Size(lengths)))
+
+            def changed(value: Any, swapped: dict[Any, Any] = swapped) -> Any:
+                return swapped[value] if value in swapped else change(value)
+
+            args = {key: map_args(self.sized(arg), changed) for key, arg in call.args.items()}
+            after = [*call.after, *[("keep", {"dim": axis, "index": _positions(mask)}) for axis, mask in keeps]]
+            written: Vertex
+            if isinstance(vertex, OperatorVertex):
+                written = dataclasses.replace(vertex, operator=call.operator, args=args)
+            else:
+                self.settled[id(self.dag.get_submodule(vertex.target))] = (vertex.leaf, call.args)
+                positional = map_args(self.sized(vertex.args), changed)
+                named = map_args(self.sized(vertex.kwargs), changed)
+                written = dataclasses.replace(vertex, args=positional, kwargs=named)
+            vertices.append(written)
+            full = list(shape) if after else shape
+            for axis, mask in keeps:
+                full[axis] = len(mask)
+            shapes[name] = torch.Size(full) if after else shape
+            for operator, more in after:
+                source = renamed.get(name, name)
+                renamed[name] = add(f"{name}_{operator}", operator, {"input": Ref(source), **more}, shape)
+        return Graph(tuple(vertices), map_args(self.sized(old.output), change), shapes)
+
+    def resized(self, vertex: ModuleVertex | OperatorVertex, result: Any) -> Resized:
+        """The call of a vertex with its numbers recomputed."""
+        call = self.model.calls[vertex.name]
+        restored_axes: dict[str, set[int]] = {}
+        for mixing in self.all_mixing(vertex.name):
+            restored_axes.setdefault(mixing.argument, set()).add(mixing.axis)
+            if isinstance(result, list):
+                result = [None if axis == mixing.result_axis else mask for axis, mask in enumerate(result)]
+
+        def masks(name: str) -> Any:
+            found = self.masks_of(call.args.get(name))
+            gone = restored_axes.get(name, ())
+            return [None if axis in gone else mask for axis, mask in enumerate(found)] if gone else found
+
+        def shape(name: str) -> Any:
+            return self.shape_of(call.args[name])
+
+        answer = Resized(call.operator, call.args, self.model.graph.shapes.get(vertex.name), result, masks, shape)
+        resize = RESIZERS.get(call.operator)
+        if resize is not None:
+            resize(answer)
+        return answer
+
+    def all_mixing(self, name: str) -> list[Mixing]:
+        found: dict[Mixing, None] = {}
+        for reading in self.orbits.readings:
+            found.update(dict.fromkeys(reading.mixing.get(name, ())))
+        return list(found)
+
+    def mixing(
+        self, vertex: ModuleVertex | OperatorVertex, result: Any
+    ) -> tuple[list[tuple[Any, int, Mask]], list[tuple[int, Mask]]]:
+        """Which operands have to be put back to their full length, and what to pick from the result."""
+        spreads, keeps = [], []
+        args = self.model.calls[vertex.name].args
+        for mixing in self.all_mixing(vertex.name):
+            mask = self.masks_of(args[mixing.argument])[mixing.axis]
+            if mask is not None:
+                spreads.append((args[mixing.argument], mixing.axis, mask))
+            if result[mixing.result_axis] is not None:
+                keeps.append((mixing.result_axis, result[mixing.result_axis]))
+        return spreads, keeps
+
+    def sized(self, arg: Any) -> Any:
+        """An argument in which sizes of dimensions that lose channels are what they were."""
+        kind = type(arg)
+        if kind is Size:
+            mask = self.masks_of(arg.value)[arg.dim]
+            return arg if mask is None else restored(arg, mask)
+        if kind is Expr:
+            return Expr(arg.operator, tuple([self.sized(a) for a in arg.operands]))
+        if kind is ByMode:
+            return ByMode(self.sized(arg.training), self.sized(arg.evaluation), arg.owner)
+        if kind in (tuple, list):
+            return kind([self.sized(a) for a in arg])
+        if kind is dict:
+            return {key: self.sized(a) for key, a in arg.items()}
+        if kind is slice:
+            return slice(self.sized(arg.start), self.sized(arg.stop), self.sized(arg.step))
+        return arg
+
+    def masks_of(self, arg: Any) -> Any:
+        """What is kept of the dimensions of an argument that is a tensor."""
+        kind = type(arg)
+        if kind is Ref:
+            return self.kept([_item(value, arg.index) for value in self.selection.of(arg.vertex)])
+        if kind is Attr:
+            values = self.selection.of_tensor(arg.path)
+            return None if values is None else self.selection.masks(values)
+        if kind is ByMode:
+            return self.masks_of(arg.evaluation)
+        return None
+
+    def shape_of(self, arg: Any) -> Any:
+        if type(arg) is Ref:
+            return _item(self.model.graph.shapes[arg.vertex], arg.index)
+        if type(arg) is Attr:
+            return self.model.tensor_at(arg.path).shape
+        return self.shape_of(arg.evaluation) if type(arg) is ByMode else None
+
+    def kept(self, values: list[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, Labelled):
+            return self.selection.masks(values)
+        if isinstance(first, dict):
+            return {key: self.kept([value[key] for value in values]) for key in first}
+        return None if first is None else tuple([self.kept(list(items)) for items in zip(*values, strict=True)])
+
+    # -- modules and tensors
+
+    def build(self, share: bool) -> DagModule:
+        graph = self.graph()
+        self.share = share
+        smaller = blank(graph, self.dag.provenance)
+        self.modules: dict[int, nn.Module] = {id(self.dag): smaller}
+        self.fill(smaller, self.dag, "")
+        return smaller
+
+    def fill(self, target: nn.Module, source: nn.Module, path: str) -> None:
+        prefix = f"{path}." if path else ""
+        target.training = source.training
+        target._non_persistent_buffers_set = set(source._non_persistent_buffers_set)
+        for members, ours in ((source._parameters, target._parameters), (source._buffers, target._buffers)):
+            for name, tensor in members.items():
+                ours[name] = None if tensor is None else self.tensor(tensor, prefix + name)  # type: ignore[assignment]
+        for name, child in source._modules.items():
+            if child is None:
+                continue
+            inner = prefix + name
+            made = self.modules.get(id(child))
+            if made is None:
+                holds_children = isinstance(child, (DagModule, Container))
+                made = Container() if holds_children else self.leaf(child, inner)
+                self.modules[id(child)] = made
+                if holds_children:
+                    self.fill(made, child, inner)
+            target._modules[name] = made
+
+    def tensor(self, tensor: Tensor, path: str) -> Tensor:
+        made = self.made.get(id(tensor))
+        if made is not None:
+            return made
+        values = self.selection.of_tensor(path)
+        masks = [None] * tensor.dim() if values is None else self.selection.masks(values)
+        kept = [None if mask is None else self.positions(mask, tensor.device) for mask in masks]
+        with torch.no_grad():
+            made = cut_tensor(tensor.detach(), kept)
+            if made is tensor or made.data_ptr() == tensor.data_ptr():
+                made = made if self.share or tensor.device.type == "meta" else made.clone()
+        if isinstance(tensor, nn.Parameter):
+            parameter = nn.Parameter(made, requires_grad=tensor.requires_grad)
+            if tensor.grad is not None:
+                parameter.grad = cut_tensor(tensor.grad, kept)
+            if any(index is not None for index in kept):
+                self.cuts[tensor] = (tensor.shape, kept)
+            self.made_parameters[tensor] = parameter
+            made = parameter
+        self.made[id(tensor)] = made
+        return made
+
+    def positions(self, mask: Mask, device: torch.device) -> Tensor:
+        found = self.indices.get(id(mask))
+        if found is None:
+            found = self.indices[id(mask)] = torch.from_numpy(np.flatnonzero(mask)).to(device)
+        return found
+
+    def leaf(self, module: nn.Module, path: str) -> nn.Module:
+        settled = self.settled.get(id(module))
+        if settled is None or not settled[0]:
+            return self.whole(module, path)
+        made = copy.copy(module)
+        made.__dict__ = {**module.__dict__, "_parameters": {}, "_buffers": {}, "_modules": {}}
+        self.fill(made, module, path)
+        _settle(made, *settled)
+        return made
+
+    def whole(self, module: nn.Module, path: str) -> nn.Module:
+        """A module whose inside the graph does not know."""
+        made = copy.deepcopy(module)
+        for name, inner in module.named_modules():
+            prefix = f"{path}.{name}." if name else f"{path}."
+            twin = made.get_submodule(name)
+            for members, ours in ((inner._parameters, twin._parameters), (inner._buffers, twin._buffers)):
+                for key, tensor in members.items():
+                    if tensor is not None:
+                        ours[key] = self.tensor(tensor, prefix + key)  # type: ignore[assignment]
+        kind = type(module)
+        resize = RESIZES.get(f"{kind.__module__}.{kind.__qualname__}")
+        if resize is not None:
+            resize(made)
+        return made
+
+    def replace(self, dag: DagModule, smaller: DagModule) -> None:
+        """Make ``dag`` the smaller graph, with its own parameters cut instead of new ones."""
+        for old, new in self.made_parameters.items():
+            grad = new.grad
+            old.grad = None
+            old.data = new.data
+            old.grad = grad
+        back = {id(new): old for old, new in self.made_parameters.items()}
+        for module in smaller.modules():
+            for name, parameter in module._parameters.items():
+                if parameter is not None:
+                    if isinstance(module, nn.RNNBase):
+                        setattr(module, name, back[id(parameter)])
+                    else:
+                        module._parameters[name] = back[id(parameter)]
+        hooks = {key: value for key, value in dag.__dict__.items() if key not in smaller.__dict__}
+        dag.__class__ = type(smaller)
+        dag.__dict__ = {**smaller.__dict__, **hooks}
+
+
+def cut_tensor(tensor: Tensor, kept: list[Tensor | None]) -> Tensor:
+    """A tensor with the given positions along each dimension; None where all are kept."""
+    for axis, index in enumerate(kept):
+        if index is not None:
+            tensor = tensor.index_select(axis, index.to(tensor.device))
+    return tensor
+
+
+def _positions(mask: Mask) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(mask).tolist())
+
+
+def _item(value: Any, index: tuple[int | str, ...]) -> Any:
+    for item in index:
+        value = value[item]
+    return value
+
+
+def _smaller(shape: Any, masks: Any) -> Any:
+    if isinstance(shape, torch.Size):
+        if not isinstance(masks, list):
+            return shape
+        return torch.Size(
+            [length if mask is None else int(mask.sum()) for length, mask in zip(shape, masks, strict=True)]
+        )
+    if isinstance(shape, dict):
+        return {key: _smaller(item, masks[key]) for key, item in shape.items()}
+    if shape is None:
+        return None
+    return tuple([_smaller(item, mask) for item, mask in zip(shape, masks, strict=True)])
+
+
+def _settle(module: Any, leaf: str, args: dict[str, Any]) -> None:
+    """Set the numbers that a leaf keeps beside its tensors."""
+    weight: Any = getattr(module, "weight", None)
+    if leaf.startswith("ConvTranspose"):
+        module.groups = args["groups"]
+        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
+    elif leaf.startswith("Conv"):
+        module.groups = args["groups"]
+        module.in_channels, module.out_channels = weight.shape[1] * module.groups, weight.shape[0]
+    elif leaf == "Linear":
+        module.out_features, module.in_features = weight.shape
+    elif leaf == "Bilinear":
+        module.out_features, module.in1_features, module.in2_features = weight.shape
+    elif leaf == "Embedding":
+        module.embedding_dim = weight.shape[1]
+    elif leaf.startswith(("BatchNorm", "InstanceNorm")):
+        tensor = weight if weight is not None else module.running_mean
+        if tensor is not None:
+            module.num_features = tensor.shape[0]
+    elif leaf in ("LayerNorm", "RMSNorm"):
+        module.normalized_shape = tuple(args["normalized_shape"])
+    elif leaf == "GroupNorm":
+        module.num_groups = args["num_groups"]
+        if weight is not None:
+            module.num_channels = weight.shape[0]
+    elif leaf == "PReLU":
+        module.num_parameters = weight.shape[0]
+    elif leaf == "Unflatten":
+        module.unflattened_size = tuple(args["sizes"])
+    elif leaf.startswith(("ConstantPad", "ZeroPad")):
+        module.padding = args["pad"]
+    elif leaf == "ChannelShuffle":
+        module.groups = args["groups"]
+    elif leaf in ("RNN", "LSTM", "GRU"):
+        module.input_size = module.weight_ih_l0.shape[1]
+        module.hidden_size = module.weight_hh_l0.shape[1]
+        for name in [name for names in module._all_weights for name in names]:
+            setattr(module, name, getattr(module, name))  # it keeps a list of them, too
