@@ -74,22 +74,46 @@ class Labels:
         self.deepest = 1
         self.contested: list[Array] = []  # dimensions that were merged with other labelled ones
         self._ties: list[tuple[Array, Array, bool]] = []
+        # Most ties are between whole arrays of labels as they were made. Those are kept by the array.
+        self._blocks: list[Array] = []
+        self._number: dict[int, int] = {}  # id of such an array -> its number
+        self._parents: list[int] = []
+        self._frozen: list[int] = []
 
     def fresh(self, length: int) -> Array:
         """New labels."""
         self.count += length
-        return np.arange(self.count - length, self.count)
+        block = np.arange(self.count - length, self.count)
+        self._number[id(block)] = len(self._blocks)
+        self._parents.append(len(self._blocks))
+        self._blocks.append(block)
+        return block
 
     def tie(self, first: Array, second: Array, *, here: bool = False) -> None:
         """What has equal positions must be removed together; with ``here``, because of this reading only."""
-        if first is not second:
+        if first is second:
+            return
+        ours, theirs = self._number.get(id(first)), self._number.get(id(second))
+        if here or ours is None or theirs is None:
             self._ties.append((first, second, here))
+            return
+        ours, theirs = self._root(ours), self._root(theirs)
+        if ours != theirs:
+            self._parents[max(ours, theirs)] = min(ours, theirs)
+
+    def _root(self, number: int) -> int:
+        while self._parents[number] != number:
+            self._parents[number] = number = self._parents[self._parents[number]]
+        return number
 
     def freeze(self, dim: Dim, *, here: bool = False) -> None:
         """These labels may not be removed; with ``here``, in this reading only."""
-        label = FROZEN_HERE if here else FROZEN
         for array in arrays_of(dim):
-            self._ties.append((array, np.full_like(array, label), here))
+            number = self._number.get(id(array))
+            if number is None or here:
+                self._ties.append((array, np.full_like(array, FROZEN_HERE if here else FROZEN), here))
+            else:
+                self._frozen.append(number)
 
     def meet(self, *dims: Dim) -> Dim:
         """Dimensions of equal length whose positions correspond: tie them all."""
@@ -230,13 +254,32 @@ class Labels:
         Args:
             all_readings: leave out what is tied or frozen because of this reading only.
         """
-        ties = [(a, b) for a, b, here in self._ties if not (here and all_readings)]
-        first = np.concatenate([a.reshape(-1) for a, _ in ties]) if ties else np.empty(0, np.int64)
-        second = np.concatenate([b.reshape(-1) for _, b in ties]) if ties else np.empty(0, np.int64)
+        roots = [self._root(number) for number in range(len(self._blocks))]
+        # Every label stands for that of the first block that it was tied to as a whole.
+        stands_for = np.arange(self.count)
+        for number, root in enumerate(roots):
+            if number != root:
+                block = self._blocks[number]
+                stands_for[block[0] : block[-1] + 1] = self._blocks[root]
+        first, second = [], []
+        for a, b, here in self._ties:
+            if not (here and all_readings):
+                first.append(a.reshape(-1))
+                second.append(b.reshape(-1))
+        for root in {roots[number] for number in self._frozen}:
+            first.append(self._blocks[root])
+            second.append(np.full_like(self._blocks[root], FROZEN))
         if not all_readings:
-            first, second = np.append(first, FROZEN), np.append(second, FROZEN_HERE)
-        graph = coo_array((np.ones(len(first), np.int8), (first, second)), shape=(self.count, self.count))
-        return connected_components(graph, directed=False)[1].astype(np.int64)
+            first.append(np.array([FROZEN]))
+            second.append(np.array([FROZEN_HERE]))
+        itself = stands_for == np.arange(self.count)
+        place = np.cumsum(itself) - 1
+        nodes = int(place[-1]) + 1
+        if not first:
+            return place[stands_for]
+        rows, columns = (place[stands_for[np.concatenate(side)]] for side in (first, second))
+        graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(nodes, nodes))
+        return connected_components(graph, directed=False)[1].astype(np.int64)[place[stands_for]]
 
 
 def arrays_of(dim: Dim) -> Iterator[Array]:

@@ -376,6 +376,16 @@ class Costs:
             )
         return found
 
+    def labels(self) -> Iterator[tuple[str, list[tuple[int, Array]]]]:
+        """Every vertex that costs anything, with the label arrays of its operands and its result, by reading."""
+        for name, _, args, result, _ in self.vertices:
+            found = []
+            for number in range(len(self.orbits.readings)):
+                for value in [*[values[number] for values in args.values()], result[number]]:
+                    for tensor in _tensors_in(value):
+                        found += [(number, array) for dim in tensor.dims for array in arrays_of(dim)]
+            yield name, found
+
     def _length(self, dims: list[Dim], length: int, masks: dict[int, Any], known: dict[tuple[int, ...], int]) -> int:
         key = tuple([id(dim) for dim in dims])
         found = known.get(key)
@@ -414,6 +424,14 @@ def _value(reading: Reading, arg: Any) -> Any:
     if kind in (tuple, list):
         return tuple([_value(reading, item) for item in arg])
     return None
+
+
+def _tensors_in(value: Any) -> Iterator[Labelled]:
+    if isinstance(value, Labelled):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _tensors_in(item)
 
 
 def _holds_tensor(value: Any) -> bool:
