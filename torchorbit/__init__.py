@@ -10,7 +10,7 @@ from torchorbit.errors import CheckpointError, ConversionError, GraphRunError, T
 from torchorbit.explaining import Explanation, explain  # noqa: E402
 from torchorbit.graph.dag import DagModule  # noqa: E402
 from torchorbit.graph.saving import load  # noqa: E402
-from torchorbit.orbits import Orbit, Orbits, find_orbits, register_rule  # noqa: E402
+from torchorbit.orbits import Orbit, Orbits, check_rule, find_orbits, register_rule  # noqa: E402
 from torchorbit.pruning import Flops, Plan, flops, plan, prune, remove_channels, verify_removal  # noqa: E402
 
 __version__ = "0.1.0"
@@ -31,6 +31,7 @@ __all__ = [
     "TorchorbitError",
     "__version__",
     "build_from_unstructured_module",
+    "check_rule",
     "compare_module_outputs",
     "convert",
     "explain",

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from torchorbit.collecting import no_garbage_collection
 from torchorbit.conversion.build import build
 from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, reconcile
 from torchorbit.conversion.recorder import CHECK, Recording, Value, record
@@ -57,7 +56,7 @@ def convert(model: nn.Module, example_inputs: Any, *, atomic: Sequence[type[nn.M
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected an nn.Module")
-    with _no_garbage_collection():
+    with no_garbage_collection():
         return _convert(model, _Inputs.of(model, example_inputs), tuple(atomic))
 
 
@@ -95,18 +94,6 @@ def _place(error: ConversionError | DisagreementError) -> tuple[str, str]:
     if isinstance(error, ConversionError):
         return error.module, error.reason
     return error.step.call.where() if error.step is not None else "", error.reason
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """A conversion makes many small objects that all stay alive; a full collection takes longer than all of it."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @dataclasses.dataclass(slots=True)

@@ -61,12 +61,11 @@ _LEAVES: dict[str, _Leaf] = {
     "PReLU": _Leaf("prelu", tensors=("weight",)),
     "GLU": _Leaf("glu", values=("dim",)),
     "Softmax": _Leaf("softmax", values=("dim",)),
-    "Softmin": _Leaf("softmax", values=("dim",)),
     "Softmax2d": _Leaf("softmax", fixed=(("dim", -3),)),
     "LogSoftmax": _Leaf("log_softmax", values=("dim",)),
     **{f"MaxPool{n}d": _Leaf(f"max_pool{n}d", values=(*_POOL, "return_indices")) for n in (1, 2, 3)},
     **{f"AvgPool{n}d": _Leaf(f"avg_pool{n}d", values=_POOL) for n in (1, 2, 3)},
-    **{f"LPPool{n}d": _Leaf("lp_pool2d", values=("kernel_size", "stride")) for n in (1, 2)},
+    **{f"LPPool{n}d": _Leaf(f"lp_pool{n}d", values=("kernel_size", "stride")) for n in (1, 2)},
     **{f"AdaptiveAvgPool{n}d": _Leaf(f"adaptive_avg_pool{n}d", values=("output_size",)) for n in (1, 2, 3)},
     **{
         f"AdaptiveMaxPool{n}d": _Leaf(f"adaptive_max_pool{n}d", values=("output_size", "return_indices"))
@@ -110,7 +109,7 @@ _LEAVES: dict[str, _Leaf] = {
 }  # fmt: skip
 
 #: Leaf modules with no operator of their own; rules are registered for them by these names.
-MODULE_OPERATORS = ("RNN", "LSTM", "GRU", "CosineSimilarity", "PairwiseDistance")
+MODULE_OPERATORS = ("RNN", "LSTM", "GRU", "CosineSimilarity", "PairwiseDistance", "Softmin")
 
 
 def call_of(vertex: Vertex, module_at: Callable[[str], nn.Module]) -> Call | None:

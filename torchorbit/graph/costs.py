@@ -8,8 +8,10 @@ dot-product attention as the two matrix products that it is. Elementwise operato
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
+
+from torchorbit.graph.vertices import ByMode, Expr, InputVertex, Ref, Size, Vertex, vertex_args
 
 Shape = tuple[int, ...]
 #: Gives the shape of an argument by name; None where it is no tensor or absent.
@@ -25,6 +27,37 @@ def cost_of(operator: str) -> Cost | None:
     The cost is called with the shapes of arguments by name, the shape of the result, and the arguments themselves.
     """
     return _COSTS.get(operator)
+
+
+def per_sample(vertices: Iterable[Vertex]) -> frozenset[str]:
+    """Names of the vertices that work on samples, in order of the graph.
+
+    The others compute something from parameters alone, standardised weights or a table of biases, and cost the same
+    whatever the batch size is.
+    """
+    found: set[str] = set()
+
+    def varies(arg: Any) -> bool:
+        if isinstance(arg, Ref):
+            return arg.vertex in found
+        if isinstance(arg, Size):
+            return arg.dim == 0 and varies(arg.value)
+        if isinstance(arg, Expr):
+            return any(map(varies, arg.operands))
+        if isinstance(arg, ByMode):
+            return varies(arg.evaluation)
+        if isinstance(arg, slice):
+            return varies((arg.start, arg.stop, arg.step))
+        if isinstance(arg, dict):
+            return any(map(varies, arg.values()))
+        if isinstance(arg, (tuple, list)):
+            return any(map(varies, arg))
+        return False
+
+    for vertex in vertices:
+        if not vertex.fixed if isinstance(vertex, InputVertex) else varies(vertex_args(vertex)):
+            found.add(vertex.name)
+    return frozenset(found)
 
 
 def _costs(*operators: str) -> Callable[[Cost], Cost]:

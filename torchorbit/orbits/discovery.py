@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchorbit.collecting import no_garbage_collection
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.vertices import Attr, ByMode, InputVertex, OperatorVertex, Ref
 from torchorbit.orbits.flat import FlatModel
@@ -38,10 +39,10 @@ def find_orbits(dag: DagModule, *, frozen: Iterable[nn.Module | str] | nn.Module
     Raises:
         ValueError: ``dag`` is a block of a graph, or something in ``frozen`` names nothing in it.
     """
-    model = FlatModel.of(dag)
-    fixed = _Frozen(model, frozen)
-    readings = _readings(model, fixed)
-    return Orbits.of(model, readings)
+    with no_garbage_collection():
+        model = FlatModel.of(dag)
+        readings = _readings(model, _Frozen(model, frozen))
+        return Orbits.of(model, readings)
 
 
 def _readings(model: FlatModel, fixed: _Frozen) -> list[Reading]:
@@ -86,7 +87,7 @@ def _read(model: FlatModel, number: int, fixed: _Frozen, dead: set[tuple[str, in
         args = {key: reader.value(arg) for key, arg in call.args.items()}
         operands = Operands(reading, name, call.operator, args, shapes.get(name))
         if not isinstance(vertex, OperatorVertex):
-            operands.module = model.dag.get_submodule(vertex.target)
+            operands.module = model.module_at(vertex.target)
         function = RULES.get(call.operator)
         if function is None:
             reading.unruled.setdefault(call.operator)
@@ -172,9 +173,10 @@ class _Reader:
             if first != path:
                 known = self.reading.attributes[first]
             else:
-                known = Labelled(
-                    tuple(tensor.shape), [self.fresh(path, axis, length) for axis, length in enumerate(tensor.shape)]
-                )
+                # Whole numbers are positions and counts, no channels.
+                numbers = tensor.is_floating_point() or tensor.is_complex()
+                dims = [self.fresh(path, axis, n) if numbers else None for axis, n in enumerate(tensor.shape)]
+                known = Labelled(tuple(tensor.shape), dims)
             self.reading.attributes[path] = known
         return known
 
@@ -197,7 +199,10 @@ class _Frozen:
         if not wanted:
             return
         modules = {path: module for path, module in model.dag.named_modules(remove_duplicate=False) if path}
-        tensors = [*dict(model.dag.named_parameters()), *dict(model.dag.named_buffers())]
+        tensors = [
+            *[path for path, _ in model.dag.named_parameters(remove_duplicate=False)],
+            *[path for path, _ in model.dag.named_buffers(remove_duplicate=False)],
+        ]
         names = [vertex.name for vertex in model.graph.vertices]
         for item in wanted:
             if isinstance(item, nn.Module):

@@ -36,6 +36,7 @@ class FlatModel:
     calls: dict[str, Call] = field(default_factory=dict)
     known_as: dict[int, str] = field(default_factory=dict)
     tables: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
+    _modules: dict[str, nn.Module] = field(default_factory=dict)
 
     @classmethod
     def of(cls, dag: DagModule, *, input_shapes: Sequence[Sequence[int]] = (), separate: bool = True) -> FlatModel:
@@ -58,21 +59,32 @@ class FlatModel:
             if given.name not in known:
                 known[given.name] = None if given.fixed else torch.Size(next(tensors))
         model = cls(dag, dag.graph, graph)
-        shapes = complete(graph.vertices, known, model.tensor_at, dag.get_submodule)
+        shapes = complete(graph.vertices, known, model.tensor_at, model.module_at)
         model.graph = Graph(graph.vertices, graph.output, shapes)
         if separate:
             model.graph = separated(model.graph)
         for vertex in model.graph.vertices:
-            call = call_of(vertex, dag.get_submodule)
+            call = call_of(vertex, model.module_at)
             if call is not None:
                 model.calls[vertex.name] = call
         model.tables = _tables(model.graph)
         return model
 
+    def module_at(self, path: str) -> nn.Module:
+        """The submodule at a path."""
+        module = self._modules.get(path)
+        if module is None:
+            owner, _, name = path.rpartition(".")
+            module = self.module_at(owner)._modules.get(name) if path else self.dag
+            if module is None:
+                raise AttributeError(f"there is no submodule '{path}'")
+            self._modules[path] = module
+        return module
+
     def tensor_at(self, path: str) -> Tensor:
         """The parameter or buffer at a path."""
         owner, _, name = path.rpartition(".")
-        module: nn.Module = self.dag.get_submodule(owner)
+        module = self.module_at(owner)
         tensor: Tensor | None = module._parameters.get(name)
         if tensor is None:
             tensor = module._buffers.get(name)

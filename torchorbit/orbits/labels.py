@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-Array = NDArray[np.int64]
+Array = NDArray[np.int32]
 
 
 class _Other:
@@ -83,7 +83,7 @@ class Labels:
     def fresh(self, length: int) -> Array:
         """New labels."""
         self.count += length
-        block = np.arange(self.count - length, self.count)
+        block = np.arange(self.count - length, self.count, dtype=np.int32)
         self._number[id(block)] = len(self._blocks)
         self._parents.append(len(self._blocks))
         self._blocks.append(block)
@@ -156,7 +156,7 @@ class Labels:
             if isinstance(dim, np.ndarray):
                 parts.append(dim)
             else:
-                parts.append(np.full(length, FROZEN_HERE if dim is OTHER else FROZEN))
+                parts.append(np.full(length, FROZEN_HERE if dim is OTHER else FROZEN, np.int32))
         return np.concatenate(parts)
 
     def split(self, dim: Dim, factors: tuple[int, ...]) -> list[Dim]:
@@ -256,7 +256,7 @@ class Labels:
         """
         roots = [self._root(number) for number in range(len(self._blocks))]
         # Every label stands for that of the first block that it was tied to as a whole.
-        stands_for = np.arange(self.count)
+        stands_for = np.arange(self.count, dtype=np.int32)
         for number, root in enumerate(roots):
             if number != root:
                 block = self._blocks[number]
@@ -270,16 +270,16 @@ class Labels:
             first.append(self._blocks[root])
             second.append(np.full_like(self._blocks[root], FROZEN))
         if not all_readings:
-            first.append(np.array([FROZEN]))
-            second.append(np.array([FROZEN_HERE]))
-        itself = stands_for == np.arange(self.count)
-        place = np.cumsum(itself) - 1
+            first.append(np.array([FROZEN], np.int32))
+            second.append(np.array([FROZEN_HERE], np.int32))
+        itself = stands_for == np.arange(self.count, dtype=np.int32)
+        place = np.cumsum(itself, dtype=np.int32) - 1
         nodes = int(place[-1]) + 1
         if not first:
             return place[stands_for]
         rows, columns = (place[stands_for[np.concatenate(side)]] for side in (first, second))
         graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(nodes, nodes))
-        return connected_components(graph, directed=False)[1].astype(np.int64)[place[stands_for]]
+        return connected_components(graph, directed=False)[1][place[stands_for]]
 
 
 def arrays_of(dim: Dim) -> Iterator[Array]:

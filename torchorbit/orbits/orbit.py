@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tabulate import tabulate
 
-from torchorbit.graph.costs import cost_of
+from torchorbit.graph.costs import cost_of, per_sample
 from torchorbit.graph.vertices import Attr, ByMode, Ref
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.labels import Array, Dim, arrays_of
@@ -120,8 +120,9 @@ class Orbit:
     @cached_property
     def flops(self) -> float:
         """FLOPs (two per multiply-accumulate, one sample) of what runs on its channels, as far as they make them up."""
-        keep = {self.reading: np.isin(self._orbits.components[self.reading], self.components, invert=True)}
-        return self._orbits.flops_saved(self, keep)
+        kept = np.ones(int(self._orbits.components[self.reading].max(initial=0)) + 1, bool)
+        kept[self.components] = False
+        return self._orbits.flops_saved(self, {self.reading: kept})
 
     def __repr__(self) -> str:
         return f"Orbit({self.index}, width={self.width})"
@@ -259,8 +260,8 @@ def _lay_out(readings: list[Reading], components: list[Array]) -> tuple[list[Par
                 parts.append(Part(path, axis, start, length))
                 start += length
                 for column, component, arrays in zip(columns, components, found, strict=True):
-                    column.append(component[arrays[layer]] if layer < len(arrays) else np.zeros(length, np.int64))
-    return parts, [np.concatenate(column) if column else np.empty(0, np.int64) for column in columns]
+                    column.append(component[arrays[layer]] if layer < len(arrays) else np.zeros(length, np.int32))
+    return parts, [np.concatenate(column) if column else np.empty(0, np.int32) for column in columns]
 
 
 def _families(orbits: Orbits, number: int, reading: Reading) -> list[Array]:
@@ -269,12 +270,12 @@ def _families(orbits: Orbits, number: int, reading: Reading) -> list[Array]:
     count = int(component.max(initial=0)) + 1
     marks = np.random.default_rng(0).integers(1, 2**62, size=len(orbits.parts) + len(reading.pieces), dtype=np.uint64)
     signature = np.zeros(count, np.uint64)
-    lengths = [part.length for part in orbits.parts]
-    np.add.at(signature, positions, np.repeat(marks[: len(lengths)], lengths))
+    for mark, part in zip(marks, orbits.parts, strict=False):
+        signature[positions[part.start : part.start + part.length]] += mark
     units = np.flatnonzero(np.bincount(positions, minlength=count))
     units = units[units != 0]
-    for mark, piece in zip(marks[len(lengths) :], reading.pieces, strict=True):
-        np.add.at(signature, component[piece], mark)
+    for mark, piece in zip(marks[len(orbits.parts) :], reading.pieces, strict=True):
+        signature[component[piece]] += mark
     order = np.argsort(signature[units], kind="stable")
     ordered = units[order]
     borders = np.flatnonzero(np.diff(signature[ordered])) + 1
@@ -318,13 +319,12 @@ def _unions(orbits: Orbits, coarse: int, fine: int, used: Any) -> Any:
     """For every unit of one reading, whether it is a union of (kept) units of another one."""
     ours, theirs = orbits.positions[coarse], orbits.positions[fine]
     count = int(orbits.components[coarse].max(initial=0)) + 1
-    lowest = np.full(len(used), np.iinfo(np.int64).max)
-    highest = np.full(len(used), -1)
-    np.minimum.at(lowest, theirs, ours)
-    np.maximum.at(highest, theirs, ours)
-    inside = used & (lowest == highest)  # a unit of the fine reading that lies within one of the coarse
+    around = np.zeros(len(used), np.int32)
+    around[theirs] = ours  # for every unit of the fine reading, one of the coarse that it meets
+    inside = used.copy()
+    inside[theirs[around[theirs] != ours]] = False  # it meets another one, too
     result = np.ones(count, bool)
-    np.logical_and.at(result, ours, inside[theirs])
+    result[ours[~inside[theirs]]] = False
     result[0] = False
     return result
 
@@ -336,6 +336,7 @@ class Costs:
         self.orbits = orbits
         model, readings = orbits.model, orbits.readings
         self.vertices: list[tuple[str, Any, dict[str, Any], Any, Any]] = []
+        self.many = per_sample(model.graph.vertices)
         for vertex in model.graph.vertices:
             call = model.calls.get(vertex.name)
             cost = None if call is None else cost_of(call.operator)
@@ -344,6 +345,10 @@ class Costs:
             args = {name: [_value(reading, arg) for reading in readings] for name, arg in call.args.items()}
             args = {name: values for name, values in args.items() if _holds_tensor(values[0])}
             result = [reading.values[vertex.name] for reading in readings]
+            for mixing in [mixing for reading in readings for mixing in reading.mixing.get(vertex.name, ())]:
+                # It works on the full length, with zeros where channels are gone.
+                args[mixing.argument] = [_unlabelled(value, mixing.axis) for value in args[mixing.argument]]
+                result = [_unlabelled(value, mixing.result_axis) for value in result]
             self.vertices.append((vertex.name, cost, args, result, call.args))
         self.batch = _batch(model)
 
@@ -371,7 +376,7 @@ class Costs:
         for name, cost, args, result, raw in self.vertices:
             found[name] = (
                 2.0
-                / self.batch
+                / (self.batch if name in self.many else 1)
                 * cost(lambda key, args=args: _shapes(args.get(key), shape), _shapes(result, shape), raw)
             )
         return found
@@ -399,6 +404,10 @@ class Costs:
             if kept is not None:
                 known[key] = found
         return found
+
+
+def _unlabelled(value: Labelled, axis: int) -> Labelled:
+    return Labelled(value.shape, [None if n == axis else dim for n, dim in enumerate(value.dims)])
 
 
 def _batch(model: FlatModel) -> int:

@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import nn
 
 from torchorbit.conversion import convert
-from torchorbit.graph.costs import cost_of
+from torchorbit.graph.costs import cost_of, per_sample
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Attr, ByMode, Ref
@@ -88,6 +88,7 @@ def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
         return tuple([shape_of(item) for item in arg]) if kind in (tuple, list) else None
 
     by_vertex = {}
+    many = per_sample(flat.graph.vertices)
     for vertex in flat.graph.vertices:
         call = flat.calls.get(vertex.name)
         cost = None if call is None else cost_of(call.operator)
@@ -96,7 +97,7 @@ def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
         operands = {name: shape_of(arg) for name, arg in call.args.items()}
         macs = cost(operands.get, shapes[vertex.name], call.args)
         if macs:
-            by_vertex[vertex.name] = 2.0 * macs / batch
+            by_vertex[vertex.name] = 2.0 * macs / (batch if vertex.name in many else 1)
     total = math.fsum(by_vertex.values())
     kmapp = total / (first[-2] * first[-1] * 1000) if len(first) == 4 else math.nan
     return Flops(total, by_vertex, kmapp)

@@ -408,6 +408,23 @@ def _variance_and_mean(context: _Context) -> Any:
     return (result, mean) if context["keepdim"] else (result.squeeze(dims), mean.squeeze(dims))
 
 
+@_masked("scaled_dot_product_attention")
+def _attention(context: _Context) -> Any:
+    """Tokens that are removed have no weight."""
+    kept = context.masks("key")[-2]
+    if kept is None:
+        return None
+    query, mask = context["query"], context["attn_mask"] if "attn_mask" in context.call.args else None
+    seen = kept.to(query.device)
+    if mask is None or mask.dtype == torch.bool:
+        mask = seen.expand(query.shape[-2], -1) if mask is None else mask & seen
+    else:
+        mask = filled(mask.expand(*mask.shape[:-1], len(seen)), seen, mask.dim() - 1, float("-inf"))
+    given = {name: context[name] for name in context.call.args if name not in ("query", "key", "value", "attn_mask")}
+    function = OPERATORS[context.call.operator].function
+    return function(query, context["key"], context["value"], attn_mask=mask, **given)
+
+
 @_masked("layer_norm", "rms_norm")
 def _layer_norm(context: _Context) -> Any:
     masks = context.masks()

@@ -286,7 +286,8 @@ class _Cut:
         if isinstance(tensor, nn.Parameter):
             parameter = nn.Parameter(made, requires_grad=tensor.requires_grad)
             if tensor.grad is not None:
-                parameter.grad = cut_tensor(tensor.grad, kept)
+                grad = cut_tensor(tensor.grad, kept)
+                parameter.grad = grad.clone() if grad is tensor.grad and not self.share else grad
             if any(index is not None for index in kept):
                 self.cuts[tensor] = (tensor.shape, kept)
             self.made_parameters[tensor] = parameter

@@ -105,10 +105,13 @@ def _unflatten(call: Resized) -> None:
 
 @_resizer("squeeze")
 def _squeeze(call: Resized) -> None:
-    if call.args.get("dim") is None:
-        # A dimension that is down to one channel is still one.
-        shape = call.shape_of("input")
+    # A dimension that is down to one channel is still one.
+    shape, dims = call.shape_of("input"), call.args.get("dim")
+    if dims is None:
         call.args["dim"] = tuple([axis for axis, length in enumerate(shape) if length == 1])
+    elif shape:
+        listed = [dims] if isinstance(dims, int) else list(dims)
+        call.args["dim"] = tuple([axis for axis in listed if call.masks()[axis] is None])
 
 
 @_resizer("repeat", "tile")
@@ -206,7 +209,7 @@ def _narrow(call: Resized) -> None:
     mask = call.masks()[axis]
     if mask is None:
         return
-    start, length = call.args["start"], call.args["length"]
+    start, length = call.args["start"] % len(mask), call.args["length"]
     bounds = _bounds(mask, start, start + length, 1)
     assert not isinstance(bounds, list)
     call.args["start"], call.args["length"] = bounds[0], bounds[1] - bounds[0]

@@ -150,6 +150,11 @@ def _attention(operands: Operands) -> list[Dim]:
     mask, labels = operands.maybe("attn_mask"), operands.labels
     labels.meet(query.dims[-1], key.dims[-1])
     rows, columns = query.dims[-2], labels.meet(key.dims[-2], value.dims[-2])
+    if operands.arg("is_causal"):
+        # Which tokens a token sees depends on its place among them.
+        operands.freeze(rows)
+        operands.freeze(columns)
+        rows = columns = None
     batch = tuple(query.shape[:-2])
     stacks = [Labelled(tuple(t.shape[:-2]), list(t.dims[:-2])) for t in (query, key, value)]
     if operands.arg("enable_gqa") and query.shape[-3] != key.shape[-3]:

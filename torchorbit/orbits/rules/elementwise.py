@@ -114,6 +114,18 @@ def _local_response_norm(operands: Operands) -> list[Dim]:
     return x.dims
 
 
+@rule("Softmin")
+def _softmin(operands: Operands) -> list[Dim]:
+    x = operands.tensor("0")
+    dims = list(x.dims)
+    axis = getattr(operands.module, "dim", None)
+    if axis is None:  # torch chooses by the rank, as it does for softmax
+        axis = 0 if len(dims) in (0, 1, 3) else 1
+    operands.freeze(dims[axis])
+    dims[axis] = None
+    return dims
+
+
 @rule("CosineSimilarity", "PairwiseDistance")
 def _distance(operands: Operands) -> list[Dim]:
     module = operands.module

@@ -138,6 +138,7 @@ def _narrow(operands: Operands) -> list[Dim]:
     start, length = operands.arg("start"), operands.arg("length")
     dims = list(x.dims)
     if isinstance(start, int) and isinstance(length, int):
+        start %= max(x.shape[axis], 1)
         dims[axis] = operands.piece(dims[axis], start, start + length)
     else:
         operands.freeze(dims[axis])

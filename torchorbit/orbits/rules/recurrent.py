@@ -32,15 +32,13 @@ def _recurrent(operands: Operands) -> tuple[object, ...]:
             operands.sink(from_below.dims[1])
             operands.source(from_below.dims[0])
             unit = from_before.dims[1] if isinstance(from_before.dims[1], np.ndarray) else None
-            if unit is None:  # one unit
-                operands.freeze(from_below.dims[0])
-                operands.freeze(from_before.dims[0])
-                continue
-            rows = np.tile(unit, gates)
             beside = [operands.maybe(f"bias_{side}_{suffix}") for side in ("ih", "hh")]
-            labels.meet(
-                rows, from_below.dims[0], from_before.dims[0], *[bias.dims[0] for bias in beside if bias is not None]
-            )
+            rows = [from_below.dims[0], from_before.dims[0], *[bias.dims[0] for bias in beside if bias is not None]]
+            if unit is None:  # one unit
+                for dim in rows:
+                    operands.freeze(dim)
+                continue
+            labels.meet(np.tile(unit, gates), *rows)
             if shared is None:
                 shared = unit
             else:
