@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TypedDict
 
@@ -36,12 +36,21 @@ class Record:
         torchorbit: Version of this project.
         input_size: `[channels, height, width]`; null if the model could not be built.
         params_m: Parameters in millions; null if the model could not be built.
+        gflops: FLOPs of one sample in 10^9, two per multiply-accumulate; null if orbits could not be looked for.
         converted: Whether it became a `DagModule`.
         verified: How the graph was shown to be the model: `"numeric"` by outputs of real weights, `"shape"` by the
             shapes and types of the outputs; null if it was not.
         max_diff: Largest difference between the outputs of model and graph, over the largest output.
-        stage: The first stage that failed (`"build"`, `"convert"`, `"verify"`, or `"worker"` where the process died);
-            null if none did.
+        prunable: Whether channels were removed, the smaller graph ran, and, where there were weights, was proved right.
+        prunable_proportion: FLOPs of the vertices that an orbit touches, over all FLOPs (torch-dag's figure).
+        removable_flops: 1 - FLOPs of the smallest graph that was built and run, over the FLOPs of the whole one.
+        removal_max_diff: Half of every orbit removed at random: largest difference between the pruned graph and the
+            whole one in which those channels are zero, over the largest output.
+        orbits: How many orbits there are.
+        units: How many units are in them.
+        unruled_operators: Operators that freeze what they touch because there is no rule for them.
+        stage: The first stage that failed (`"build"`, `"convert"`, `"verify"`, `"orbits"`, `"prune"`, `"prove"`, or
+            `"worker"` where the process died); null if none did.
         error: Why it failed, in one line.
         note: What a reader of the record should know though nothing failed, in one line.
         seconds: How long the model took.
@@ -54,9 +63,17 @@ class Record:
     torchorbit: str
     input_size: list[int] | None = None
     params_m: float | None = None
+    gflops: float | None = None
     converted: bool = False
     verified: str | None = None
     max_diff: float | None = None
+    prunable: bool = False
+    prunable_proportion: float | None = None
+    removable_flops: float | None = None
+    removal_max_diff: float | None = None
+    orbits: int | None = None
+    units: int | None = None
+    unruled_operators: list[str] | None = None
     stage: str | None = None
     error: str | None = None
     note: str | None = None
@@ -81,8 +98,11 @@ class Record:
     def from_line(cls, line: str) -> Record:
         """Read what `to_line` wrote.
 
+        Columns that came later than the record are null in it.
+
         Raises:
-            ValueError: The line is no JSON object, or has other keys than this version's records.
+            ValueError: The line is no JSON object, has keys that this version's records do not have, or lacks the ones
+                that say what it is a record of.
         """
         try:
             values = json.loads(line)
@@ -91,7 +111,7 @@ class Record:
         if not isinstance(values, dict):
             raise ValueError(f"a JSON {type(values).__name__} where a record, a JSON object, was expected")
         names = [field.name for field in fields(cls)]
-        missing = [name for name in names if name not in values]
+        missing = [field.name for field in fields(cls) if field.name not in values and field.default is MISSING]
         unknown = [name for name in values if name not in names]
         if missing or unknown:
             differences = [f"no {name!r}" for name in missing] + [f"an unknown {name!r}" for name in unknown]

@@ -122,12 +122,7 @@ def _earlier_records(out: Path, names: Sequence[str], *, verify: Depth, fresh: b
     mend_last_line(out)
     records = read_records(out)
     selected = set(names)
-    kept = [
-        record
-        for record in records
-        # Verified by shape is less than was asked for, where numbers were.
-        if record.model not in selected or not (fresh or (verify == "numeric" and record.verified == "shape"))
-    ]
+    kept = [record for record in records if record.model not in selected or not (fresh or _less_than(record, verify))]
     for record in kept:
         if record.versions != VERSIONS:
             raise HarnessError(
@@ -137,6 +132,11 @@ def _earlier_records(out: Path, names: Sequence[str], *, verify: Depth, fresh: b
     if len(kept) < len(records):
         write_records(out, kept)
     return {record.model: record for record in kept}
+
+
+def _less_than(record: Record, verify: Depth) -> bool:
+    """Whether a record says less than is asked for now: shapes where numbers are, or nothing of pruning."""
+    return not record.failed and ((verify == "numeric" and record.verified == "shape") or record.orbits is None)
 
 
 class _Workers:

@@ -34,6 +34,8 @@ def write_tables(records_path: Path, folder: Path) -> list[Path]:
         folder / "coverage.md": coverage_table(records) + "\n",
         folder / "supported_models.md": supported_models(records),
     }
+    if _tell_of_pruning(records):
+        texts[folder / "channel_pruning_supported_models.md"] = channel_pruning_supported_models(records)
     for path, text in texts.items():
         replace_text(path, text)
     return list(texts)
@@ -54,6 +56,9 @@ def coverage_table(records: Sequence[Record]) -> str:
         "verified by numbers": sum(record.verified == "numeric" for record in records),
         "verified by shape": sum(record.verified == "shape" for record in records),
     }
+    if _tell_of_pruning(records):
+        rows["channel prunable"] = sum(record.prunable for record in records)
+        rows["removal proved by numbers"] = sum(record.removal_max_diff is not None for record in records)
     table = pd.DataFrame(
         {
             "num models": rows.values(),
@@ -73,13 +78,7 @@ def supported_models(records: Sequence[Record]) -> str:
     Returns:
         The page in Markdown.
     """
-    versions = {", ".join(f"{name} {version}" for name, version in record.versions.items()) for record in records}
-    made_with = "; ".join(sorted(versions))
-    parts = [
-        "# Supported models",
-        f"Made by `torchorbit tables` from the records of a sweep with {made_with}; not to be edited.",
-        coverage_table(records),
-    ]
+    parts = ["# Supported models", _origin(records), coverage_table(records)]
     failures = [record for record in records if record.failed]
     if failures:
         table = pd.DataFrame(
@@ -105,9 +104,60 @@ def supported_models(records: Sequence[Record]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def channel_pruning_supported_models(records: Sequence[Record]) -> str:
+    """A page that lists every model with how far its channels can be pruned.
+
+    Args:
+        records: One per model.
+
+    Returns:
+        The page in Markdown.
+    """
+    found = [record for record in records if record.removable_flops is not None]
+    parts = ["# Models whose channels can be pruned", _origin(records)]
+    if found:
+        removable = [record.removable_flops or 0.0 for record in found]
+        parts.append(
+            f"Of the {len(records)} models {sum(record.prunable for record in records)} can be pruned. On average "
+            f"{sum(removable) / len(removable):.2%} of the FLOPs can be removed, at least {min(removable):.2%}."
+        )
+    unruled = sorted({name for record in records for name in record.unruled_operators or ()})
+    if unruled:
+        parts.append(f"Operators without a rule, which freeze what they touch: {', '.join(unruled)}.")
+    parts += [
+        "`removable` is the share of the FLOPs that go when every orbit is shrunk to one unit, of a model that was "
+        "built and run; `proportion` the share of the FLOPs in vertices that an orbit touches (torch-dag's figure); "
+        "`max diff` the largest difference, over the largest output, between the model with a random half of every "
+        "orbit removed and the whole one with zeros there.",
+        _markdown(
+            pd.DataFrame(
+                {
+                    "model": [record.model for record in found],
+                    "GFLOPs": [f"{record.gflops or 0:.3f}" for record in found],
+                    "prunable": ["yes" if record.prunable else "no" for record in found],
+                    "removable": [f"{record.removable_flops or 0:.2%}" for record in found],
+                    "proportion": [f"{record.prunable_proportion or 0:.2%}" for record in found],
+                    "orbits": [str(record.orbits) for record in found],
+                    "units": [str(record.units) for record in found],
+                    "max diff": [
+                        "" if record.removal_max_diff is None else f"{record.removal_max_diff:.1e}" for record in found
+                    ],
+                }
+            )
+        ),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _origin(records: Sequence[Record]) -> str:
+    versions = {", ".join(f"{name} {version}" for name, version in record.versions.items()) for record in records}
+    made_with = "; ".join(sorted(versions))
+    return f"Made by `torchorbit tables` from the records of a sweep with {made_with}; not to be edited."
+
+
 def _models(records: Sequence[Record]) -> pd.DataFrame:
     """The columns of the list of models: one line here for each."""
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "model": [record.model for record in records],
             "params": ["" if record.params_m is None else f"{record.params_m:.2f}" for record in records],
@@ -115,12 +165,20 @@ def _models(records: Sequence[Record]) -> pd.DataFrame:
             "converted": ["yes" if record.converted else "no" for record in records],
             "verified": [record.verified or "no" for record in records],
             "max diff": ["" if record.max_diff is None else f"{record.max_diff:.1e}" for record in records],
+            "prunable": ["yes" if record.prunable else "no" for record in records],
         }
     )
+    return table if _tell_of_pruning(records) else table.drop(columns="prunable")
+
+
+def _tell_of_pruning(records: Sequence[Record]) -> bool:
+    """Whether the records are of sweeps that looked for orbits; earlier ones say nothing about them."""
+    return any(record.orbits is not None for record in records)
 
 
 def _markdown(table: pd.DataFrame) -> str:
-    alignment = ["right" if name in ("params", "max diff") else "left" for name in table.columns]
+    numbers = ("params", "max diff", "GFLOPs", "removable", "proportion", "orbits", "units")
+    alignment = ["right" if name in numbers else "left" for name in table.columns]
     return str(table.to_markdown(index=False, disable_numparse=True, colalign=alignment))
 
 

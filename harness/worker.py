@@ -11,13 +11,13 @@ import signal
 import time
 import warnings
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 import torchorbit
-from harness import memory
+from harness import memory, pruning
 from harness.errors import one_line
 from harness.models import VERSIONS, build_on_meta, build_with_random_weights, example_input, input_size
 from harness.recall import Recall
@@ -124,19 +124,29 @@ def _find_out(job: Job, record: Record) -> None:
     record.stage = "verify"
     with torch.no_grad():
         if spare is not None:
-            record.max_diff = _difference(model, graph, random_input(size, job.model), spare)
+            record.max_diff, output = _difference(model, graph, random_input(size, job.model), spare)
         else:
             if job.verify == "numeric":
                 # Too large for numbers; that its graph survives being saved can be shown all the same.
                 graph = packed_and_unpacked(graph)
             inputs = torch.empty(1, *size, device="meta")
-            check_shapes(model(inputs), graph(inputs))
+            output = model(inputs)
+            check_shapes(output, graph(inputs))
     record.verified = "numeric" if numeric else "shape"
+
+    with torch.no_grad():
+        pruning.find_out(record, graph, size, output, numeric=numeric)
     record.stage = None
 
 
-def _difference(model: nn.Module, graph: torchorbit.DagModule, inputs: torch.Tensor, spare_bytes: int) -> float:
-    """Compare a model with its graph by numbers, the graph having been packed and unpacked before it runs."""
+def _difference(
+    model: nn.Module, graph: torchorbit.DagModule, inputs: torch.Tensor, spare_bytes: int
+) -> tuple[float, Any]:
+    """Compare a model with its graph by numbers, the graph having been packed and unpacked before it runs.
+
+    Returns:
+        The difference, and the model's output.
+    """
     recall = Recall([*model.parameters(), *model.buffers()], limit_bytes=spare_bytes)
     with normalise_by_first_run(model), recall:
         expected = model(inputs)
@@ -151,7 +161,7 @@ def _difference(model: nn.Module, graph: torchorbit.DagModule, inputs: torch.Ten
             f"more than {TOLERANCE:g}"
         )
     # Three digits say all there is to say about a rounding error.
-    return float(f"{difference:.3g}")
+    return float(f"{difference:.3g}"), expected
 
 
 def _spare_bytes(job: Job, record: Record, model: nn.Module) -> int | None:

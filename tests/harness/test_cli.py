@@ -152,12 +152,13 @@ def test_sweep_and_tables_work_together(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("sweep", "test_vit", "test_resnet", "--jobs", "2")
 
     assert code == 0
-    assert "| converted           |            2 | 100.00%      |" in out
+    assert "| channel prunable          |            2 | 100.00%      |" in out
     assert len(read_records(tmp_path / "runs" / "coverage.jsonl")) == 2
 
     code, out, _ = run("tables", "--records", "runs/coverage.jsonl", "--out", "tables")
 
-    assert (code, out) == (0, "tables/coverage.md\ntables/supported_models.md\n")
+    names = ("coverage", "supported_models", "channel_pruning_supported_models")
+    assert (code, out) == (0, "".join(f"tables/{name}.md\n" for name in names))
     assert "| test_vit " in (tmp_path / "tables" / "supported_models.md").read_text()
 
 

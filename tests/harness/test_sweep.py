@@ -34,7 +34,7 @@ def test_a_sweep_leaves_a_sorted_record_of_every_model(out: Path) -> None:
     assert (summary.failures, summary.skipped) == ([], 0)
     assert summary.cpu_seconds > 0
     assert summary.peak_rss_mb == max(record.peak_rss_mb or 0 for record in records)
-    assert "| converted           |            3 | 100.00%      |" in str(summary)
+    assert "| converted                 |            3 | 100.00%      |" in str(summary)
     assert "3 models, 0 of them from an earlier run" in str(summary)
 
 
@@ -60,7 +60,7 @@ def test_resuming_sweeps_only_what_has_no_record(out: Path) -> None:
 
 def test_resuming_a_complete_sweep_starts_no_worker(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in NAMES:
-        append_record(out, Record(model=name, **harness.sweep.VERSIONS, verified="shape", converted=True))
+        append_record(out, Record(model=name, **harness.sweep.VERSIONS, verified="shape", converted=True, orbits=1))
     content = out.read_text()
     monkeypatch.setattr(harness.sweep.joblib, "Parallel", None)
 
@@ -87,8 +87,14 @@ def test_a_record_verified_by_shape_is_not_enough_where_numbers_are_asked_for(ou
     assert sweep(["test_vit"], out, jobs=1, verify="shape").skipped == 1
 
 
+def test_a_record_that_says_nothing_of_pruning_is_made_again(out: Path) -> None:
+    append_record(out, Record(model="test_vit", **harness.sweep.VERSIONS, converted=True, verified="shape"))
+
+    assert sweep(["test_vit"], out, jobs=1).records[0].prunable
+
+
 def test_a_half_written_line_is_swept_again(out: Path) -> None:
-    append_record(out, Record(model=NAMES[0], **harness.sweep.VERSIONS, converted=True, verified="shape"))
+    append_record(out, Record(model=NAMES[0], **harness.sweep.VERSIONS, converted=True, verified="shape", orbits=1))
     with out.open("a") as file:
         file.write(Record(model=NAMES[1], **harness.sweep.VERSIONS).to_line()[:50])
 

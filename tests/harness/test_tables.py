@@ -20,6 +20,14 @@ RECORDS = [
         converted=True,
         verified="numeric",
         max_diff=1.23e-7,
+        gflops=3.6381,
+        prunable=True,
+        prunable_proportion=1.0,
+        removable_flops=0.99887,
+        removal_max_diff=2.5e-7,
+        orbits=12,
+        units=2880,
+        unruled_operators=[],
         seconds=0.5,
         peak_rss_mb=400.0,
     ),
@@ -30,6 +38,12 @@ RECORDS = [
         params_m=6716.031,
         converted=True,
         verified="shape",
+        gflops=3499.1,
+        prunable_proportion=0.5,
+        removable_flops=0.25,
+        orbits=40,
+        units=90000,
+        unruled_operators=["cumprod"],
         note="verified by shape only: by numbers it needs about 26.1 GiB of memory, and 20.0 GiB may be used",
     ),
     Record(
@@ -44,7 +58,7 @@ RECORDS = [
 ]
 
 
-@pytest.mark.parametrize("table", ["coverage.md", "supported_models.md"])
+@pytest.mark.parametrize("table", ["coverage.md", "supported_models.md", "channel_pruning_supported_models.md"])
 def test_tables_look_as_they_did(tmp_path: Path, table: str) -> None:
     write_records(tmp_path / "records.jsonl", RECORDS)
 
@@ -75,3 +89,13 @@ def test_a_file_without_records_says_where_records_come_from(tmp_path: Path) -> 
 
 def test_coverage_of_nothing_is_no_division_by_zero() -> None:
     assert "| all models          |            0 | 0.00%        |" in coverage_table([])
+
+
+def test_records_of_a_sweep_that_did_not_prune_make_no_claims_about_pruning(tmp_path: Path) -> None:
+    converted = Record(model="resnet18", **VERSIONS, converted=True, verified="shape")
+    write_records(tmp_path / "records.jsonl", [converted])
+
+    pages = write_tables(tmp_path / "records.jsonl", tmp_path)
+
+    assert [page.name for page in pages] == ["coverage.md", "supported_models.md"]
+    assert not any("prunable" in page.read_text() for page in pages)

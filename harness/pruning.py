@@ -1,0 +1,106 @@
+"""How far a model can be pruned, and whether what is left is right."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import torchorbit
+from harness.records import Record
+from harness.verification import VerificationError, check_shapes, random_input
+from torchorbit.orbits.orbit import Orbits
+
+TOLERANCE = 1e-4
+"""Largest difference between a pruned graph and the whole one with zeros, over the largest output, that proves it."""
+
+_SMALL_SIDE = 128
+"""Side of the images with which a removal is proved where the graph takes any size."""
+
+
+def find_out(record: Record, graph: torchorbit.DagModule, size: Sequence[int], expected: Any, *, numeric: bool) -> None:
+    """Fill in what a record says about pruning; the stage in which something is raised stays in the record.
+
+    Args:
+        record: The record of a model that was converted.
+        graph: Its graph.
+        size: `(channels, height, width)` of its input.
+        expected: What the whole model gives for one sample; the smaller one must give the like.
+        numeric: The graph has weights: prove by numbers that half of every orbit can be removed. Otherwise it is on
+            the `meta` device, and what is left is run there.
+    """
+    record.stage = "orbits"
+    orbits = torchorbit.find_orbits(graph)
+    costs = orbits.costs.each()
+    total = sum(costs.values())
+    record.gflops = round(total / 1e9, 4)
+    record.orbits = len(orbits)
+    record.units = orbits.units
+    record.unruled_operators = list(orbits.unruled)
+    record.prunable_proportion = round(_touched(orbits, costs) / total, 6) if total else 0.0
+
+    record.stage = "prune"
+    device = "cpu" if numeric else "meta"
+    inputs = random_input(size, record.model) if numeric else torch.empty(1, *size, device=device)
+    if not len(orbits):
+        record.note = "nothing can be removed: every channel is frozen"
+        return
+    smallest = torchorbit.remove_channels(graph, {orbit: range(1, orbit.width) for orbit in orbits})
+    output = smallest(inputs)
+    record.removable_flops = round(1 - torchorbit.flops(smallest).total / total, 6)
+    del smallest
+    check_shapes(expected, output)
+    if numeric:
+        record.stage = "prove"
+        record.removal_max_diff = _proved(record.model, graph, orbits, inputs)
+    record.prunable = True
+
+
+def _proved(model: str, graph: torchorbit.DagModule, orbits: Orbits, inputs: Tensor) -> float:
+    """Remove half of every orbit at random, and compare with the whole graph in which they are zero."""
+    generator = random.Random(crc32(model.encode()))
+    removed = {orbit: generator.sample(range(orbit.width), orbit.width // 2) for orbit in orbits}
+    pruned = torchorbit.remove_channels(graph, removed)
+    difference = torchorbit.verify_removal(graph, pruned, removed, _smaller(graph, inputs))
+    if not difference <= TOLERANCE:
+        raise VerificationError(
+            f"the pruned graph's output differs from that of the whole one with zeros by {difference:.2g} of the "
+            f"largest output, more than {TOLERANCE:g}"
+        )
+    return float(f"{difference:.3g}")
+
+
+def _smaller(graph: torchorbit.DagModule, inputs: Tensor) -> Tensor:
+    """Smaller images where the graph takes them: a removal is as right or wrong on those, and sooner known."""
+    provenance = graph.provenance
+    side = max(inputs.shape[-2:])
+    if provenance is None or not provenance.free_lengths or side <= _SMALL_SIDE or side % 32:
+        return inputs
+    smaller = torch.nn.functional.interpolate(inputs, size=(_SMALL_SIDE, _SMALL_SIDE), mode="nearest")
+    try:
+        with torch.no_grad():
+            graph(smaller)
+    except torchorbit.GraphRunError:
+        return inputs
+    return smaller
+
+
+def _touched(orbits: Orbits, costs: dict[str, float]) -> float:
+    """FLOPs of the vertices that any orbit touches: of which any operand or the result has channels in one."""
+    found = 0.0
+    used = []
+    for number, component in enumerate(orbits.components):
+        units = np.zeros(int(component.max(initial=0)) + 1, bool)
+        for orbit in orbits:
+            if orbit.reading == number:
+                units[orbit.components] = True
+        used.append(units[component])
+    for name, arrays in orbits.costs.labels():
+        if any(used[number][array].any() for number, array in arrays):
+            found += costs[name]
+    return found
