@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any
 from zlib import crc32
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 import torchorbit
+from harness.meta import QuickNormalisations
 from harness.records import Record
 from harness.verification import VerificationError, check_shapes, random_input
 from torchorbit.orbits.orbit import Orbits
@@ -51,7 +53,8 @@ def find_out(record: Record, graph: torchorbit.DagModule, size: Sequence[int], e
         record.note = "nothing can be removed: every channel is frozen"
         return
     smallest = torchorbit.remove_channels(graph, {orbit: range(1, orbit.width) for orbit in orbits})
-    output = smallest(inputs)
+    with nullcontext() if numeric else QuickNormalisations():
+        output = smallest(inputs)
     record.removable_flops = round(1 - torchorbit.flops(smallest).total / total, 6)
     del smallest
     check_shapes(expected, output)
