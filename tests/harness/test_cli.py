@@ -186,6 +186,8 @@ def test_ctrl_c_ends_a_sweep_cleanly_and_resuming_finishes_it(run: Run, tmp_path
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Tests that run in the background have it ignored, and programs that they start inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     deadline = time.monotonic() + 120
     # The file is there a moment before its first line is.
