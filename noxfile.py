@@ -21,6 +21,8 @@ _PROGRAMS = _ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 # Not `results/`: what is committed there took hours to make, and is replaced only by whoever asks for it by name.
 _RUNS = Path("runs")
 
+_BENCHMARKS = ("conversion", "orbits", "latency")
+
 
 def _install(session: nox.Session, *extras: str) -> None:
     """Bring the shared environment up to the pinned versions, with the project itself installed editable."""
@@ -80,6 +82,11 @@ def nightly(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure conversion side by side with its alternatives; what follows `--` goes to the benchmark."""
-    _install(session)
-    _run(session, "python", "benchmarks/conversion.py", *session.posargs)
+    """Measure side by side with the alternatives; after `--`, the name of one benchmark, arguments for it, or both."""
+    _install(session, "bench")
+    # Without its dependencies, which would replace torch and timm by those of 2023.
+    requirements = "benchmarks/requirements-torch-dag.txt"
+    _run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", requirements)
+    chosen = [name for name in session.posargs[:1] if name in _BENCHMARKS]
+    for name in chosen or _BENCHMARKS:
+        _run(session, "python", f"benchmarks/{name}.py", *session.posargs[len(chosen) :])
