@@ -124,6 +124,10 @@ def test_swinv2_heads_have_their_scale():
     for bias in ("q_bias", "v_bias"):
         assert unit[f"{prefix}.{bias}", 0] == rows(2, inside=16)
     assert the(orbits, f"{prefix}.cpb_mlp.0.weight").width == 512
+    # The coordinates from which the bias is made are an input, not what a layer makes; what is made of them is.
+    assert not orbits.of_tensor(f"{prefix}.relative_coords_table", 3)
+    assert not orbits.of_tensor(f"{prefix}.cpb_mlp.0.weight", 1)
+    assert the(orbits, f"{prefix}.cpb_mlp.0.weight").width == 512
 
 
 def test_xcit_attends_over_channels():

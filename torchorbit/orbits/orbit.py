@@ -273,7 +273,7 @@ def _families(orbits: Orbits, number: int, reading: Reading) -> list[Array]:
     for mark, part in zip(marks, orbits.parts, strict=False):
         signature[positions[part.start : part.start + part.length]] += mark
     units = np.flatnonzero(np.bincount(positions, minlength=count))
-    units = units[units != 0]
+    units = units[(units != 0) & ~_given(orbits, number, reading, count)[units]]
     for mark, piece in zip(marks[len(orbits.parts) :], reading.pieces, strict=True):
         signature[component[piece]] += mark
     order = np.argsort(signature[units], kind="stable")
@@ -281,6 +281,25 @@ def _families(orbits: Orbits, number: int, reading: Reading) -> list[Array]:
     borders = np.flatnonzero(np.diff(signature[ordered])) + 1
     families = [np.sort(family) for family in np.split(ordered, borders) if len(family) > 1]
     return sorted(families, key=lambda family: int(family[0]))
+
+
+def _given(orbits: Orbits, number: int, reading: Reading, count: int) -> Any:
+    """Which units only buffers produce, and layers take in.
+
+    They are the model's input, as its images are: coordinates, of which a small network makes a position bias.
+    """
+    component, positions = orbits.components[number], orbits.positions[number]
+    consumed = {id(dim) for _, dim in reading.sinks}
+    held, made = np.zeros(count, bool), np.zeros(count, bool)
+    for _, dim in reading.sources:
+        made[component[dim]] = True
+    for part in orbits.parts:
+        units = positions[part.start : part.start + part.length]
+        if part.path not in orbits.trainable:
+            held[units] = True
+        elif id(reading.attributes[part.path].dims[part.axis]) not in consumed:
+            made[units] = True
+    return held & ~made
 
 
 def _distinct(orbits: Orbits, families: list[tuple[int, Array]]) -> list[tuple[int, Array]]:
