@@ -8,7 +8,7 @@ import random
 import numpy as np
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, assume, event, given, note, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -401,3 +401,21 @@ def test_flops_are_what_was_predicted(specification, seed):
             kept[orbit.reading][orbit.components[unit]] = False
     predicted = orbits.costs.total({n: np.array(mask) for n, mask in kept.items()})
     assert math.isclose(predicted, torchorbit.flops(torchorbit.remove_channels(dag, removed)).total)
+
+
+@settings(KEPT, max_examples=60)
+@given(specifications, seeds)
+def test_whole_branches_go_or_are_refused(specification, seed):
+    dag, orbits = network(specification)
+    assume(len(orbits))
+    removed = at_random(orbits, seed)
+    chosen = random.Random(seed).choice(list(orbits))
+    removed[chosen] = range(chosen.width)
+    try:
+        pruned = torchorbit.remove_channels(dag, removed, allow_empty=True)
+    except ValueError as error:
+        event("refused")
+        refusal = str(error)
+        assert "cannot lose all units" in refusal
+        return
+    assert torchorbit.verify_removal(dag, pruned, removed, X) <= TOLERANCE

@@ -10,7 +10,7 @@ import keyword
 import linecache
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -91,6 +91,13 @@ def attribute(path: str) -> str:
     if name in SHADOWED:
         return f"{code}._parameters.get({name!r}, {code}._buffers.get({name!r}))"
     return f"{code}.{name}" if _plain(name) else f"_getattr({code}, {name!r})"
+
+
+def computed(expr: Expr, value: Callable[[Any], Any]) -> Any:
+    """The value of an expression, given what its operands are."""
+    operands = {f"operand_{n}": value(operand) for n, operand in enumerate(expr.operands)}
+    written = Expr(expr.operator, tuple([Ref(name) for name in operands]))
+    return eval(argument(written, {}), {**NAMESPACE, **operands})  # closed: `argument` wrote it
 
 
 def argument(arg: Any, types: dict[str, Any]) -> str:

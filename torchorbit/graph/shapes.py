@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchorbit.graph.codegen import NAMESPACE, argument
-from torchorbit.graph.operators import OPERATORS
+from torchorbit.graph.codegen import computed
+from torchorbit.graph.operators import OPERATORS, Operator
 from torchorbit.graph.vertices import (
     Attr,
     ByMode,
@@ -102,7 +102,7 @@ class _Runner:
                 args = {name: self.value(arg) for name, arg in vertex.args.items()}
                 if "device" in args:
                     args["device"] = _META
-                result = _call(row, args)
+                result = called(row, args)
             self.results[vertex.name] = result
             self.shapes[vertex.name] = shapes_in(result)
         return self.shapes
@@ -129,9 +129,7 @@ class _Runner:
         if kind is Size:
             return self.value(arg.value).size(arg.dim)
         if kind is Expr:
-            operands = {f"operand_{n}": self.value(operand) for n, operand in enumerate(arg.operands)}
-            written = Expr(arg.operator, tuple([Ref(name) for name in operands]))
-            return eval(argument(written, {}), {**NAMESPACE, **operands})  # closed: `argument` wrote it
+            return computed(arg, self.value)
         if kind is ByMode:
             return self.value(arg.training if self.training else arg.evaluation)
         if kind is SameDevice:
@@ -147,7 +145,7 @@ class _Runner:
         return arg
 
 
-def _call(row: Any, args: dict[str, Any]) -> Any:
+def called(row: Operator, args: dict[str, Any]) -> Any:
     """Call an operator as generated code does: positional where it may be."""
     positional: list[Any] = []
     by_name: dict[str, Any] = {}

@@ -22,6 +22,10 @@ class Selection:
     Args:
         removed: orbit -> positions of the units to remove, from 0 to ``orbit.width - 1``, in any order.
         dag: the graph that they are removed from.
+        allow_empty: whether an orbit may lose all of its units.
+
+    Attributes:
+        emptied: the orbits that do.
 
     Raises:
         ValueError: an orbit is of another graph, or of this one before it was pruned; a position is out of range or
@@ -29,8 +33,9 @@ class Selection:
         TypeError: something is no orbit, or positions are no integers.
     """
 
-    def __init__(self, removed: Mapping[Orbit, Iterable[int]], dag: DagModule):
-        self.removed = {_orbit(orbit): _positions(orbit, indices) for orbit, indices in removed.items()}
+    def __init__(self, removed: Mapping[Orbit, Iterable[int]], dag: DagModule, *, allow_empty: bool = False):
+        self.removed = {_orbit(orbit): _positions(orbit, indices, allow_empty) for orbit, indices in removed.items()}
+        self.emptied = [orbit for orbit, positions in self.removed.items() if len(positions) == orbit.width]
         self.orbits: Orbits | None = None
         self.keep: list[Mask] = []
         self._known: dict[tuple[int, ...], tuple[list[Dim], Mask | None]] = {}
@@ -98,7 +103,7 @@ def _orbit(orbit: Any) -> Orbit:
     return orbit
 
 
-def _positions(orbit: Orbit, indices: Iterable[int]) -> NDArray[np.int64]:
+def _positions(orbit: Orbit, indices: Iterable[int], allow_empty: bool) -> NDArray[np.int64]:
     listed = list(indices.tolist() if hasattr(indices, "tolist") else indices)
     if not all(isinstance(index, (int, np.integer)) and not isinstance(index, bool) for index in listed):
         raise TypeError(f"{orbit!r}: positions are {listed[:5]}, expected integers")
@@ -107,8 +112,9 @@ def _positions(orbit: Orbit, indices: Iterable[int]) -> NDArray[np.int64]:
         raise ValueError(f"{orbit!r} has units 0 to {orbit.width - 1}, given {wrong[:5]}")
     if len(set(listed)) != len(listed):
         raise ValueError(f"{orbit!r}: a unit is given twice")
-    if len(listed) == orbit.width:
+    if len(listed) == orbit.width and not allow_empty:
         raise ValueError(
-            f"{orbit!r} ({', '.join(orbit.sources[:3])}) would lose all of its {orbit.width} units; keep one"
+            f"{orbit!r} ({', '.join(orbit.sources[:3])}) would lose all of its {orbit.width} units; keep one, or say "
+            "allow_empty=True to remove the whole branch"
         )
     return np.array(listed, np.int64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ def cut_state(
     optimizer: Optimizer,
     cuts: Mapping[nn.Parameter, tuple[torch.Size, list[Tensor | None]]],
     replaced: Mapping[nn.Parameter, nn.Parameter],
+    *,
+    gone: Iterable[nn.Parameter] = (),
+    new: Iterable[nn.Parameter] = (),
 ) -> None:
     """Slice momenta and averages as their parameters were sliced.
 
@@ -25,7 +28,9 @@ def cut_state(
     Args:
         optimizer: any optimiser of torch, or one built like them.
         cuts: parameter -> the shape it had, and the positions kept along each dimension, None where all are.
-        replaced: parameter -> the one that takes its place, where it is not the same object.
+        replaced: parameter -> the one that takes its place, or itself.
+        gone: parameters that the model no longer has.
+        new: parameters that it did not have; they join the first group.
     """
     for parameter, (shape, kept) in cuts.items():
         state = optimizer.state.get(parameter)
@@ -44,11 +49,15 @@ def cut_state(
                 del optimizer.state[parameter]
                 break
             state[key] = cut
+    without = {id(parameter) for parameter in gone}
     for group in optimizer.param_groups:
-        group["params"] = [replaced.get(parameter, parameter) for parameter in group["params"]]
-    for old, new in replaced.items():
-        if old in optimizer.state:
-            optimizer.state[new] = optimizer.state.pop(old)
+        group["params"] = [replaced.get(old, old) for old in group["params"] if id(old) not in without]
+    for old, successor in replaced.items():
+        if successor is not old and old in optimizer.state:
+            optimizer.state[successor] = optimizer.state.pop(old)
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)
+    optimizer.param_groups[0]["params"] += list(new)
 
 
 def _cut(key: str, value: Tensor, shape: torch.Size, kept: list[Tensor | None]) -> Tensor | None:

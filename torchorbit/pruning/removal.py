@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
+from functools import partial
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchorbit.graph.dag import Container, DagModule, Graph, blank
+from torchorbit.graph.shapes import complete
 from torchorbit.graph.vertices import (
     Attr,
     ByMode,
@@ -24,12 +27,15 @@ from torchorbit.graph.vertices import (
     Size,
     Vertex,
     map_args,
+    vertex_args,
+    walk_args,
 )
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.rules import RESIZES, Labelled, Mixing
 from torchorbit.orbits.selection import Mask, Selection
+from torchorbit.pruning.emptying import Emptied
 from torchorbit.pruning.optimizers import cut_state
-from torchorbit.pruning.resizing import RESIZERS, Resized, restored
+from torchorbit.pruning.resizing import RESIZERS, Resized, restored, smaller_shape
 
 
 def remove_channels(
@@ -38,6 +44,7 @@ def remove_channels(
     *,
     inplace: bool = False,
     optimizer: Optimizer | None = None,
+    allow_empty: bool = False,
 ) -> DagModule:
     """Remove units of orbits.
 
@@ -52,27 +59,35 @@ def remove_channels(
             was and shares nothing with the result.
         optimizer: has the graph's parameters; its state (momenta, averages) is cut along with them, so that training
             goes on without a jump. Where the graph is a new one, it has the new one's parameters from then on.
+        allow_empty: let an orbit lose all of its units, and with them the branch that they stood in: its layers go, and
+            what is left of it, the biases that it still adds or multiplies with in evaluation, becomes a parameter
+            (in the optimiser's first group, where one is given).
 
     Returns:
-        The smaller graph: one level of vertices, a `DagModule` like any other. Its ``state_dict()`` has the same keys.
+        The smaller graph: one level of vertices, a `DagModule` like any other. Its ``state_dict()`` has the same keys,
+        unless branches went.
 
     Raises:
         ValueError: an orbit is not one of this graph's, a position is out of range, or an orbit would lose all of its
-            units. The graph is then untouched.
+            units and may not, or cannot because the rest of the model needs more than a constant of it. The graph is
+            then untouched.
         TypeError: ``removed`` holds something else than orbits and integers.
     """
-    selection = Selection(removed, dag)
+    selection = Selection(removed, dag, allow_empty=allow_empty)
     if selection.orbits is None:
         from torchorbit.orbits.discovery import find_orbits
 
         selection.adopt(find_orbits(dag))
+    parameters = list(dag.parameters())
     cut = _Cut(selection, dag)
     smaller = cut.build(share=inplace)
     if inplace:
         cut.replace(dag, smaller)
         smaller = dag
     if optimizer is not None:
-        cut_state(optimizer, cut.cuts, {} if inplace else cut.made_parameters)
+        replaced = {old: old if inplace else new for old, new in cut.made_parameters.items()}
+        gone = [parameter for parameter in parameters if parameter not in replaced]
+        cut_state(optimizer, cut.cuts, replaced, gone=gone, new=cut.constants)
     return smaller
 
 
@@ -88,6 +103,10 @@ class _Cut:
         self.made: dict[int, Tensor] = {}  # id of an old tensor -> new one
         self.made_parameters: dict[nn.Parameter, nn.Parameter] = {}
         self.indices: dict[int, Tensor] = {}
+        self.emptied: Emptied | None = None
+        if selection.emptied:
+            self.emptied = Emptied(selection.emptied, self.model.calls, self.masks_of, self.cut_at)
+        self.constants: list[nn.Parameter] = []  # what is left of branches that are gone
 
     # -- the graph
 
@@ -97,6 +116,8 @@ class _Cut:
         shapes: dict[str, Any] = {}
         renamed: dict[str, str] = {}
         taken = {vertex.name for vertex in old.vertices}
+
+        emptied = self.emptied
 
         def change(value: Any) -> Any:
             if type(value) is Ref and value.vertex in renamed:
@@ -120,12 +141,18 @@ class _Cut:
                 continue
             name = vertex.name
             result = self.kept(self.selection.of(name))
+            if emptied is not None and not emptied.runs(vertex, result, partial(self.resized, vertex, result)):
+                continue
             call = self.resized(vertex, result)
             spreads, keeps = self.mixing(vertex, result)
-            shape = _smaller(old.shapes.get(name), result)
+            shape = smaller_shape(old.shapes.get(name), result)
             swapped: dict[Any, Any] = {}
+            for value, constant, sizes in [] if emptied is None else emptied.expanded(self.model.calls[name]):
+                sizes = tuple([map_args(size, change) for size in sizes])
+                lengths = smaller_shape(self.shape_of(value), self.masks_of(value))
+                swapped[value] = Ref(add(f"{name}_expand", "expand", {"input": constant, "size": sizes}, lengths))
             for value, axis, mask in spreads:
-                lengths = list(_smaller(self.shape_of(value), self.masks_of(value)))
+                lengths = list(smaller_shape(self.shape_of(value), self.masks_of(value)))
                 lengths[axis] = len(mask)
                 args = {"input": map_args(self.sized(value), change), "dim": axis, "index": _positions(mask)}
                 args["length"] = len(mask)
@@ -134,7 +161,10 @@ class _Cut:
             def changed(value: Any, swapped: dict[Any, Any] = swapped) -> Any:
                 return swapped[value] if value in swapped else change(value)
 
-            args = {key: map_args(self.sized(arg), changed) for key, arg in call.args.items()}
+            given = call.args
+            if emptied is not None:
+                given = {key: emptied.left(arg, besides=swapped) for key, arg in given.items()}
+            args = {key: map_args(self.sized(arg), changed) for key, arg in given.items()}
             after = [*call.after, *[("keep", {"dim": axis, "index": _positions(mask)}) for axis, mask in keeps]]
             written: Vertex
             if isinstance(vertex, OperatorVertex):
@@ -152,7 +182,12 @@ class _Cut:
             for operator, more in after:
                 source = renamed.get(name, name)
                 renamed[name] = add(f"{name}_{operator}", operator, {"input": Ref(source), **more}, shape)
-        return Graph(tuple(vertices), map_args(self.sized(old.output), change), shapes)
+        output = map_args(self.sized(old.output), change)
+        if emptied is not None:
+            emptied.check_output(old.output)
+            vertices = _needed(vertices, output)
+            shapes = {vertex.name: shapes[vertex.name] for vertex in vertices if vertex.name in shapes}
+        return Graph(tuple(vertices), output, shapes)
 
     def resized(self, vertex: ModuleVertex | OperatorVertex, result: Any) -> Resized:
         """The call of a vertex with its numbers recomputed."""
@@ -249,8 +284,33 @@ class _Cut:
         self.share = share
         smaller = blank(graph, self.dag.provenance)
         self.modules: dict[int, nn.Module] = {id(self.dag): smaller}
+        self.gone = self.no_longer_used(graph)
         self.fill(smaller, self.dag, "")
+        if self.emptied is not None:
+            self.add_constants(smaller)
         return smaller
+
+    def no_longer_used(self, graph: Graph) -> frozenset[str]:
+        """Paths of modules, parameters and buffers that a vertex used, and none does any more."""
+        if self.emptied is None:
+            return frozenset()
+        return frozenset(_used(self.model.graph.vertices) - _used(graph.vertices))
+
+    def add_constants(self, smaller: DagModule) -> None:
+        """Give the smaller graph what is left of branches that are gone, and see that it still fits together."""
+        assert self.emptied is not None
+        used = _used(smaller.graph.vertices)
+        for name, value in self.emptied.constants.items():
+            path = self.emptied.path(name)
+            if path in used:
+                constant = nn.Parameter(value.detach().clone())
+                smaller.register_parameter(path, constant)
+                self.constants.append(constant)
+        graph = smaller.graph
+        inputs = {vertex.name: graph.shapes[vertex.name] for vertex in graph.inputs if vertex.name in graph.shapes}
+        found = complete(graph.vertices, inputs, lambda path: attrgetter(path)(smaller), smaller.get_submodule)
+        for vertex in graph.vertices:
+            self.emptied.check_shape(vertex, graph.shapes.get(vertex.name), found.get(vertex.name))
 
     def fill(self, target: nn.Module, source: nn.Module, path: str) -> None:
         prefix = f"{path}." if path else ""
@@ -258,11 +318,12 @@ class _Cut:
         target._non_persistent_buffers_set = set(source._non_persistent_buffers_set)
         for members, ours in ((source._parameters, target._parameters), (source._buffers, target._buffers)):
             for name, tensor in members.items():
-                ours[name] = None if tensor is None else self.tensor(tensor, prefix + name)  # type: ignore[assignment]
+                if prefix + name not in self.gone:
+                    ours[name] = None if tensor is None else self.tensor(tensor, prefix + name)  # type: ignore[assignment]
         for name, child in source._modules.items():
-            if child is None:
-                continue
             inner = prefix + name
+            if child is None or inner in self.gone:
+                continue
             made = self.modules.get(id(child))
             if made is None:
                 holds_children = isinstance(child, (DagModule, Container))
@@ -276,9 +337,7 @@ class _Cut:
         made = self.made.get(id(tensor))
         if made is not None:
             return made
-        values = self.selection.of_tensor(path)
-        masks = [None] * tensor.dim() if values is None else self.selection.masks(values)
-        kept = [None if mask is None else self.positions(mask, tensor.device) for mask in masks]
+        kept = self.kept_of_tensor(tensor, path)
         with torch.no_grad():
             made = cut_tensor(tensor.detach(), kept)
             if made is tensor or made.data_ptr() == tensor.data_ptr():
@@ -294,6 +353,17 @@ class _Cut:
             made = parameter
         self.made[id(tensor)] = made
         return made
+
+    def kept_of_tensor(self, tensor: Tensor, path: str) -> list[Tensor | None]:
+        """The positions that are kept along every dimension of a parameter or buffer; None where all are."""
+        values = self.selection.of_tensor(path)
+        masks = [None] * tensor.dim() if values is None else self.selection.masks(values)
+        return [None if mask is None else self.positions(mask, tensor.device) for mask in masks]
+
+    def cut_at(self, path: str) -> Tensor:
+        """What is kept of a parameter or buffer."""
+        tensor = self.model.tensor_at(path).detach()
+        return cut_tensor(tensor, self.kept_of_tensor(self.model.tensor_at(path), path))
 
     def positions(self, mask: Mask, device: torch.device) -> Tensor:
         found = self.indices.get(id(mask))
@@ -339,9 +409,9 @@ class _Cut:
             for name, parameter in module._parameters.items():
                 if parameter is not None:
                     if isinstance(module, nn.RNNBase):
-                        setattr(module, name, back[id(parameter)])
+                        setattr(module, name, back.get(id(parameter), parameter))
                     else:
-                        module._parameters[name] = back[id(parameter)]
+                        module._parameters[name] = back.get(id(parameter), parameter)
         hooks = {key: value for key, value in dag.__dict__.items() if key not in smaller.__dict__}
         dag.__class__ = type(smaller)
         dag.__dict__ = {**smaller.__dict__, **hooks}
@@ -365,18 +435,22 @@ def _item(value: Any, index: tuple[int | str, ...]) -> Any:
     return value
 
 
-def _smaller(shape: Any, masks: Any) -> Any:
-    if isinstance(shape, torch.Size):
-        if not isinstance(masks, list):
-            return shape
-        return torch.Size(
-            [length if mask is None else int(mask.sum()) for length, mask in zip(shape, masks, strict=True)]
-        )
-    if isinstance(shape, dict):
-        return {key: _smaller(item, masks[key]) for key, item in shape.items()}
-    if shape is None:
-        return None
-    return tuple([_smaller(item, mask) for item, mask in zip(shape, masks, strict=True)])
+def _needed(vertices: list[Vertex], output: Any) -> list[Vertex]:
+    """The vertices that something is made of that is returned, checked or kept; and the inputs."""
+    wanted = {arg.vertex for arg in walk_args(output) if type(arg) is Ref}
+    kept: list[Vertex] = []
+    for vertex in reversed(vertices):
+        effects = isinstance(vertex, OperatorVertex) and vertex.operator in ("check", "assign")
+        if vertex.name in wanted or effects or isinstance(vertex, InputVertex):
+            kept.append(vertex)
+            wanted |= {arg.vertex for arg in walk_args(vertex_args(vertex)) if type(arg) is Ref}
+    return kept[::-1]
+
+
+def _used(vertices: Iterable[Vertex]) -> set[str]:
+    """Paths of the modules that vertices call, and of the parameters and buffers that they name."""
+    used = {vertex.target for vertex in vertices if isinstance(vertex, ModuleVertex)}
+    return used | {arg.path for vertex in vertices for arg in walk_args(vertex_args(vertex)) if type(arg) is Attr}
 
 
 def _settle(module: Any, leaf: str, args: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from torchorbit.graph.vertices import Expr, Size
 from torchorbit.orbits.selection import Mask
@@ -64,6 +65,21 @@ def restored(size: Size, mask: Mask) -> Expr:
     kept, total = int(mask.sum()), len(mask)
     divisor = math.gcd(kept, total)
     return Expr("//", (Expr("*", (size, total // divisor)), kept // divisor))
+
+
+def smaller_shape(shape: Any, masks: Any) -> Any:
+    """A shape, or containers of shapes, for what is kept of the dimensions."""
+    if isinstance(shape, torch.Size):
+        if not isinstance(masks, list):
+            return shape
+        return torch.Size(
+            [length if mask is None else int(mask.sum()) for length, mask in zip(shape, masks, strict=True)]
+        )
+    if isinstance(shape, dict):
+        return {key: smaller_shape(item, masks[key]) for key, item in shape.items()}
+    if shape is None:
+        return None
+    return tuple([smaller_shape(item, mask) for item, mask in zip(shape, masks, strict=True)])
 
 
 _Rule = Callable[[Resized], None]

@@ -26,6 +26,10 @@ _FOURIER = """
 """
 
 
+#: Operators whose result at a position depends on their operands at that position, which are broadcast.
+ELEMENTWISE = frozenset(_ELEMENTWISE.split())
+
+
 @rule(*_ELEMENTWISE.split())
 def _elementwise(operands: Operands) -> list[Dim]:
     return operands.broadcast(operands.tensors(), operands.shape)
