@@ -17,6 +17,7 @@ from torch import Tensor
 
 from torchorbit.graph.calls import Call
 from torchorbit.graph.codegen import computed
+from torchorbit.graph.dag import Graph
 from torchorbit.graph.operators import OPERATORS
 from torchorbit.graph.shapes import called, pick
 from torchorbit.graph.vertices import (
@@ -183,14 +184,24 @@ class Emptied:
         if {self.state(value) for value in walk_args(output)} & {"gone", "constant"}:
             raise self._refused("the model's output would be a constant")
 
-    def check_shape(self, vertex: Vertex, expected: Any, found: Any) -> None:
-        """Refuse when a result is of another shape now.
+    def check_shapes(self, graph: Graph, run: Callable[[], dict[str, Any]]) -> None:
+        """Refuse when the rest no longer fits together.
+
+        Args:
+            graph: the smaller graph, with the shapes that its results should have.
+            run: gives those that they have.
 
         Raises:
-            ValueError: it is.
+            ValueError: some differ, or it does not run.
         """
-        if expected != found:
-            raise self._refused(f"the result of '{vertex.name}' would be of shape {found}, not {expected}")
+        try:
+            found = run()
+        except RuntimeError as error:
+            raise self._refused(f"the rest would not run, {' '.join(str(error).split())}") from None
+        for vertex in graph.vertices:
+            expected, is_now = graph.shapes.get(vertex.name), found.get(vertex.name)
+            if expected != is_now:
+                raise self._refused(f"the result of '{vertex.name}' would be of shape {is_now}, not {expected}")
 
     def path(self, name: str) -> str:
         """Where the parameter is that stands for a constant."""
@@ -280,11 +291,21 @@ class Emptied:
         elif call.operator not in _COMPUTED or self._of_the_batch(call):
             return None
         args = {name: self._value(arg) for name, arg in args.items()}
-        if call.operator in ("layer_norm", "rms_norm"):
-            shape = args["normalized_shape"]
-            args["input"] = args["input"].expand(*args["input"].shape[: -len(shape)], *shape)
+        full = self._needs_in_full(call)
+        if full:
+            whole = smaller_shape(call.shape_of("input"), call.masks())
+            args["input"] = args["input"].expand([whole[n] if n in full else -1 for n in range(len(whole))])
         value = called(OPERATORS[call.operator], args)
         return value if isinstance(value, Tensor) else None
+
+    def _needs_in_full(self, call: Resized) -> set[int]:
+        """The dimensions of its operand that a call does not take to be of length one where they are longer."""
+        if call.operator in _CONTRACTIONS:
+            return {len(call.shape_of("input")) + _CONTRACTIONS[call.operator]}
+        if call.operator in ("layer_norm", "rms_norm"):
+            rank = len(call.shape_of("input"))
+            return set(range(rank - len(call.args["normalized_shape"]), rank))
+        return {1} if call.operator == "batch_norm" else set()
 
     def _of_the_batch(self, call: Resized) -> bool:
         """Whether it normalises by statistics of what it is given."""

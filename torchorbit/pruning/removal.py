@@ -308,9 +308,10 @@ class _Cut:
                 self.constants.append(constant)
         graph = smaller.graph
         inputs = {vertex.name: graph.shapes[vertex.name] for vertex in graph.inputs if vertex.name in graph.shapes}
-        found = complete(graph.vertices, inputs, lambda path: attrgetter(path)(smaller), smaller.get_submodule)
-        for vertex in graph.vertices:
-            self.emptied.check_shape(vertex, graph.shapes.get(vertex.name), found.get(vertex.name))
+        self.emptied.check_shapes(
+            graph,
+            lambda: complete(graph.vertices, inputs, lambda path: attrgetter(path)(smaller), smaller.get_submodule),
+        )
 
     def fill(self, target: nn.Module, source: nn.Module, path: str) -> None:
         prefix = f"{path}." if path else ""
