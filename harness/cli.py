@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -13,10 +16,17 @@ import click
 from harness.errors import HarnessError, UsageError, one_line
 
 if TYPE_CHECKING:
-    from harness.worker import Depth
+    from harness.backends import BackendName
+    from harness.jobs import Depth
 
-_INTERRUPTED = 130
-"""What shells report for a program that Ctrl-C ended."""
+_SIGNALLED = 128
+"""Shells report this much more than the number of the signal that ended a program."""
+
+
+class _Stop:
+    """The signal that asked a command to stop."""
+
+    signal: ClassVar[int] = signal.SIGINT
 
 
 class _Contents(click.Group):
@@ -132,8 +142,43 @@ def explain(model: str) -> None:
     "--memory",
     type=click.FloatRange(min=0, min_open=True),
     metavar="GIB",
-    help="What the workers may use together.  [default: most of what is free]",
+    help="What the workers may use together, on a cluster each.  [default: most of what is free]",
 )
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give a model up after this.",
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["loky", "dask", "ray"]),
+    default="loky",
+    show_default=True,
+    help="Where workers run: processes of this machine, or a cluster.",
+)
+@click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="The cluster's, as tcp://host:8786 for dask.  [default: one is started here]",
+)
+@click.option(
+    "--cache/--no-cache",
+    default=True,
+    show_default=True,
+    help="Take records of models that did not change from $TORCHORBIT_CACHE or your cache folder, and keep them there.",
+)
+@click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    metavar="MODULE",
+    help="Import this first, here and in every worker: it registers models of yours; may be given repeatedly.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log a line per model.")
+@click.option("--log-json", is_flag=True, help="Log in JSON, a line per model.")
 def sweep(
     patterns: Sequence[str],
     exclude: Sequence[str],
@@ -142,31 +187,71 @@ def sweep(
     out: Path,
     resume: bool,
     memory: float | None,
+    timeout: float,
+    backend: BackendName,
+    address: str | None,
+    cache: bool,
+    imports: Sequence[str],
+    verbose: bool,
+    log_json: bool,
 ) -> None:
     """Convert models of timm, verify the graphs, and keep a record of each.
 
     PATTERNs are wildcards over timm's names, as in timm.list_models; none means every model. A record is written the
     moment it exists, so a sweep that was stopped goes on where it was. Exit code 1 says that a model failed.
     """
+    from harness.backends import Backend
+    from harness.logs import write_to
     from harness.models import model_names
     from harness.sweep import sweep as sweep_models
 
+    write_to(sys.stderr, verbose=verbose, as_json=log_json)
+    for module in imports:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise UsageError(f"--import {module}: {error}; it has to be a module that Python finds here") from None
     names = model_names(patterns, exclude)
+    records = None
+    if cache:
+        from harness.cache import Cache, default_folder
+
+        records = Cache(default_folder())
     try:
-        summary = sweep_models(
-            names,
-            out,
-            verify=verify,
-            jobs=jobs,
-            fresh=not resume,
-            memory_bytes=None if memory is None else int(memory * 2**30),
-        )
+        with _stopped_by_sigterm():
+            summary = sweep_models(
+                names,
+                out,
+                verify=verify,
+                fresh=not resume,
+                memory_bytes=None if memory is None else int(memory * 2**30),
+                timeout=timeout,
+                backend=Backend(backend, address=address, jobs=jobs),
+                cache=records,
+                imports=imports,
+                progress=not (verbose or log_json),
+            )
     except KeyboardInterrupt:
         click.echo(f"stopped; what was finished is in {out}, and the same command with --resume goes on", err=True)
         raise
     click.echo(str(summary))
     if summary.failures:
         raise click.exceptions.Exit(1)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let what stops services and containers stop a command as Ctrl-C does."""
+
+    def stop(number: int, frame: object) -> None:
+        _Stop.signal = number
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @commands.command(short_help="Make the tables from the records.")
@@ -201,13 +286,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: What follows the program's name; by default what it was called with.
 
     Returns:
-        The exit code: 0, 1 if something failed, 2 if the usage was wrong, 130 after Ctrl-C. Errors are one line on
-        stderr.
+        The exit code: 0, 1 if something failed, 2 if the usage was wrong, 130 after Ctrl-C, 143 after SIGTERM. Errors
+        are one line on stderr.
     """
     try:
         result = commands.main(arguments, prog_name="torchorbit", standalone_mode=False)
     except click.exceptions.Abort:
-        return _INTERRUPTED
+        return _SIGNALLED + _Stop.signal
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else "torchorbit"
         return _fail(f"{error.format_message()} (see {command} --help)", 2)

@@ -1,4 +1,4 @@
-"""How much memory there is, how much a model will need, and how much a process has used."""
+"""How much memory a model will need, and how much a process has used."""
 
 from __future__ import annotations
 
@@ -19,23 +19,11 @@ from torch.utils._pytree import tree_leaves
 
 _MEBIBYTE = 2**20
 
-_CGROUP = Path("/sys/fs/cgroup")
-
 _PROCESS_BYTES = 700 * _MEBIBYTE
 """What a worker holds besides the model: Python with torch and timm imported, scratch space."""
 
 _ACTIVATION_MARGIN = 1.5
 """Kernels allocate while they compute (unfolded images, reordered activations), which a run without data hides."""
-
-
-def available_bytes() -> int:
-    """Memory that can be taken now without swapping, the limit of the container included."""
-    available = int(psutil.virtual_memory().available)
-    limit = _read_number(_CGROUP / "memory.max")
-    used = _read_number(_CGROUP / "memory.current")
-    if limit is not None and used is not None:
-        available = min(available, max(limit - used, 0))
-    return available
 
 
 def needed_bytes(model: nn.Module, inputs: Tensor) -> int:
@@ -130,10 +118,3 @@ def _malloc_trim() -> Callable[[int], int] | None:
         return None
     # None with C libraries other than glibc.
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
-
-
-def _read_number(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None

@@ -101,20 +101,21 @@ def build(name: str, *, weights: Path | None = None, pretrained: bool = False) -
     return model
 
 
-def build_with_random_weights(name: str) -> nn.Module:
+def build_with_random_weights(name: str, seed: str | None = None) -> nn.Module:
     """Build a model in evaluation mode on the CPU, with weights that are the same in every process.
 
     Buffers that the constructor computes are real; parameters are filled as `harness.weights` says.
 
     Args:
-        name: A name that timm knows; it is also the seed.
+        name: A name that timm knows.
+        seed: Of the weights; by default the name.
 
     Returns:
         The model. Building it takes little more memory than one copy of its weights.
     """
     with SkippedInitialisation():
         model = _create(name)
-    fill_with_random_weights(model, name)
+    fill_with_random_weights(model, name if seed is None else seed)
     return model
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 from zlib import crc32
@@ -25,7 +25,16 @@ _SMALL_SIDE = 128
 """Side of the images with which a removal is proved where the graph takes any size."""
 
 
-def find_out(record: Record, graph: torchorbit.DagModule, size: Sequence[int], expected: Any, *, numeric: bool) -> None:
+def find_out(
+    record: Record,
+    graph: torchorbit.DagModule,
+    size: Sequence[int],
+    expected: Any,
+    *,
+    numeric: bool,
+    seed: str,
+    enter: Callable[[str], None],
+) -> None:
     """Fill in what a record says about pruning; the stage in which something is raised stays in the record.
 
     Args:
@@ -35,8 +44,10 @@ def find_out(record: Record, graph: torchorbit.DagModule, size: Sequence[int], e
         expected: What the whole model gives for one sample; the smaller one must give the like.
         numeric: The graph has weights: prove by numbers that half of every orbit can be removed. Otherwise it is on
             the `meta` device, and what is left is run there.
+        seed: Of the image and of the removal.
+        enter: Begins a stage.
     """
-    record.stage = "orbits"
+    enter("orbits")
     orbits = torchorbit.find_orbits(graph)
     costs = orbits.costs.each()
     total = sum(costs.values())
@@ -46,9 +57,9 @@ def find_out(record: Record, graph: torchorbit.DagModule, size: Sequence[int], e
     record.unruled_operators = list(orbits.unruled)
     record.prunable_proportion = round(_touched(orbits, costs) / total, 6) if total else 0.0
 
-    record.stage = "prune"
+    enter("prune")
     device = "cpu" if numeric else "meta"
-    inputs = random_input(size, record.model) if numeric else torch.empty(1, *size, device=device)
+    inputs = random_input(size, seed) if numeric else torch.empty(1, *size, device=device)
     if not len(orbits):
         record.note = "nothing can be removed: every channel is frozen"
         return
@@ -59,14 +70,14 @@ def find_out(record: Record, graph: torchorbit.DagModule, size: Sequence[int], e
     del smallest
     check_shapes(expected, output)
     if numeric:
-        record.stage = "prove"
-        record.removal_max_diff = _proved(record.model, graph, orbits, inputs)
+        enter("prove")
+        record.removal_max_diff = _proved(seed, graph, orbits, inputs)
     record.prunable = True
 
 
-def _proved(model: str, graph: torchorbit.DagModule, orbits: Orbits, inputs: Tensor) -> float:
+def _proved(seed: str, graph: torchorbit.DagModule, orbits: Orbits, inputs: Tensor) -> float:
     """Remove half of every orbit at random, and compare with the whole graph in which they are zero."""
-    generator = random.Random(crc32(model.encode()))
+    generator = random.Random(crc32(seed.encode()))
     removed = {orbit: generator.sample(range(orbit.width), orbit.width // 2) for orbit in orbits}
     pruned = torchorbit.remove_channels(graph, removed)
     difference = torchorbit.verify_removal(graph, pruned, removed, _smaller(graph, inputs))

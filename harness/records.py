@@ -186,14 +186,43 @@ def append_record(path: Path, record: Record) -> None:
     Args:
         path: The file. It ends with a whole line, see `mend_last_line`.
         record: The record. It is on its way to the disk as one piece when this returns.
+
+    Raises:
+        HarnessError: It cannot be written, because the disk is full for instance. The file is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Unbuffered: one write of the whole line, which a killed process has either made or not.
-    with path.open("ab", buffering=0) as file:
-        file.write(record.to_line().encode("utf-8"))
+    line = record.to_line().encode("utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Unbuffered: one write of the whole line, which a killed process has either made or not.
+        with path.open("ab", buffering=0) as file:
+            before = file.tell()
+            try:
+                written = file.write(line)
+                if written < len(line):
+                    # The rest does not fit; asking for it again says why.
+                    file.write(line[written:])
+            except OSError:
+                file.truncate(before)
+                raise
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+
+
+def _cannot_write(path: Path, error: OSError) -> HarnessError:
+    return HarnessError(
+        f"cannot write {path}: {error.strerror or error}; what was written before is kept, and the same command goes "
+        f"on once that is settled"
+    )
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Replace a file of records at once, sorted by name so that two sweeps can be compared line by line."""
+    """Replace a file of records at once, sorted by name so that two sweeps can be compared line by line.
+
+    Raises:
+        HarnessError: It cannot be written. The file is as it was.
+    """
     ordered = sorted(records, key=lambda record: natural_order(record.model))
-    replace_text(path, "".join(record.to_line() for record in ordered))
+    try:
+        replace_text(path, "".join(record.to_line() for record in ordered))
+    except OSError as error:
+        raise _cannot_write(path, error) from None

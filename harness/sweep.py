@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
-import multiprocessing.resource_tracker
-import re
-import signal
+import logging
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import joblib
-from joblib.externals.loky.backend import resource_tracker as loky_resource_tracker
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from harness import supervisor
+from harness.backends import Backend, WorkersLostError
+from harness.cache import Cache
 from harness.errors import HarnessError
-from harness.memory import available_bytes
+from harness.jobs import Depth, Job, Outcome
+from harness.limits import memory_budget
 from harness.models import VERSIONS, expected_cost
 from harness.records import Record, Versions, append_record, mend_last_line, read_records, write_records
 from harness.tables import coverage_table
-from harness.worker import Depth, Job, Outcome, run
 
-_MEMORY_FRACTION = 0.9
-"""How much of the memory that is free when a sweep starts its workers may use together."""
+_LOG = logging.getLogger(__name__)
+
+_MEMORY_MARGIN = 1.3
+"""What a job may use, over what it is estimated to need."""
+
+_MOST_ATTEMPTS = 3
+"""How often a model is run whose worker died with it before it is given up."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class Summary:
         wall_seconds: How long the sweep took.
         cpu_seconds: CPU time of all its workers, their imports included.
         peak_rss_mb: Peak resident memory of the worker that needed most, in MiB.
+        cached: How many records are those of models that have not changed, or of others with the same graph.
+        utilisation: Time that workers had something to do, over the time that they had.
     """
 
     records: list[Record]
@@ -44,6 +52,8 @@ class Summary:
     wall_seconds: float
     cpu_seconds: float
     peak_rss_mb: float
+    cached: int = 0
+    utilisation: float = 0.0
 
     @property
     def failures(self) -> list[Record]:
@@ -57,8 +67,9 @@ class Summary:
             parts += [f"  {record.model} ({record.stage}): {record.error}" for record in self.failures]
         parts += [f"{record.model}: {record.note}" for record in self.records if record.note]
         parts.append(
-            f"{len(self.records)} models, {self.skipped} of them from an earlier run; {_duration(self.wall_seconds)}, "
-            f"CPU time of the workers {_duration(self.cpu_seconds)}, at most {self.peak_rss_mb:.0f} MiB in one of them"
+            f"{len(self.records)} models, {self.skipped} of them from an earlier run, {self.cached} from the cache; "
+            f"{_duration(self.wall_seconds)}, CPU time of the workers {_duration(self.cpu_seconds)}, at most "
+            f"{self.peak_rss_mb:.0f} MiB in one of them, busy {self.utilisation:.0%} of the time"
         )
         return "\n".join(parts)
 
@@ -71,6 +82,11 @@ def sweep(
     jobs: int | None = None,
     fresh: bool = False,
     memory_bytes: int | None = None,
+    timeout: float | None = 300.0,
+    backend: Backend | None = None,
+    cache: Cache | None = None,
+    imports: Sequence[str] = (),
+    progress: bool = True,
 ) -> Summary:
     """Find out about models, several at a time, and keep what was found out in a file.
 
@@ -80,39 +96,60 @@ def sweep(
         names: The models.
         out: The file of records. Records of other models in it are kept.
         verify: By shape, or by numbers; the latter where the memory suffices for the model.
-        jobs: How many models at a time; by default as many as there are cores.
+        jobs: How many models at a time; by default as many as there are cores. Not with ``backend``, which says so.
         fresh: Sweep models again that have a record.
-        memory_bytes: How much memory the workers may use together; by default most of what is free.
+        memory_bytes: How much memory the workers may use together, on a cluster each of them; by default most of what
+            is free.
+        timeout: Seconds after which a model is given up; None for never.
+        backend: Where workers run; by default on this machine.
+        cache: Where records of models are that have not changed; None to find out everything anew.
+        imports: Python modules to import first in every worker, which register models with timm.
+        progress: Show a progress bar, where there is a terminal.
 
     Returns:
         The summary.
 
     Raises:
-        HarnessError: The file is no file of records, or has records that were made with other versions.
+        HarnessError: The file is no file of records, has records that were made with other versions, is being written
+            by another sweep, or cannot be written.
     """
     started = time.perf_counter()
-    earlier = _earlier_records(out, names, verify=verify, fresh=fresh)
-    todo = sorted((name for name in names if name not in earlier), key=expected_cost, reverse=True)
-    workers = _Workers(
-        out,
-        verify=verify,
-        jobs=jobs or joblib.cpu_count(),
-        memory_bytes=int(available_bytes() * _MEMORY_FRACTION) if memory_bytes is None else memory_bytes,
-    )
-    if todo:
-        with tqdm(total=len(todo), desc="sweep", unit="model", disable=None) as progress:
-            for record in workers.records(todo):
-                progress.update()
-                progress.set_postfix(converted=workers.converted, failed=workers.failed)
-                earlier[record.model] = record
-        write_records(out, earlier.values())
+    with _alone(out), backend or Backend(jobs=jobs) as where:
+        earlier = _earlier_records(out, names, verify=verify, fresh=fresh)
+        todo = [name for name in names if name not in earlier]
+        swept = _Sweep(out, where, verify, memory_bytes, timeout, cache, tuple(imports))
+        if todo:
+            with tqdm(total=len(todo), desc="sweep", unit="model", disable=None if progress else True) as bar:
+                for record in swept.records(todo):
+                    bar.update()
+                    bar.set_postfix(converted=swept.converted, failed=swept.failed)
+                    earlier[record.model] = record
+            write_records(out, earlier.values())
+    wall = time.perf_counter() - started
     return Summary(
         records=[earlier[name] for name in names],
         skipped=len(names) - len(todo),
-        wall_seconds=time.perf_counter() - started,
-        cpu_seconds=workers.cpu_seconds,
-        peak_rss_mb=workers.peak_rss_mb,
+        wall_seconds=wall,
+        cpu_seconds=swept.cpu_seconds,
+        peak_rss_mb=swept.peak_rss_mb,
+        cached=swept.cached,
+        utilisation=swept.busy_seconds / (wall * max(where.jobs, 1)),
     )
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keep other sweeps away from a file of records."""
+    lock = out.with_name(f".{out.name}.lock")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(lock).acquire(timeout=0)
+    except Timeout:
+        raise HarnessError(f"another sweep is writing {out}: wait for it, or choose another file with --out") from None
+    except OSError as error:
+        raise HarnessError(f"cannot write {out}: {error.strerror or error}; choose another file with --out") from None
+    with held:
+        yield
 
 
 def _earlier_records(out: Path, names: Sequence[str], *, verify: Depth, fresh: bool) -> dict[str, Record]:
@@ -139,18 +176,34 @@ def _less_than(record: Record, verify: Depth) -> bool:
     return not record.failed and ((verify == "numeric" and record.verified == "shape") or record.orbits is None)
 
 
-class _Workers:
-    """Worker processes, what they have used, and the file that their records go to."""
+class _Sweep:
+    """Workers, the models that they have, what they have used, and the file that their records go to."""
 
-    def __init__(self, out: Path, *, verify: Depth, jobs: int, memory_bytes: int) -> None:
+    def __init__(
+        self,
+        out: Path,
+        backend: Backend,
+        verify: Depth,
+        memory_bytes: int | None,
+        timeout: float | None,
+        cache: Cache | None,
+        imports: tuple[str, ...],
+    ) -> None:
         self.converted = 0
         self.failed = 0
+        self.cached = 0
         self.peak_rss_mb = 0.0
+        self.busy_seconds = 0.0
         self._out = out
+        self._backend = backend
         self._verify = verify
-        self._jobs = jobs
-        self._memory_bytes = memory_bytes
-        self._cpu_seconds: dict[int, float] = {}
+        self._timeout = timeout
+        self._cache = cache
+        self._imports = imports
+        # Of machines that are not this one, each worker finds out for itself.
+        self._memory_bytes = memory_budget() if memory_bytes is None and not backend.remote else memory_bytes
+        self._cpu_seconds: dict[str, float] = {}
+        self._attempts: Counter[str] = Counter()
 
     @property
     def cpu_seconds(self) -> float:
@@ -158,106 +211,151 @@ class _Workers:
         return sum(self._cpu_seconds.values())
 
     def records(self, names: Sequence[str]) -> Iterator[Record]:
-        """Make a record of each model; it is in the file when it comes out here.
-
-        Side by side first. What does not fit beside others, and what was running when a worker died, has its turn by
-        itself afterwards.
-        """
-        alone: list[str] = []
-        for name, record in self._side_by_side(names):
-            if record is None:
-                alone.append(name)
+        """Make a record of each model; it is in the file when it comes out here."""
+        todo = []
+        for name in names:
+            known = None if self._cache is None else self._cache.known(name, self._verify)
+            if known is None:
+                todo.append(name)
             else:
-                yield record
-        for name in alone:
-            yield self._alone(name)
+                self.cached += 1
+                yield self._keep(known)
+        needs: dict[str, int] = {}
+        todo.sort(key=expected_cost, reverse=True)
+        if self._verify == "numeric" and not self._backend.remote:
+            # How much memory each will need is known before any runs, and so which can run side by side.
+            for outcome in self._outcomes(_Queue(dict.fromkeys(todo, 0), None, self._backend.jobs), measure=True):
+                if outcome.record is None:
+                    needs[outcome.model] = outcome.needed_bytes or 0
+                else:
+                    yield self._kept(outcome, outcome.record)
+            todo = sorted(needs, key=lambda name: needs[name], reverse=True)
+        together = None if self._backend.remote else self._memory_bytes
+        waiting = _Queue({name: needs.get(name, 0) for name in todo}, together, self._backend.jobs)
+        for outcome in self._outcomes(waiting):
+            if outcome.record is None:
+                waiting.put(outcome.model, outcome.needed_bytes or 0)
+            else:
+                yield self._kept(outcome, outcome.record)
 
-    def _side_by_side(self, names: Sequence[str]) -> Iterator[tuple[str, Record | None]]:
-        """Run models several at a time; those that have to run alone come out without a record."""
-        waiting = iter(names)
-        running: set[str] = set()
-        share = self._memory_bytes // self._jobs
+    def _outcomes(self, waiting: _Queue, *, measure: bool = False) -> Iterator[Outcome]:
+        """Run what waits, until nothing does; what was running when a worker died is run again."""
 
         def jobs() -> Iterator[Job]:
-            for name in waiting:
-                running.add(name)
-                yield Job(name, self._verify, memory_share=share, memory_total=self._memory_bytes)
+            while (chosen := waiting.next()) is not None:
+                name, memory_bytes = chosen
+                yield Job(
+                    name,
+                    self._verify,
+                    VERSIONS,
+                    memory_bytes=self._memory_bytes if self._backend.remote else memory_bytes,
+                    memory_total=self._memory_bytes,
+                    measure=measure,
+                    timeout=self._timeout,
+                    imports=self._imports,
+                    cache=None if self._cache is None else str(self._cache.folder),
+                )
 
-        while True:
+        while not waiting.empty:
             try:
-                for outcome in self._outcomes(jobs(), at_once=self._jobs):
-                    running.remove(outcome.model)
-                    yield outcome.model, self._keep(outcome)
-            except TerminatedWorkerError:
-                # Which of them took its worker down is not known, and their results are lost.
-                yield from ((name, None) for name in sorted(running))
-                running.clear()
-            else:
-                return
+                for outcome in self._backend.outcomes(supervisor.run, jobs()):
+                    if outcome.model:
+                        waiting.done(outcome.model)
+                        self._cpu_seconds[outcome.process] = outcome.cpu_seconds
+                        self.busy_seconds += outcome.busy_seconds
+                        yield outcome
+            except WorkersLostError:
+                for name in waiting.take_back():
+                    self._attempts[name] += 1
+                    if self._attempts[name] < _MOST_ATTEMPTS:
+                        waiting.put(name, 0)
+                        continue
+                    record = Record(model=name, **VERSIONS, stage="worker")
+                    record.error = f"the worker that had it died, {_MOST_ATTEMPTS} times"
+                    yield Outcome(name, record)
 
-    def _alone(self, name: str) -> Record:
-        """Run one model with all of the memory and the cores."""
-        job = Job(
-            name, self._verify, memory_share=self._memory_bytes, memory_total=self._memory_bytes, threads=self._jobs
-        )
-        try:
-            (outcome,) = self._outcomes(iter([job]), at_once=1)
-        except TerminatedWorkerError as error:
-            codes = re.search(r"exit codes of the workers are \{(.*?)\}", str(error))
-            reason = f" with {codes[1]}" if codes else ""
-            record = Record(model=name, **VERSIONS, stage="worker")
-            record.error = f"its worker process died{reason}: out of memory, or a crash in native code"
-            outcome = Outcome(name, record, process=0, cpu_seconds=0.0)
-        kept = self._keep(outcome)
-        assert kept is not None, "a job that has all of the memory is not put off"
-        return kept
+    def _kept(self, outcome: Outcome, record: Record) -> Record:
+        """Take account of a record that a worker made."""
+        self.cached += outcome.cached
+        if self._cache is not None and outcome.fingerprint is not None:
+            self._cache.put(record, outcome.fingerprint, self._verify)
+        return self._keep(record)
 
-    def _keep(self, outcome: Outcome) -> Record | None:
-        """Take account of an outcome, and put its record where nothing can lose it."""
-        self._cpu_seconds[outcome.process] = outcome.cpu_seconds
-        record = outcome.record
-        if record is not None:
-            append_record(self._out, record)
-            self.converted += record.converted
-            self.failed += record.failed
-            self.peak_rss_mb = max(self.peak_rss_mb, record.peak_rss_mb or 0.0)
+    def _keep(self, record: Record) -> Record:
+        """Put a record where nothing can lose it."""
+        append_record(self._out, record)
+        self.converted += record.converted
+        self.failed += record.failed
+        self.peak_rss_mb = max(self.peak_rss_mb, record.peak_rss_mb or 0.0)
+        _LOG.info("%s", record.model, extra={"record": record})
         return record
 
-    def _outcomes(self, jobs: Iterator[Job], at_once: int) -> Iterator[Outcome]:
-        """Run jobs in worker processes and give their outcomes in the order in which they come."""
-        # With a single job at a time joblib would run it in this process, which a crash would end. So there are two
-        # workers at least, of which no more than `at_once` are given something to do.
-        parallel = joblib.Parallel(
-            n_jobs=max(self._jobs, 2),
-            backend="loky",
-            return_as="generator_unordered",
-            batch_size=1,
-            pre_dispatch=at_once,
-        )
-        with _interrupts_held_back():
-            outcomes = parallel(joblib.delayed(run)(job) for job in jobs)
-        # Closing it, on Ctrl-C for instance, ends the workers at once.
-        with closing(outcomes):
-            yield from outcomes
 
+class _Queue:
+    """The models that wait, those that run, and how much memory each of these may use.
 
-@contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Let processes that are started inside be deaf to Ctrl-C, which is meant for the sweep; here it comes in later.
-
-    A worker sees to it by itself too, but while it is still importing it would print a traceback.
+    Args:
+        needs: Name -> bytes, 0 where that is not known; in the order in which to run them where the memory allows.
+        memory_bytes: What they may use together; None where that does not matter.
+        jobs: How many run at a time.
     """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    # These are started with the first worker otherwise, and let interrupts in again when they are.
-    for tracker in (multiprocessing.resource_tracker, loky_resource_tracker):
-        tracker.ensure_running()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def __init__(self, needs: dict[str, int], memory_bytes: int | None, jobs: int) -> None:
+        self._waiting = dict(needs)
+        self._memory_bytes = memory_bytes
+        self._jobs = jobs
+        self._running: dict[str, int] = {}
+        # joblib asks for the next job in a thread of its own.
+        self._lock = threading.Lock()
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing waits and nothing runs."""
+        return not self._waiting and not self._running
+
+    def next(self) -> tuple[str, int | None] | None:
+        """The next model and the bytes that it may use; a name that is empty when nothing can start now.
+
+        None when nothing is left that could.
+        """
+        with self._lock:
+            if self.empty:
+                return None
+            if self._memory_bytes is None:
+                if not self._waiting:
+                    return None
+                name = next(iter(self._waiting))
+                del self._waiting[name]
+                self._running[name] = 0
+                return name, None
+            free = self._memory_bytes - sum(self._running.values())
+            share = self._memory_bytes // self._jobs
+            for name, needed in self._waiting.items():
+                wanted = min(max(int(needed * _MEMORY_MARGIN), share), self._memory_bytes)
+                least = min(int(needed * _MEMORY_MARGIN), self._memory_bytes) if needed else share
+                if least <= free:
+                    del self._waiting[name]
+                    self._running[name] = min(wanted, free)
+                    return name, self._running[name]
+            # Something may come back that needs more than it got.
+            return "", None
+
+    def put(self, name: str, needed: int) -> None:
+        """Let a model wait, with what is now known of the memory that it needs."""
+        with self._lock:
+            self._waiting = {name: needed, **self._waiting}
+
+    def done(self, name: str) -> None:
+        """A model no longer runs."""
+        with self._lock:
+            self._running.pop(name, None)
+
+    def take_back(self) -> list[str]:
+        """The models that were running when a worker died."""
+        with self._lock:
+            lost = sorted(self._running)
+            self._running.clear()
+            return lost
 
 
 def _versions(versions: Versions) -> str:

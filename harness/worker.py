@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import functools
 import gc
 import logging
-import multiprocessing
+import math
 import os
-import signal
 import time
 import warnings
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 import torchorbit
 from harness import memory, pruning
+from harness.cache import Cache, fingerprint_of
 from harness.errors import one_line
+from harness.jobs import Job, Outcome
 from harness.meta import QuickNormalisations
 from harness.models import VERSIONS, build_on_meta, build_with_random_weights, example_input, input_size
 from harness.recall import Recall
@@ -33,112 +34,134 @@ from harness.verification import (
 )
 from harness.weights import normalise_by_first_run
 
-Depth = Literal["shape", "numeric"]
+Progress = Callable[[Record], None]
+"""Called with what is known so far whenever a stage begins."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """One model to find out about.
-
-    Attributes:
-        model: Its name in timm.
-        verify: By shape, or by numbers where the memory suffices.
-        memory_share: Bytes that the job may use while other workers have jobs too.
-        memory_total: Bytes that it may use when it is the only one running.
-        threads: Threads that its kernels may use.
-    """
-
-    model: str
-    verify: Depth
-    memory_share: int
-    memory_total: int
-    threads: int = 1
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a job.
-
-    Attributes:
-        model: The job's model.
-        record: What was found out; None if the job needs more than its share of the memory, and has to run alone.
-        process: Id of the process that ran it.
-        cpu_seconds: CPU time that this process has used since it started, imports included.
-    """
-
-    model: str
-    record: Record | None
-    process: int
-    cpu_seconds: float
-
-
-class _NeedsToRunAlone(Exception):  # noqa: N818 - nothing is wrong
-    """More memory than a share, less than all of it."""
-
-
-def run(job: Job) -> Outcome:
+def run(job: Job, progress: Progress = lambda record: None) -> Outcome:
     """Find out about one model.
 
     Args:
         job: The model, and the limits.
+        progress: Told of every stage that begins.
 
     Returns:
         The outcome. Whatever goes wrong with the model is in its record and not raised.
     """
-    prepare_process()
     torch.set_num_threads(job.threads)
     memory.reset_peak_rss()
     started = time.perf_counter()
     record = Record(model=job.model, **VERSIONS)
-    put_off = False
+    inquiry = _Inquiry(job, record, progress)
     try:
-        _find_out(job, record)
-    except _NeedsToRunAlone:
-        put_off = True
+        inquiry.find_out()
     except (torchorbit.TorchorbitError, VerificationError) as error:
         record.error = " ".join(str(error).split())
     except Exception as error:
         record.error = one_line(error)
-    record.seconds = round(time.perf_counter() - started, 3)
-    record.peak_rss_mb = round(memory.peak_rss_mb(), 1)
+    if not inquiry.cached:
+        record.seconds = round(time.perf_counter() - started, 3)
+        record.peak_rss_mb = round(memory.peak_rss_mb(), 1)
     memory.release_memory()
-    return Outcome(job.model, None if put_off else record, os.getpid(), time.process_time())
+    return Outcome(
+        job.model,
+        None if inquiry.put_off else record,
+        needed_bytes=inquiry.needed_bytes,
+        process=str(os.getpid()),
+        cpu_seconds=time.process_time(),
+        cached=inquiry.cached,
+        fingerprint=inquiry.fingerprint,
+    )
 
 
-def _find_out(job: Job, record: Record) -> None:
-    """Fill in a record, stage by stage; when something is raised, the stage in which it was stays in the record."""
-    record.stage = "build"
-    model = build_on_meta(job.model)
-    size = input_size(model)
-    record.input_size = list(size)
-    record.params_m = round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 3)
+class _Inquiry:
+    """The stages of a job, which fill in a record; when something is raised, the stage in which it was stays in it."""
 
-    # From here on a model that cannot run is found out, which conversion would be the first to do otherwise.
-    record.stage = "convert"
-    spare = _spare_bytes(job, record, model) if job.verify == "numeric" else None
-    numeric = spare is not None
-    if numeric:
-        model = build_with_random_weights(job.model)
-    graph = torchorbit.convert(model, example_input(model))
-    record.converted = True
+    def __init__(self, job: Job, record: Record, progress: Progress) -> None:
+        self.job = job
+        self.record = record
+        self.progress = progress
+        self.put_off = False
+        self.cached = False
+        self.needed_bytes: int | None = None
+        self.fingerprint: str | None = None
 
-    record.stage = "verify"
-    with torch.no_grad():
-        if spare is not None:
-            record.max_diff, output = _difference(model, graph, random_input(size, job.model), spare)
-        else:
-            if job.verify == "numeric":
-                # Too large for numbers; that its graph survives being saved can be shown all the same.
-                graph = packed_and_unpacked(graph)
-            inputs = torch.empty(1, *size, device="meta")
-            output = model(inputs)
-            with QuickNormalisations():
-                check_shapes(output, graph(inputs))
-    record.verified = "numeric" if numeric else "shape"
+    def enter(self, stage: str) -> None:
+        """Begin a stage."""
+        self.record.stage = stage
+        self.progress(self.record)
 
-    with torch.no_grad():
-        pruning.find_out(record, graph, size, output, numeric=numeric)
-    record.stage = None
+    def find_out(self) -> None:
+        job, record = self.job, self.record
+        self.enter("build")
+        model = build_on_meta(job.model)
+        size = input_size(model)
+        record.input_size = list(size)
+        record.params_m = round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 3)
+        if self.known(model):
+            return
+
+        # From here on a model that cannot run is found out, which conversion would be the first to do otherwise.
+        self.enter("convert")
+        spare = self.spare_bytes(model) if job.verify == "numeric" else None
+        if self.put_off:
+            return
+        numeric = spare is not None
+        # What is the same has the same weights and images, whatever its name.
+        seed = self.fingerprint or job.model
+        if numeric:
+            model = build_with_random_weights(job.model, seed)
+        graph = torchorbit.convert(model, example_input(model))
+        record.converted = True
+
+        self.enter("verify")
+        with torch.no_grad():
+            if spare is not None:
+                record.max_diff, output = _difference(model, graph, random_input(size, seed), spare)
+            else:
+                if job.verify == "numeric":
+                    # Too large for numbers; that its graph survives being saved can be shown all the same.
+                    graph = packed_and_unpacked(graph)
+                inputs = torch.empty(1, *size, device="meta")
+                output = model(inputs)
+                with QuickNormalisations():
+                    check_shapes(output, graph(inputs))
+        record.verified = "numeric" if numeric else "shape"
+
+        with torch.no_grad():
+            pruning.find_out(record, graph, size, output, numeric=numeric, seed=seed, enter=self.enter)
+        record.stage = None
+
+    def known(self, model: nn.Module) -> bool:
+        """Whether the same was found out before, of this model or of another with the same graph."""
+        self.fingerprint = fingerprint_of(model)
+        if self.job.cache is None or self.fingerprint is None:
+            return False
+        found = Cache(Path(self.job.cache)).record(self.fingerprint, self.job.verify, self.job.model)
+        if found is None:
+            return False
+        self.cached = True
+        self.record.__dict__.update(found.__dict__)
+        return True
+
+    def spare_bytes(self, model: nn.Module) -> int | None:
+        """Memory that is left over when the model is verified by numbers; None where it does not suffice.
+
+        Where that is because others have their share the job is put off; otherwise a note says why.
+        """
+        job = self.job
+        needed = memory.needed_bytes(model, torch.empty(1, *self.record.input_size or (), device="meta"))
+        self.needed_bytes = needed
+        allowed = math.inf if job.memory_bytes is None else job.memory_bytes
+        total = allowed if job.memory_total is None else job.memory_total
+        self.put_off = job.measure or allowed < needed <= total
+        if needed <= allowed:
+            return int(min(allowed - needed, 2**40))
+        self.record.note = (
+            f"verified by shape only: by numbers it needs about {needed / 2**30:.1f} GiB of memory, "
+            f"and {total / 2**30:.1f} GiB may be used"
+        )
+        return None
 
 
 def _difference(
@@ -166,32 +189,8 @@ def _difference(
     return float(f"{difference:.3g}"), expected
 
 
-def _spare_bytes(job: Job, record: Record, model: nn.Module) -> int | None:
-    """Memory that is left over when a model is verified by numbers; None where it does not suffice, and a note why.
-
-    Raises:
-        _NeedsToRunAlone: It does once the other workers are done.
-    """
-    needed = memory.needed_bytes(model, torch.empty(1, *record.input_size or (), device="meta"))
-    if needed <= job.memory_share:
-        return job.memory_share - needed
-    if needed <= job.memory_total:
-        raise _NeedsToRunAlone
-    record.note = (
-        f"verified by shape only: by numbers it needs about {needed / 2**30:.1f} GiB of memory, "
-        f"and {job.memory_total / 2**30:.1f} GiB may be used"
-    )
-    return None
-
-
-@functools.cache
-def prepare_process() -> None:
-    """Once per process: settle what is the same for every job."""
-    if multiprocessing.parent_process() is None:
-        # A test or a debugger runs the job: the process is not ours to settle.
-        return
-    # Ctrl-C reaches the whole group; it is the sweep's to answer, which ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def settle_process() -> None:
+    """Once in a process for jobs: settle what is the same for all of them."""
     warnings.simplefilter("ignore")
     logging.getLogger("timm").setLevel(logging.ERROR)
     # What has been imported stays. Left to itself, the collector would go through all of it again and again while a

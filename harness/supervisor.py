@@ -1,0 +1,227 @@
+"""What joblib runs: each of its workers has a process of its own for the models, and watches it.
+
+A model that hangs, takes too much memory or crashes is ended together with that process, and becomes a record of what
+went wrong. The worker itself lives on, and so do the jobs of the others, on whatever backend they run.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import psutil
+
+from harness.jobs import Job, Outcome
+from harness.limits import memory_budget
+from harness.process import receive, send
+from harness.records import Record
+
+_POLL_SECONDS = 0.05
+"""How often the memory of a process is looked at."""
+
+_START_SECONDS = 300
+"""How long a process may take to import torch and timm."""
+
+_LEFT_OVER_BYTES = 2**30
+"""A process that holds on to so much more than it started with after a job is replaced by a new one."""
+
+_PAUSE_SECONDS = 0.1
+
+_PARENT = os.getppid()
+
+
+def run(job: Job) -> Outcome:
+    """Find out about one model, in a process that may die of it.
+
+    Args:
+        job: The model, and the limits.
+
+    Returns:
+        The outcome. Whatever goes wrong is in its record and not raised.
+    """
+    if not job.model:
+        time.sleep(_PAUSE_SECONDS)
+        return Outcome("")
+    started = time.perf_counter()
+    if job.memory_bytes is None:
+        budget = memory_budget()
+        job = replace(job, memory_bytes=budget, memory_total=budget)
+    mine: _Process | None = getattr(_local, "process", None)
+    fresh = mine is None or not mine.alive
+    outcome, mine = _run_in(mine, job)
+    if isinstance(outcome, _Failure) and not fresh:
+        # Whatever the process did before may have been the reason.
+        outcome, mine = _run_in(None, job)
+    _local.process = mine
+    if isinstance(outcome, _Failure):
+        outcome = _outcome_of(outcome, job)
+    return replace(outcome, busy_seconds=time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a process died of, and how far it had come."""
+
+    error: str
+    record: Record | None
+    seconds: float
+    peak_bytes: int
+    too_large: bool = False
+
+
+_local = threading.local()
+
+
+def _run_in(process: _Process | None, job: Job) -> tuple[Outcome | _Failure, _Process | None]:
+    """Run a job in a process, or in a new one; a process that is worn out does not come back."""
+    if process is None or not process.alive:
+        try:
+            process = _Process()
+        except _NotStartedError as error:
+            return _Failure(str(error), None, 0.0, 0), None
+    outcome = process.run(job)
+    if isinstance(outcome, _Failure) or process.worn:
+        process.end()
+        return outcome, None
+    return outcome, process
+
+
+def _outcome_of(failure: _Failure, job: Job) -> Outcome:
+    """The record of a model that its process did not survive."""
+    if failure.too_large and job.memory_total is not None and (job.memory_bytes or 0) < job.memory_total:
+        # It can have more, once others are done.
+        return Outcome(job.model, needed_bytes=min(2 * (job.memory_bytes or 0), job.memory_total))
+    record = failure.record or Record(model=job.model, **job.versions, stage="worker")
+    record.error = failure.error
+    record.seconds = round(failure.seconds, 3)
+    record.peak_rss_mb = round(failure.peak_bytes / 2**20, 1)
+    return Outcome(job.model, record)
+
+
+class _NotStartedError(Exception):
+    """A process for models could not be started."""
+
+
+class _Process:
+    """A process for models.
+
+    Raises:
+        _NotStartedError: It could not be started.
+    """
+
+    def __init__(self) -> None:
+        self._popen = subprocess.Popen(
+            [sys.executable, "-m", "harness.process"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            # Its own session: Ctrl-C is meant for the sweep, which ends it.
+            start_new_session=True,
+        )
+        atexit.register(self.end)
+        self._messages: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._listen, daemon=True).start()
+        self._memory = psutil.Process(self._popen.pid)
+        try:
+            message = self._messages.get(timeout=_START_SECONDS)
+        except queue.Empty:
+            message = None
+        if message is None:
+            self.end()
+            raise _NotStartedError(f"the process for models did not start{_why(self._popen.returncode)}")
+        self._fresh_bytes = self._rss()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it still runs."""
+        return self._popen.poll() is None
+
+    @property
+    def worn(self) -> bool:
+        """Whether it holds on to memory of jobs that are done."""
+        return self._rss() > self._fresh_bytes + _LEFT_OVER_BYTES
+
+    def run(self, job: Job) -> Outcome | _Failure:
+        """Run a job, and end the process if it breaks a limit."""
+        started = time.perf_counter()
+        record: Record | None = None
+        peak = 0
+        assert self._popen.stdin is not None
+        # If it is dead, that will be noticed at once.
+        with contextlib.suppress(OSError):
+            send(self._popen.stdin, job)  # type: ignore[arg-type]
+        while True:
+            try:
+                message = self._messages.get(timeout=_POLL_SECONDS)
+            except queue.Empty:
+                if os.getppid() != _PARENT:
+                    # Whoever wanted to know is no more.
+                    self.end()
+                    os._exit(1)
+                seconds = time.perf_counter() - started
+                now = self._rss()
+                peak = max(peak, now)
+                if job.memory_bytes is not None and now > job.memory_bytes:
+                    error = f"it took more than {job.memory_bytes / 2**30:.1f} GiB of memory, which is the limit"
+                    return _Failure(error, record, seconds, peak, too_large=True)
+                if job.timeout is not None and seconds > job.timeout:
+                    return _Failure(f"it took more than {job.timeout:g} seconds", record, seconds, peak)
+                continue
+            if message is None:
+                self._popen.wait()
+                error = f"its process died{_why(self._popen.returncode)}"
+                return _Failure(error, record, time.perf_counter() - started, peak)
+            kind, content = message
+            if kind == "done":
+                outcome: Outcome = content
+                return replace(outcome, process=f"{socket.gethostname()}:{self._popen.pid}")
+            record = content
+
+    def end(self) -> None:
+        """End it, at once."""
+        atexit.unregister(self.end)
+        if self.alive:
+            self._popen.kill()
+        self._popen.wait()
+        for stream in (self._popen.stdin, self._popen.stdout):
+            if stream is not None:
+                # What was not sent has nobody to be read by.
+                with contextlib.suppress(OSError):
+                    stream.close()
+
+    def _listen(self) -> None:
+        assert self._popen.stdout is not None
+        try:
+            while True:
+                self._messages.put(receive(self._popen.stdout))  # type: ignore[arg-type]
+        except (EOFError, OSError, ValueError):
+            self._messages.put(None)
+
+    def _rss(self) -> int:
+        try:
+            return int(self._memory.memory_info().rss)
+        except psutil.Error:
+            return 0
+
+
+def _why(code: int | None) -> str:
+    """An exit code in words."""
+    if code is None:
+        return ""
+    if code >= 0:
+        return f" with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = f"signal {-code}"
+    hints = {"SIGKILL": ", which is what a system does that is out of memory", "SIGSEGV": ", a crash in native code"}
+    return f" of {name}{hints.get(name, '')}"
