@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from harness import worker
 from harness.worker import Job, Outcome
 
-from timm.models import register_model  # isort: skip - importable once harness.worker is
+import timm  # isort: skip - importable once harness.worker is
+from timm.models import register_model  # isort: skip
 
 
 class _Odd(nn.Module):
@@ -74,6 +75,12 @@ def odd_not_finite(**kwargs: Any) -> nn.Module:
 @register_model
 def odd_structured(**kwargs: Any) -> nn.Module:
     return _Structured()
+
+
+@register_model
+def odd_registers(**kwargs: Any) -> nn.Module:
+    """Images of any size, and tokens of its own among theirs, which can be removed."""
+    return timm.create_model("naflexvit_base_patch16_radio_v3", embed_dim=32, depth=1, num_heads=2, **kwargs)
 
 
 @register_model

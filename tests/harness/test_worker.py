@@ -88,6 +88,14 @@ def test_a_graph_that_computes_something_else_is_caught(monkeypatch: pytest.Monk
     assert "differs from the source's by" in record.error
 
 
+def test_where_tokens_are_removed_that_is_proved_at_the_recorded_size() -> None:
+    record = record_of("odd_registers", "numeric")
+
+    assert (record.stage, record.prunable) == (None, True)
+    assert record.removal_max_diff is not None
+    assert record.removal_max_diff < 1e-5
+
+
 def test_a_model_too_large_for_the_memory_is_verified_by_shape_and_says_so() -> None:
     record = record_of("vit_base_patch16_224", "numeric", memory_bytes=2**29)
 
