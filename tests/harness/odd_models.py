@@ -1,21 +1,20 @@
-"""Models registered with timm that go wrong, each in its own way, and a job runner that knows them.
-
-Worker processes import this module when they are given `run`, and thereby learn the names.
-"""
+"""Models registered with timm that go wrong, each in its own way; worker processes import this to learn the names."""
 
 from __future__ import annotations
 
 import os
 import signal
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from harness import worker
-from harness.worker import Job, Outcome
+import torchorbit  # noqa: F401 - before timm
 
-from timm.models import register_model  # isort: skip - importable once harness.worker is
+import timm  # isort: skip
+from timm.models import register_model  # isort: skip
 
 
 class _Odd(nn.Module):
@@ -77,11 +76,84 @@ def odd_structured(**kwargs: Any) -> nn.Module:
 
 
 @register_model
+def odd_registers(**kwargs: Any) -> nn.Module:
+    """Images of any size, and tokens of its own among theirs, which can be removed."""
+    return timm.create_model("naflexvit_base_patch16_radio_v3", embed_dim=32, depth=1, num_heads=2, **kwargs)
+
+
+@register_model
 def odd_deadly(**kwargs: Any) -> nn.Module:
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
 
-def run(job: Job) -> Outcome:
-    """`harness.worker.run`, in a process that knows the models above."""
-    return worker.run(job)
+@register_model
+def odd_segfault(**kwargs: Any) -> nn.Module:
+    os.kill(os.getpid(), signal.SIGSEGV)
+    raise AssertionError("unreachable")
+
+
+@register_model
+def odd_exit(**kwargs: Any) -> nn.Module:
+    os._exit(7)
+
+
+@register_model
+def odd_endless(**kwargs: Any) -> nn.Module:
+    while True:
+        time.sleep(1)
+
+
+class _Endless(_Odd):
+    def forward(self, x: Tensor) -> Tensor:
+        time.sleep(3600)
+        return x
+
+
+@register_model
+def odd_endless_forward(**kwargs: Any) -> nn.Module:
+    return _Endless()
+
+
+@register_model
+def odd_greedy(**kwargs: Any) -> nn.Module:
+    held = []
+    while True:
+        held.append(torch.ones(2**24))
+        time.sleep(0.01)
+
+
+@register_model
+def odd_talkative(**kwargs: Any) -> nn.Module:
+    """Prints where messages go, and what is no message."""
+    print("hello" * 100, flush=True)
+    os.write(1, b"\0" * 64)
+    return _Odd()
+
+
+@register_model
+def odd_after_another(**kwargs: Any) -> nn.Module:
+    """Dies in a process that had another model before, as of something that one left behind."""
+    if _seen:
+        os._exit(9)
+    return _Odd()
+
+
+@register_model
+def odd_first(**kwargs: Any) -> nn.Module:
+    _seen.append(True)
+    return _Odd()
+
+
+_seen: list[bool] = []
+
+
+@register_model
+def odd_breaks_its_worker(**kwargs: Any) -> nn.Module:
+    """Kills the worker that watches it, once: the file that the environment names says that it has."""
+    done = Path(os.environ["ODD_FILE"])
+    if not done.exists():
+        done.touch()
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(60)
+    return _Odd()

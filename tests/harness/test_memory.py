@@ -43,22 +43,6 @@ def test_views_of_weights_are_no_activations() -> None:
     assert with_views < memory.needed_bytes(nn.Identity(), torch.empty(1, device="meta")) + 2.1 * 4096 * 4096 * 4
 
 
-def test_a_limit_of_the_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "memory.max").write_text("3000000\n")
-    (tmp_path / "memory.current").write_text("1000000\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-
-    assert memory.available_bytes() == 2_000_000
-
-
-def test_no_limit_of_the_container_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("1000000\n")
-    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
-
-    assert memory.available_bytes() > 2_000_000
-
-
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux lets the peak be reset")
 def test_the_peak_counts_from_its_last_reset() -> None:
     torch.ones(2**26)  # 256 MiB, gone at once

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 import harness.sweep
-from harness.errors import HarnessError
+from harness.backends import Backend
+from harness.errors import HarnessError, UsageError
 from harness.records import Record, append_record, read_records
 from harness.sweep import sweep
-from tests.harness import odd_models
 
 NAMES = ["test_vit", "test_resnet", "test_convnext"]
 
@@ -18,10 +18,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "runs" / "records.jsonl"
 
 
-@pytest.fixture
-def odd(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the worker processes know the odd models."""
-    monkeypatch.setattr(harness.sweep, "run", odd_models.run)
+ODD = ("tests.harness.odd_models",)
 
 
 def test_a_sweep_leaves_a_sorted_record_of_every_model(out: Path) -> None:
@@ -62,7 +59,7 @@ def test_resuming_a_complete_sweep_starts_no_worker(out: Path, monkeypatch: pyte
     for name in NAMES:
         append_record(out, Record(model=name, **harness.sweep.VERSIONS, verified="shape", converted=True, orbits=1))
     content = out.read_text()
-    monkeypatch.setattr(harness.sweep.joblib, "Parallel", None)
+    monkeypatch.setattr("joblib.Parallel", None)
 
     assert sweep(NAMES, out, jobs=2).skipped == 3
     assert out.read_text() == content
@@ -113,11 +110,10 @@ def test_records_of_other_versions_are_not_mixed_in(out: Path) -> None:
     assert out.read_text() == content
 
 
-@pytest.mark.usefixtures("odd")
 def test_models_that_fail_become_records_and_stop_nothing(out: Path) -> None:
     names = ["odd_unbuildable", "odd_unrunnable", "test_vit"]
 
-    summary = sweep(names, out, jobs=2)
+    summary = sweep(names, out, jobs=2, imports=ODD)
 
     assert {record.model: record.stage for record in read_records(out)} == {
         "odd_unbuildable": "build",
@@ -128,17 +124,75 @@ def test_models_that_fail_become_records_and_stop_nothing(out: Path) -> None:
     assert "odd_unbuildable (build): ValueError: this constructor always fails" in str(summary)
 
 
-@pytest.mark.usefixtures("odd")
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_worker_that_dies_costs_its_own_model_only(out: Path, jobs: int) -> None:
-    names = ["test_vit", "odd_deadly", "test_resnet", "test_convnext", "test_convnext2"]
+def test_a_process_that_dies_costs_its_own_model_only(out: Path, jobs: int) -> None:
+    names = ["test_vit", "odd_deadly", "test_resnet", "odd_segfault", "test_convnext", "odd_exit", "test_convnext2"]
 
-    summary = sweep(names, out, jobs=jobs)
+    summary = sweep(names, out, jobs=jobs, imports=ODD)
+
+    assert {failure.model: (failure.stage, failure.error) for failure in summary.failures} == {
+        "odd_deadly": (
+            "build", "its process died of SIGKILL, which is what a system does that is out of memory"
+        ),
+        "odd_segfault": ("build", "its process died of SIGSEGV, a crash in native code"),
+        "odd_exit": ("build", "its process died with exit code 7"),
+    }  # fmt: skip
+    assert sum(record.converted for record in read_records(out)) == 4
+
+
+def test_a_model_that_hangs_is_given_up(out: Path) -> None:
+    names = ["odd_endless", "odd_endless_forward", "test_vit"]
+
+    summary = sweep(names, out, jobs=2, imports=ODD, timeout=3)
+
+    assert {failure.model: (failure.stage, failure.error) for failure in summary.failures} == {
+        "odd_endless": ("build", "it took more than 3 seconds"),
+        "odd_endless_forward": ("convert", "it took more than 3 seconds"),
+    }
+    # What is known of it is in its record.
+    assert summary.records[1].params_m == pytest.approx(0.0077, abs=1e-3)
+    assert all(3 < (failure.seconds or 0) < 5 for failure in summary.failures)
+
+
+def test_a_model_that_takes_too_much_memory_is_ended(out: Path) -> None:
+    summary = sweep(["odd_greedy", "test_vit"], out, jobs=2, imports=ODD, memory_bytes=3 * 2**30)
 
     (failure,) = summary.failures
-    assert (failure.model, failure.stage, failure.converted) == ("odd_deadly", "worker", False)
-    assert failure.error == "its worker process died with SIGKILL(-9): out of memory, or a crash in native code"
-    assert sum(record.converted for record in read_records(out)) == 4
+    assert (failure.model, failure.stage) == ("odd_greedy", "build")
+    # First with its share, then with all of it.
+    assert failure.error == "it took more than 3.0 GiB of memory, which is the limit"
+    assert 3 * 1024 < (failure.peak_rss_mb or 0) < 4 * 1024
+
+
+def test_what_a_process_did_before_is_no_fault_of_the_next_model(out: Path) -> None:
+    summary = sweep(["odd_first", "odd_after_another"], out, jobs=1, imports=ODD)
+
+    assert summary.failures == []
+
+
+def test_what_a_model_prints_is_no_message(out: Path) -> None:
+    assert sweep(["odd_talkative", "test_vit"], out, jobs=1, imports=ODD).failures == []
+
+
+def test_a_worker_that_dies_costs_nothing(out: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ODD_FILE", str(tmp_path / "done"))
+
+    summary = sweep(["odd_breaks_its_worker", *NAMES], out, jobs=2, imports=ODD)
+
+    assert summary.failures == []
+    assert (tmp_path / "done").exists()
+    assert len(out.read_text().splitlines()) == 4
+
+
+def test_two_sweeps_on_one_file_are_refused(out: Path) -> None:
+    with harness.sweep._alone(out), pytest.raises(HarnessError, match="another sweep is writing"):
+        sweep(NAMES, out, jobs=1)
+    assert not out.exists()
+
+
+def test_an_address_needs_a_cluster() -> None:
+    with pytest.raises(UsageError, match="--backend dask or --backend ray"):
+        Backend(address="tcp://localhost:8786")
 
 
 def test_models_that_do_not_fit_side_by_side_run_alone(out: Path) -> None:

@@ -7,16 +7,17 @@ import pytest
 import torch
 
 import torchorbit
+from harness.jobs import Depth, Job
 from harness.models import VERSIONS, build_on_meta
 from harness.records import Record
-from harness.worker import Depth, Job, run
+from harness.worker import run
 from tests.harness import odd_models  # noqa: F401  (registers the models)
 
 PLENTY = 2**36
 
 
 def record_of(model: str, verify: Depth, memory_bytes: int = PLENTY) -> Record:
-    record = run(Job(model, verify, memory_share=memory_bytes, memory_total=memory_bytes)).record
+    record = run(Job(model, verify, VERSIONS, memory_bytes=memory_bytes, memory_total=memory_bytes)).record
     assert record is not None
     assert Record.from_line(record.to_line()) == record
     return record
@@ -88,6 +89,14 @@ def test_a_graph_that_computes_something_else_is_caught(monkeypatch: pytest.Monk
     assert "differs from the source's by" in record.error
 
 
+def test_where_tokens_are_removed_that_is_proved_at_the_recorded_size() -> None:
+    record = record_of("odd_registers", "numeric")
+
+    assert (record.stage, record.prunable) == (None, True)
+    assert record.removal_max_diff is not None
+    assert record.removal_max_diff < 1e-5
+
+
 def test_a_model_too_large_for_the_memory_is_verified_by_shape_and_says_so() -> None:
     record = record_of("vit_base_patch16_224", "numeric", memory_bytes=2**29)
 
@@ -98,10 +107,34 @@ def test_a_model_too_large_for_the_memory_is_verified_by_shape_and_says_so() -> 
 
 
 def test_a_model_too_large_for_a_share_is_put_off() -> None:
-    outcome = run(Job("vit_base_patch16_224", "numeric", memory_share=2**29, memory_total=PLENTY))
+    outcome = run(Job("vit_base_patch16_224", "numeric", VERSIONS, memory_bytes=2**29, memory_total=PLENTY))
 
     assert outcome.record is None
     assert outcome.model == "vit_base_patch16_224"
+    assert outcome.needed_bytes is not None
+    assert 2**29 < outcome.needed_bytes < 2**31
+
+
+def test_asked_for_the_memory_that_is_needed_it_does_nothing_else() -> None:
+    outcome = run(Job("test_vit", "numeric", VERSIONS, measure=True))
+
+    assert outcome.record is None
+    assert outcome.needed_bytes is not None
+    assert outcome.needed_bytes < 2**30
+
+
+def test_every_stage_is_told() -> None:
+    stages = []
+    run(Job("test_vit", "numeric", VERSIONS), lambda record: stages.append((record.stage, record.converted)))
+
+    assert stages == [
+        ("build", False),
+        ("convert", False),
+        ("verify", True),
+        ("orbits", True),
+        ("prune", True),
+        ("prove", True),
+    ]
 
 
 def test_jobs_leave_nothing_behind() -> None:
