@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ import torch
 import torchorbit
 from harness import cli
 from harness.models import build_with_random_weights, input_size
-from harness.records import read_records
+from harness.records import Record, read_records, write_records
 from harness.verification import random_input
 
 Run = Callable[..., tuple[int, str, str]]
@@ -45,7 +46,7 @@ def test_help_reads_like_a_table_of_contents(run: Run) -> None:
     code, out, _ = run("--help")
 
     assert code == 0
-    order = ["One model:", "  convert ", "  explain ", "All of timm:", "  sweep ", "  tables "]
+    order = ["One model:", "  convert ", "  explain ", "All of timm:", "  sweep ", "  tables ", "  diff "]
     assert sorted(order, key=out.index) == order
 
 
@@ -75,6 +76,9 @@ def test_help_imports_neither_torch_nor_timm_nor_pandas() -> None:
         (["convert", "test_vitt", "--out", "folder"], "did you mean 'test_vit'"),
         (["convert", "test_vit", "--out", "folder", "--weights", "missing.pth"], "'missing.pth' does not exist"),
         (["convert", "test_vit", "--out", "folder", "--weights", __file__, "--pretrained"], "exclude each other"),
+        (["diff", "missing.jsonl", __file__], "'missing.jsonl' does not exist"),
+        (["diff", __file__, __file__], "not a line of JSON"),
+        (["diff", os.devnull, os.devnull], "has no records in it"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(run: Run, arguments: list[str], message: str) -> None:
@@ -173,6 +177,36 @@ def test_a_sweep_in_which_a_model_failed_exits_with_code_1(run: Run, tmp_path: P
 
     assert code == 1
     assert "test_vit (convert): it did not" in out
+
+
+def test_diff_prints_the_page_and_tells_by_its_exit_code_whether_something_was_lost(run: Run, tmp_path: Path) -> None:
+    converts = Record(model="test_vit", timm="1", torch="2", torchorbit="3", converted=True, verified="shape")
+    fails = replace(converts, converted=False, verified=None, stage="convert", error="it did not")
+    write_records(tmp_path / "converts.jsonl", [converts])
+    write_records(tmp_path / "fails.jsonl", [fails])
+
+    code, out, err = run("diff", "converts.jsonl", "fails.jsonl", "--out", "deeper/changes.md")
+
+    assert (code, err) == (1, "")
+    assert "| test_vit | converted, verified | convert | it did not |" in out
+    assert (tmp_path / "deeper" / "changes.md").read_text() == out
+
+    code, out, _ = run("diff", "fails.jsonl", "converts.jsonl")
+
+    assert code == 0
+    assert "Nothing lost, 1 newly convertible (1 model compared).\n" in out
+
+
+def test_diff_takes_models_that_are_missing_for_removed_unless_told_otherwise(run: Run, tmp_path: Path) -> None:
+    records = [Record(model=name, timm="1", torch="2", torchorbit="3") for name in ("a", "b")]
+    write_records(tmp_path / "old.jsonl", records)
+    write_records(tmp_path / "new.jsonl", records[:1])
+
+    for options, verdict in (((), "Nothing lost, 1 removed"), (("--only-swept",), "Nothing changed")):
+        code, out, _ = run("diff", "old.jsonl", "new.jsonl", *options)
+
+        assert code == 0
+        assert f"\n{verdict} (1 model compared).\n" in out
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no process groups to interrupt")
