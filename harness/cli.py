@@ -22,7 +22,7 @@ _INTERRUPTED = 130
 class _Contents(click.Group):
     """A group whose help lists its commands under headings, in the order of their definition."""
 
-    sections: ClassVar = {"One model": ("convert", "explain"), "All of timm": ("sweep", "tables", "diff")}
+    sections: ClassVar = {"One model": ("convert", "explain", "show"), "All of timm": ("sweep", "tables", "diff")}
 
     def list_commands(self, context: click.Context) -> list[str]:
         return [name for names in self.sections.values() for name in names]
@@ -100,6 +100,40 @@ def explain(model: str) -> None:
 
     source = build_on_meta(model)
     click.echo(torchorbit.explain(source, example_input(source)))
+
+
+@commands.command(short_help="Show everything known of one model.")
+@click.argument("model")
+@click.option(
+    "--records",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("results/coverage.jsonl"),
+    show_default=True,
+    metavar="FILE",
+    help="File of records that a sweep made.",
+)
+@click.option("--orbits/--no-orbits", default=True, show_default=True, help="Build the model and find its orbits.")
+def show(model: str, records: Path, orbits: bool) -> None:
+    """Show what the records say of a timm model, and its orbits.
+
+    MODEL is a name in timm. The orbits are found anew, without weights; with --no-orbits the model is not built.
+    """
+    from harness.overview import find_record, orbits_page, record_page
+
+    record = find_record(records, model)
+    if orbits or record is None:
+        from harness.models import check_name
+
+        check_name(model)
+    if record is not None:
+        click.echo(record_page(record))
+    elif records.exists():
+        click.echo(f"{records} has no record of {model}")
+    else:
+        click.echo(f"no record of {model}: {records} does not exist")
+    if orbits:
+        click.echo()
+        click.echo(orbits_page(model))
 
 
 @commands.command(short_help="Convert and verify every model, and keep records.")
