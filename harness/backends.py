@@ -15,6 +15,9 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from harness.errors import HarnessError, UsageError
 from harness.jobs import Job, Outcome
 
+CONNECT_SECONDS = 30
+"""How long a cluster may take to answer."""
+
 BackendName = Literal["loky", "dask", "ray"]
 
 
@@ -105,10 +108,10 @@ class Backend:
     def _connect_dask(self) -> int:
         from distributed import Client
 
-        client = self._open.enter_context(Client(self.address, timeout="30s"))
+        client = self._open.enter_context(Client(self.address, timeout=CONNECT_SECONDS))
         threads: dict[str, int] = client.nthreads()
         if not threads:
-            client.wait_for_workers(1, timeout=30)
+            client.wait_for_workers(1, timeout=CONNECT_SECONDS)
             threads = client.nthreads()
         return sum(threads.values())
 

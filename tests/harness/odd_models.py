@@ -126,7 +126,7 @@ def odd_greedy(**kwargs: Any) -> nn.Module:
 @register_model
 def odd_talkative(**kwargs: Any) -> nn.Module:
     """Prints where messages go, and what is no message."""
-    print("hello" * 100, flush=True)
+    print("hello" * 100, flush=True)  # noqa: T201
     os.write(1, b"\0" * 64)
     return _Odd()
 
@@ -156,4 +156,14 @@ def odd_breaks_its_worker(**kwargs: Any) -> nn.Module:
         done.touch()
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
+    return _Odd()
+
+
+@register_model
+def odd_twin(**kwargs: Any) -> nn.Module:
+    return _Odd()
+
+
+@register_model
+def odd_other_twin(**kwargs: Any) -> nn.Module:
     return _Odd()

@@ -3,6 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 import harness.sweep
 from harness.backends import Backend
@@ -176,6 +177,8 @@ def test_what_a_model_prints_is_no_message(out: Path) -> None:
 
 def test_a_worker_that_dies_costs_nothing(out: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("ODD_FILE", str(tmp_path / "done"))
+    # Workers are kept for the next sweep, and those of the one before know nothing of the variable.
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
     summary = sweep(["odd_breaks_its_worker", *NAMES], out, jobs=2, imports=ODD)
 

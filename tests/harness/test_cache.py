@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from harness import cache as caching
+from harness.cache import Cache, fingerprint_of, sources_digest
+from harness.models import VERSIONS, build_on_meta
+from harness.records import Record, read_records
+from harness.sweep import sweep
+
+NAMES = ["test_vit", "test_resnet", "test_convnext"]
+
+
+def values(records: list[Record]) -> list[dict[str, Any]]:
+    """Records without what a clock or the memory says."""
+    return [{**vars(record), "seconds": None, "peak_rss_mb": None} for record in records]
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+def test_the_second_sweep_starts_no_worker(tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = sweep(NAMES, tmp_path / "first.jsonl", jobs=2, cache=cache)
+    monkeypatch.setattr("joblib.Parallel", None)
+
+    second = sweep(NAMES, tmp_path / "second.jsonl", jobs=2, cache=cache)
+
+    assert (first.cached, second.cached) == (0, 3)
+    assert (tmp_path / "second.jsonl").read_text() == (tmp_path / "first.jsonl").read_text()
+
+
+def test_without_a_cache_everything_is_found_out_anew(tmp_path: Path, cache: Cache) -> None:
+    sweep(["test_vit"], tmp_path / "first.jsonl", jobs=1, cache=cache)
+    again = sweep(["test_vit"], tmp_path / "second.jsonl", jobs=1)
+
+    assert again.cached == 0
+    assert again.cpu_seconds > 0
+
+
+def test_numbers_are_not_taken_from_a_record_of_shapes(tmp_path: Path, cache: Cache) -> None:
+    sweep(["test_vit"], tmp_path / "first.jsonl", jobs=1, cache=cache)
+    numeric = sweep(["test_vit"], tmp_path / "second.jsonl", jobs=1, cache=cache, verify="numeric")
+
+    assert (numeric.cached, numeric.records[0].verified) == (0, "numeric")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text.replace('"converted": true', '"converted": false'),
+        lambda text: text.replace('"sha256": "', '"sha256": "0'),
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[]",
+        lambda text: '{"sha256": 3, "content": 4}',
+        lambda text: "\0" * 100,
+    ],
+)
+def test_a_damaged_entry_is_not_trusted(cache: Cache, damage: Any) -> None:
+    record = Record(model="test_vit", **VERSIONS, converted=True, verified="shape")
+    cache.put(record, "f" * 64, "shape")
+    assert cache.known("test_vit", "shape") == record
+
+    for path in cache.folder.rglob("*.json"):
+        path.write_text(damage(path.read_text()))
+
+    assert cache.known("test_vit", "shape") is None
+
+
+def test_an_entry_of_another_version_of_records_is_passed_over(cache: Cache) -> None:
+    record = Record(model="test_vit", **VERSIONS, converted=True, verified="shape")
+    cache.put(record, "f" * 64, "shape")
+    for path in cache.folder.rglob("*.json"):
+        content = json.loads(path.read_text())["content"]
+        if "model" in content:
+            cache._write(path, {**content, "a_column_of_tomorrow": 1})
+
+    assert cache.known("test_vit", "shape") is None
+
+
+def test_failures_and_what_was_verified_less_are_not_kept(cache: Cache) -> None:
+    cache.put(Record(model="test_vit", **VERSIONS, stage="prune", verified="shape"), "f" * 64, "shape")
+    cache.put(Record(model="test_vit", **VERSIONS, verified="shape"), "f" * 64, "numeric")
+
+    assert not cache.folder.exists()
+
+
+def test_a_cache_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "cache").write_text("a file where a folder should be")
+
+    Cache(tmp_path / "cache").put(Record(model="test_vit", **VERSIONS, verified="shape"), "f" * 64, "shape")
+
+    assert "cannot be written" in caplog.text
+
+
+def test_one_architecture_under_two_names_is_analysed_once(tmp_path: Path, cache: Cache) -> None:
+    names = ["odd_twin", "odd_other_twin"]
+    summary = sweep(names, tmp_path / "out.jsonl", jobs=1, cache=cache, imports=("tests.harness.odd_models",))
+
+    assert summary.cached == 1
+    first, second = read_records(tmp_path / "out.jsonl")
+    assert first.model != second.model
+    assert values([first])[0] | {"model": ""} == values([second])[0] | {"model": ""}
+
+
+# -- what is the same
+
+
+def test_a_fingerprint_is_of_what_is_computed() -> None:
+    first, second = build_on_meta("test_vit"), build_on_meta("test_vit")
+    assert fingerprint_of(first) == fingerprint_of(second)
+    assert fingerprint_of(timm.create_model("test_vit", scriptable=False).eval()) is not None
+
+    second.blocks[0].attn.scale = 0.5
+    assert fingerprint_of(first) != fingerprint_of(second)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("resnet18", {"num_classes": 10}),
+        ("resnet18", {"act_layer": nn.GELU}),
+        ("resnet18", {"output_stride": 16}),
+        ("vit_tiny_patch16_224", {"qkv_bias": False}),
+        ("vit_tiny_patch16_224", {"norm_layer": nn.LayerNorm}),
+        ("vit_tiny_patch16_224", {"global_pool": "avg"}),
+    ],
+)
+def test_another_configuration_is_another_fingerprint(name: str, changes: dict[str, Any]) -> None:
+    with torch.device("meta"):
+        plain, changed = timm.create_model(name), timm.create_model(name, **changes)
+
+    assert fingerprint_of(plain) != fingerprint_of(changed)
+
+
+def test_the_values_of_weights_and_where_they_come_from_make_no_difference() -> None:
+    with torch.device("meta"):
+        one, other = (
+            timm.create_model(f"vit_tiny_patch16_224.augreg_in21k{tag}", num_classes=7) for tag in ("", "_ft_in1k")
+        )
+
+    assert one.pretrained_cfg["hf_hub_id"] == other.pretrained_cfg["hf_hub_id"]
+    assert one.pretrained_cfg != other.pretrained_cfg
+    assert fingerprint_of(one) == fingerprint_of(other)
+
+
+def test_what_cannot_be_described_has_no_fingerprint() -> None:
+    model = build_on_meta("test_vit")
+    model.anything = iter(())
+
+    assert fingerprint_of(model) is None
+
+
+# -- what a model is made of
+
+
+def test_sources_are_those_that_a_module_imports() -> None:
+    reached = {line.split()[0] for line in sources_digest({"timm.models.convnext"})}
+
+    assert {"timm.models.convnext", "timm.layers.drop", "timm.layers.grn", "timm.models._builder"} <= reached
+    assert not {name for name in reached if name.startswith(("torch.", "timm.models.resnet"))}
+    assert "timm.layers.halo_attn" not in {line.split()[0] for line in sources_digest({"timm.layers.drop"})}
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package of three modules, of which one passes names on."""
+    folder = tmp_path / "made_of_parts"
+    folder.mkdir()
+    (folder / "__init__.py").write_text("from .inner import used\nfrom .other import unused\n")
+    (folder / "inner.py").write_text("def used(): ...\n")
+    (folder / "other.py").write_text("def unused(): ...\n")
+    (folder / "outer.py").write_text("import torch\nfrom . import used\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import made_of_parts.outer  # noqa: F401
+
+    yield folder
+    for name in [name for name in sys.modules if name.startswith("made_of_parts")]:
+        del sys.modules[name]
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("changed", "matters"), [("inner.py", True), ("outer.py", True), ("other.py", False)])
+def test_a_change_touches_what_is_made_of_it(package: Path, changed: str, matters: bool) -> None:
+    def digest() -> list[str]:
+        for function in (caching._reached, caching._imports, caching._origin, caching._parsed, caching._file_digest):
+            function.cache_clear()
+        return sources_digest({"made_of_parts.outer"})
+
+    before = digest()
+    with (package / changed).open("a") as file:
+        file.write("\nx = 1\n")
+
+    assert (digest() != before) == matters
