@@ -50,7 +50,7 @@ def _run(session: nox.Session, program: str, *arguments: str, success_codes: tup
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests; what follows `--` goes to pytest (`-- -m 'not slow'`, `-- tests/harness`)."""
-    _install(session, "tests")
+    _install(session, "tests", "distributed")
     _run(session, "python", "-m", "pytest", *session.posargs)
 
 
@@ -109,9 +109,10 @@ def nightly(session: nox.Session) -> None:
 def _chooses_models(arguments: list[str]) -> bool:
     """Whether a sweep with these arguments is of some of timm's models: of a pattern, or without those excluded."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for option in ("--jobs", "--verify", "--memory"):
+    for option in ("--jobs", "--verify", "--memory", "--timeout", "--backend", "--address", "--import"):
         parser.add_argument(option)
-    parser.add_argument("--fresh", "--resume", action="store_true")
+    for flag in ("--fresh", "--resume", "--cache", "--no-cache", "-v", "--verbose", "--log-json"):
+        parser.add_argument(flag, action="store_true")
     _, others = parser.parse_known_args(arguments)
     return bool(others)
 

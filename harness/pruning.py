@@ -61,7 +61,9 @@ def find_out(
     device = "cpu" if numeric else "meta"
     inputs = random_input(size, seed) if numeric else torch.empty(1, *size, device=device)
     if not len(orbits):
-        record.note = "nothing can be removed: every channel is frozen"
+        nothing = "nothing can be removed: every channel is frozen"
+        record.note = f"{record.note}; {nothing}" if record.note else nothing
+        record.removable_flops = 0.0
         return
     smallest = torchorbit.remove_channels(graph, {orbit: range(1, orbit.width) for orbit in orbits})
     with nullcontext() if numeric else QuickNormalisations():
