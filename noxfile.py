@@ -6,7 +6,9 @@ would download and unpack it as many times.
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -20,6 +22,14 @@ _PROGRAMS = _ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 
 # Not `results/`: what is committed there took hours to make, and is replaced only by whoever asks for it by name.
 _RUNS = Path("runs")
+
+_NIGHTLY_PAGES = (
+    "coverage.md",
+    "supported_models.md",
+    "channel_pruning_supported_models.md",
+    "changes.md",
+    "summary.md",
+)
 
 _BENCHMARKS = ("conversion", "orbits", "latency")
 
@@ -69,15 +79,41 @@ def tables(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """Sweep from scratch, make the tables in `runs/` and print the coverage; what follows `--` goes to the sweep."""
+    """Sweep from scratch and compare with `results/`; what follows `--` goes to the sweep, patterns included.
+
+    All of it stays in `runs/`: the records, the tables, and in `summary.md` the coverage and what changed. The session
+    fails if something was lost. What NIGHTLY_UPGRADE names (`timm`, `timm torch torchvision`, `timm==1.0.20`) is
+    upgraded first, past the pinned versions; the next chore brings those back.
+    """
     _install(session)
-    records = _RUNS / "nightly.jsonl"
-    # Last night's may be of another version, which a sweep would refuse to add to.
-    records.unlink(missing_ok=True)
+    upgrades = shlex.split(os.environ.get("NIGHTLY_UPGRADE", ""))
+    if upgrades:
+        _run(session, "python", "-m", "pip", "install", "--quiet", "--upgrade", *upgrades)
+    # Last night's records may be of another version, which a sweep would refuse to add to; and no page of that night
+    # may be taken for one of this.
+    for name in ("nightly.jsonl", *_NIGHTLY_PAGES):
+        (_RUNS / name).unlink(missing_ok=True)
+    records, changes = _RUNS / "nightly.jsonl", _RUNS / "changes.md"
     # 1 says that some models failed: exactly what the tables are to show.
-    _run(session, "torchorbit", "sweep", "--out", str(records), *session.posargs, success_codes=(0, 1))
+    _run(session, "torchorbit", "sweep", *session.posargs, "--out", str(records), success_codes=(0, 1))
     _run(session, "torchorbit", "tables", "--records", str(records), "--out", str(_RUNS))
-    print((_RUNS / "coverage.md").read_text())
+    selection = ["--only-swept"] if _chooses_models(session.posargs) else []
+    try:
+        _run(session, "torchorbit", "diff", "results/coverage.jsonl", str(records), *selection, "--out", str(changes))
+    finally:
+        # With what was lost in it, which is when it is wanted most.
+        pages = [path.read_text(encoding="utf-8") for path in (_RUNS / "coverage.md", changes) if path.exists()]
+        (_RUNS / "summary.md").write_text("# Coverage\n\n" + "\n".join(pages), encoding="utf-8")
+
+
+def _chooses_models(arguments: list[str]) -> bool:
+    """Whether a sweep with these arguments is of some of timm's models: of a pattern, or without those excluded."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for option in ("--jobs", "--verify", "--memory"):
+        parser.add_argument(option)
+    parser.add_argument("--fresh", "--resume", action="store_true")
+    _, others = parser.parse_known_args(arguments)
+    return bool(others)
 
 
 @nox.session

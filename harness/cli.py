@@ -22,7 +22,7 @@ _INTERRUPTED = 130
 class _Contents(click.Group):
     """A group whose help lists its commands under headings, in the order of their definition."""
 
-    sections: ClassVar = {"One model": ("convert", "explain"), "All of timm": ("sweep", "tables")}
+    sections: ClassVar = {"One model": ("convert", "explain", "show"), "All of timm": ("sweep", "tables", "diff")}
 
     def list_commands(self, context: click.Context) -> list[str]:
         return [name for names in self.sections.values() for name in names]
@@ -100,6 +100,40 @@ def explain(model: str) -> None:
 
     source = build_on_meta(model)
     click.echo(torchorbit.explain(source, example_input(source)))
+
+
+@commands.command(short_help="Show everything known of one model.")
+@click.argument("model")
+@click.option(
+    "--records",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("results/coverage.jsonl"),
+    show_default=True,
+    metavar="FILE",
+    help="File of records that a sweep made.",
+)
+@click.option("--orbits/--no-orbits", default=True, show_default=True, help="Build the model and find its orbits.")
+def show(model: str, records: Path, orbits: bool) -> None:
+    """Show what the records say of a timm model, and its orbits.
+
+    MODEL is a name in timm. The orbits are found anew, without weights; with --no-orbits the model is not built.
+    """
+    from harness.overview import find_record, orbits_page, record_page
+
+    record = find_record(records, model)
+    if orbits or record is None:
+        from harness.models import check_name
+
+        check_name(model)
+    if record is not None:
+        click.echo(record_page(record))
+    elif records.exists():
+        click.echo(f"{records} has no record of {model}")
+    else:
+        click.echo(f"no record of {model}: {records} does not exist")
+    if orbits:
+        click.echo()
+        click.echo(orbits_page(model))
 
 
 @commands.command(short_help="Convert and verify every model, and keep records.")
@@ -192,6 +226,42 @@ def tables(records: Path, out: Path) -> None:
 
     for path in write_tables(records, out):
         click.echo(path)
+
+
+@commands.command(short_help="Say what changed between two sweeps.")
+@click.argument("old", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("new", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option(
+    "--only-swept",
+    is_flag=True,
+    help="Compare only models that are in NEW, which is of a sweep of some: the others do not count as removed.",
+)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Write the page to a file as well.",
+)
+def diff(old: Path, new: Path, only_swept: bool, out: Path | None) -> None:
+    """Say what changed from the records in OLD to those in NEW, as a page in Markdown.
+
+    Exit code 1 says that something was lost: a model that was converted, verified or prunable is so no longer. What
+    timm no longer has is removed, and not lost.
+    """
+    from harness.comparison import changes_page, compare_files
+    from harness.files import replace_text
+
+    try:
+        comparison = compare_files(old, new, only_swept=only_swept)
+    except HarnessError as error:
+        # Not 1, which says that the records could be compared and something was lost.
+        raise UsageError(str(error)) from None
+    page = changes_page(comparison)
+    if out is not None:
+        replace_text(out, page)
+    click.echo(page, nl=False)
+    if comparison.lost:
+        raise click.exceptions.Exit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

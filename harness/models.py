@@ -62,6 +62,21 @@ def expected_cost(name: str) -> float:
     return height * width * max((cost for word, cost in _SIZE_WORDS.items() if word in name), default=1)
 
 
+def check_name(name: str) -> None:
+    """Make sure that there is such a model.
+
+    Args:
+        name: A name, with or without a tag.
+
+    Raises:
+        UsageError: timm has no such model; the message names the one whose name is most like it.
+    """
+    if not timm.is_model(name):
+        similar = difflib.get_close_matches(name, timm.list_models(), n=1)
+        hint = f"; did you mean {similar[0]!r}?" if similar else ""
+        raise UsageError(f"timm {timm.__version__} has no model {name!r}{hint}")
+
+
 def build_on_meta(name: str) -> nn.Module:
     """Build a model in evaluation mode without memory for its weights.
 
@@ -131,9 +146,6 @@ def example_input(model: nn.Module) -> Tensor:
 
 
 def _create(name: str, pretrained: bool = False) -> nn.Module:
-    if not timm.is_model(name):
-        similar = difflib.get_close_matches(name, timm.list_models(), n=1)
-        hint = f"; did you mean {similar[0]!r}?" if similar else ""
-        raise UsageError(f"timm {timm.__version__} has no model {name!r}{hint}")
+    check_name(name)
     # Scripted functions hide their operators from whoever records a run.
     return timm.create_model(name, pretrained=pretrained, scriptable=False).eval()

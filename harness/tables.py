@@ -85,14 +85,14 @@ def supported_models(records: Sequence[Record]) -> str:
             {
                 "model": [record.model for record in failures],
                 "stage": [record.stage for record in failures],
-                "error": [_cell(record.error) for record in failures],
+                "error": [cell(record.error) for record in failures],
             }
         )
         parts += ["## Failures", _markdown(table)]
     noted = [record for record in records if record.note]
     if noted:
         table = pd.DataFrame(
-            {"model": [record.model for record in noted], "note": [_cell(record.note) for record in noted]}
+            {"model": [record.model for record in noted], "note": [cell(record.note) for record in noted]}
         )
         parts += ["## Notes", _markdown(table)]
     parts += [
@@ -182,6 +182,6 @@ def _markdown(table: pd.DataFrame) -> str:
     return str(table.to_markdown(index=False, disable_numparse=True, colalign=alignment))
 
 
-def _cell(text: str | None) -> str:
+def cell(text: str | None) -> str:
     """Text that may stand in a cell of a table in Markdown."""
     return (text or "").replace("|", "\\|")

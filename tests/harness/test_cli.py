@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ import torch
 import torchorbit
 from harness import cli
 from harness.models import build_with_random_weights, input_size
-from harness.records import read_records
+from harness.records import Record, read_records, write_records
 from harness.verification import random_input
+from tests.harness import odd_models  # noqa: F401 - registers them with timm
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -45,7 +47,7 @@ def test_help_reads_like_a_table_of_contents(run: Run) -> None:
     code, out, _ = run("--help")
 
     assert code == 0
-    order = ["One model:", "  convert ", "  explain ", "All of timm:", "  sweep ", "  tables "]
+    order = ["One model:", "  convert ", "  explain ", "  show ", "All of timm:", "  sweep ", "  tables ", "  diff "]
     assert sorted(order, key=out.index) == order
 
 
@@ -75,6 +77,11 @@ def test_help_imports_neither_torch_nor_timm_nor_pandas() -> None:
         (["convert", "test_vitt", "--out", "folder"], "did you mean 'test_vit'"),
         (["convert", "test_vit", "--out", "folder", "--weights", "missing.pth"], "'missing.pth' does not exist"),
         (["convert", "test_vit", "--out", "folder", "--weights", __file__, "--pretrained"], "exclude each other"),
+        (["show", "test_vitt"], "did you mean 'test_vit'"),
+        (["show", "test_vitt", "--no-orbits"], "did you mean 'test_vit'"),
+        (["diff", "missing.jsonl", __file__], "'missing.jsonl' does not exist"),
+        (["diff", __file__, __file__], "not a line of JSON"),
+        (["diff", os.devnull, os.devnull], "has no records in it"),
     ],
 )
 def test_bad_usage_is_one_line_and_exit_code_2(run: Run, arguments: list[str], message: str) -> None:
@@ -173,6 +180,87 @@ def test_a_sweep_in_which_a_model_failed_exits_with_code_1(run: Run, tmp_path: P
 
     assert code == 1
     assert "test_vit (convert): it did not" in out
+
+
+def test_diff_prints_the_page_and_tells_by_its_exit_code_whether_something_was_lost(run: Run, tmp_path: Path) -> None:
+    converts = Record(model="test_vit", timm="1", torch="2", torchorbit="3", converted=True, verified="shape")
+    fails = replace(converts, converted=False, verified=None, stage="convert", error="it did not")
+    write_records(tmp_path / "converts.jsonl", [converts])
+    write_records(tmp_path / "fails.jsonl", [fails])
+
+    code, out, err = run("diff", "converts.jsonl", "fails.jsonl", "--out", "deeper/changes.md")
+
+    assert (code, err) == (1, "")
+    assert "| test_vit | converted, verified | convert | it did not |" in out
+    assert (tmp_path / "deeper" / "changes.md").read_text() == out
+
+    code, out, _ = run("diff", "fails.jsonl", "converts.jsonl")
+
+    assert code == 0
+    assert "Nothing lost, 1 newly convertible (1 model compared).\n" in out
+
+
+def test_diff_takes_models_that_are_missing_for_removed_unless_told_otherwise(run: Run, tmp_path: Path) -> None:
+    records = [Record(model=name, timm="1", torch="2", torchorbit="3") for name in ("a", "b")]
+    write_records(tmp_path / "old.jsonl", records)
+    write_records(tmp_path / "new.jsonl", records[:1])
+
+    for options, verdict in (((), "Nothing lost, 1 removed"), (("--only-swept",), "Nothing changed")):
+        code, out, _ = run("diff", "old.jsonl", "new.jsonl", *options)
+
+        assert code == 0
+        assert f"\n{verdict} (1 model compared).\n" in out
+
+
+def test_show_shows_the_record_and_the_orbits(run: Run, tmp_path: Path) -> None:
+    record = Record(model="test_vit", timm="1", torch="2", torchorbit="3", params_m=0.37, converted=True)
+    write_records(tmp_path / "results" / "coverage.jsonl", [record])
+
+    code, out, err = run("show", "test_vit")
+
+    assert (code, err) == (0, "")
+    assert "0.370 M" in out
+    assert out.index("0.370 M") < out.index(" orbits, ") < out.index("M parameters")
+
+
+@pytest.mark.parametrize("records", [None, "other"])
+def test_show_goes_on_where_there_is_no_record(run: Run, tmp_path: Path, records: str | None) -> None:
+    if records:
+        write_records(tmp_path / "records.jsonl", [Record(model=records, timm="1", torch="2", torchorbit="3")])
+
+    code, out, err = run("show", "test_vit", "--records", "records.jsonl")
+
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == (
+        "records.jsonl has no record of test_vit" if records else "no record of test_vit: records.jsonl does not exist"
+    )
+    assert " orbits, " in out
+
+
+def test_show_without_orbits_imports_neither_torch_nor_timm(tmp_path: Path) -> None:
+    error = "TypeError: int is no size"
+    record = Record(model="of_an_older_timm", timm="1", torch="2", torchorbit="3", stage="convert", error=error)
+    write_records(tmp_path / "records.jsonl", [record])
+    code = (
+        "import sys; from harness.cli import main; "
+        "assert main(['show', 'of_an_older_timm', '--records', 'records.jsonl', '--no-orbits']) == 0; "
+        "sys.exit(bool({'torch', 'timm'} & set(sys.modules)))"
+    )
+
+    process = in_new_process("-c", code, cwd=tmp_path)
+
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.endswith("\n\nfailed (convert): TypeError: int is no size\n")
+
+
+def test_show_of_a_model_that_fails_is_its_stage_and_error_and_exit_code_1(run: Run) -> None:
+    code, out, err = run("show", "odd_unrunnable")
+
+    assert code == 1
+    assert out.startswith("no record of odd_unrunnable")
+    assert err.startswith("torchorbit: odd_unrunnable (convert): ")
+    assert "this forward never runs" in err
+    assert err.count("\n") == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there are no process groups to interrupt")
