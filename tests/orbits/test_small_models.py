@@ -44,6 +44,18 @@ def test_a_chain():
     assert second.parameters == 5 * 8 + 5 + 4 * 5
 
 
+def test_a_block_that_was_replaced_since():
+    def block(width):
+        return nn.Sequential(nn.Conv2d(3, width, 1), nn.ReLU(), nn.Conv2d(width, 3, 1))
+
+    dag, other = (
+        torchorbit.convert(nn.Sequential(block(8), nn.Sequential(block(width))).eval(), X) for width in (6, 10)
+    )
+    assert kinds(torchorbit.find_orbits(dag)) == [(3, 0), (6, 0), (8, 0)]
+    dag.get_submodule("1")._modules["0"] = other.get_submodule("1.0")
+    assert kinds(torchorbit.find_orbits(dag)) == [(3, 0), (8, 0), (10, 0)]
+
+
 def test_only_what_is_inside():
     assert kinds(orbits_of(nn.Conv2d(3, 4, 1))) == []
     assert kinds(orbits_of(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()))) == []

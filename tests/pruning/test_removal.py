@@ -239,6 +239,16 @@ def test_dtypes_and_memory_formats():
     assert all(p.dtype == torch.float64 for p in pruned.parameters())
 
 
+def test_what_was_cast_after_its_orbits_were_found():
+    dag, orbits = graph()
+    dag.double()
+    dag.get_submodule("1").running_mean.fill_(7)
+    pruned = torchorbit.remove_channels(dag, {orbits[0]: [1]})
+    assert {tensor.dtype for tensor in pruned.state_dict().values()} == {torch.float64, torch.int64}
+    assert pruned.get_submodule("1").running_mean.tolist() == [7] * 7
+    assert run(pruned, X.double()).dtype == torch.float64
+
+
 def test_on_meta():
     with torch.device("meta"):
         model = chain_without_weights()

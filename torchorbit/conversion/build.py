@@ -138,8 +138,8 @@ def build(
 
 def _bind(item: Item, follows: Value | Attr | None) -> _Bound:
     step = item.step
-    # What only training does was recorded at other sizes.
-    shape = None if item.training_only else step.shape
+    # What only training does was recorded at other sizes; a number has none.
+    shape = None if item.training_only and step.shape != torch.Size() else step.shape
     if step.function is MODULE:
         args = {str(n): a for n, a in enumerate(item.args)} | item.kwargs
         return _Bound(

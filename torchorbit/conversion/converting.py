@@ -17,6 +17,7 @@ from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Varia
 from torchorbit.conversion.recorder import CHECK, Recording, Value, record
 from torchorbit.errors import ConversionError
 from torchorbit.graph.dag import DagModule, Provenance
+from torchorbit.graph.flatten import one_level
 from torchorbit.graph.vertices import Attr
 
 _META = torch.device("meta")
@@ -73,7 +74,9 @@ def _convert(model: nn.Module, inputs: _Inputs, atomic: tuple[type[nn.Module], .
             "not hold",
             stacklevel=4,
         )
-    return build(model, reconciled, paths, provenance, recorder.follows)
+    dag = build(model, reconciled, paths, provenance, recorder.follows)
+    one_level(dag, separate=True)  # what comes next needs it
+    return dag
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from torchorbit.graph.vertices import Attr, InputVertex, ModuleVertex, OperatorVertex, Vertex
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
     """An operator with its arguments.
 
@@ -112,6 +112,15 @@ _LEAVES: dict[str, _Leaf] = {
 MODULE_OPERATORS = ("RNN", "LSTM", "GRU", "CosineSimilarity", "PairwiseDistance", "Softmin")
 
 
+def tensor_of(module: nn.Module, name: str) -> Tensor | None:
+    """A parameter or buffer of a module itself; None where it has none of that name."""
+    for members in (module._parameters, module._buffers):
+        if name in members:
+            return members[name]
+    found = getattr(module, name, None)  # a view that a recurrent layer keeps of itself
+    return found if isinstance(found, Tensor) else None
+
+
 def call_of(vertex: Vertex, module_at: Callable[[str], nn.Module]) -> Call | None:
     """What a vertex calls.
 
@@ -135,7 +144,7 @@ def call_of(vertex: Vertex, module_at: Callable[[str], nn.Module]) -> Call | Non
     args: dict[str, Any] = dict(zip(row.inputs, vertex.args, strict=False))
     args.update(vertex.kwargs)
     for name in row.tensors:
-        if getattr(module, name, None) is not None:
+        if tensor_of(module, name) is not None:
             args[name] = Attr(f"{vertex.target}.{name}")
     for name in row.values:
         argument, _, attribute = name.partition("=")

@@ -96,6 +96,7 @@ class DagModule(nn.Module):
 
     graph: Graph
     provenance: Provenance | None
+    _levels: Any = None  # what `torchorbit.graph.flatten.one_level` keeps
 
     @property
     def vertices(self) -> tuple[Vertex, ...]:
@@ -176,6 +177,7 @@ class DagModule(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = self.__dict__.copy()
         graph, provenance = state.pop("graph"), state.pop("provenance")
+        state.pop("_levels", None)
         return (blank, (graph, provenance), state)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from torchorbit.graph import codegen
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
+from torchorbit.graph.packed import separated
+from torchorbit.graph.shapes import complete
 from torchorbit.graph.vertices import Attr, InputVertex, ModuleVertex, OperatorVertex, Ref, Vertex, map_args
 
 
@@ -17,6 +23,51 @@ def flatten(dag: DagModule) -> DagModule:
     flat = blank(flat_graph(dag), provenance)
     _fill(flat, dag, {id(dag): flat})
     return flat
+
+
+def one_level(dag: DagModule, *, separate: bool, input_shapes: Sequence[Sequence[int]] = ()) -> Graph:
+    """A graph without nested blocks, with the shapes of all results. It is kept until a block of ``dag`` changes.
+
+    Args:
+        dag: an outermost graph.
+        separate: take apart what is packed in one factor of a projection (`torchorbit.graph.packed`).
+        input_shapes: shapes of its inputs, where they are not those that it was recorded with.
+    """
+    if input_shapes:
+        return _one_level(dag, separate, input_shapes)
+    blocks = list(_blocks(dag))
+    kept = dag._levels
+    if kept is None or len(blocks) != len(kept.blocks) or not all(map(operator.is_, blocks, kept.blocks)):
+        kept = dag._levels = _Kept(blocks)
+    if separate not in kept.levels:
+        kept.levels[separate] = _one_level(dag, separate)
+    return kept.levels[separate]
+
+
+@dataclass(slots=True)
+class _Kept:
+    blocks: list[Graph]
+    levels: dict[bool, Graph] = field(default_factory=dict)
+
+
+def _blocks(module: DagModule | Container) -> Iterator[Graph]:
+    if isinstance(module, DagModule):
+        yield module.graph
+    for child in module._modules.values():
+        if isinstance(child, (DagModule, Container)):
+            yield from _blocks(child)
+
+
+def _one_level(dag: DagModule, separate: bool, input_shapes: Sequence[Sequence[int]] = ()) -> Graph:
+    assert dag.provenance is not None
+    graph = flat_graph(dag)
+    known = {} if input_shapes else dict(graph.shapes)
+    tensors = iter(input_shapes or dag.provenance.input_shapes)
+    for given in graph.inputs:
+        if given.name not in known:
+            known[given.name] = None if given.fixed else torch.Size(next(tensors))
+    graph = Graph(graph.vertices, graph.output, complete(graph.vertices, known, dag))
+    return separated(graph) if separate else graph
 
 
 def flat_graph(dag: DagModule) -> Graph:
@@ -39,15 +90,18 @@ def _inline(
     taken: set[str],
 ) -> Any:
     """Append the vertices of a block; returns its output in terms of them."""
+    start = f"{path}." if path else ""
 
     def below(inner: str) -> str:
-        return ".".join(part for part in (path, inner) if part)
+        return start + inner if inner else path
 
     def change(value: Ref | Attr) -> Any:
         if isinstance(value, Attr):
-            return Attr(below(value.path))
-        return _pick(known[value.vertex], value.index)
+            return Attr(start + value.path)
+        arg = known[value.vertex]
+        return _pick(arg, value.index) if value.index else arg
 
+    recorded = dag.graph.shapes
     for vertex in dag.graph.vertices:
         if isinstance(vertex, InputVertex):
             continue
@@ -67,8 +121,8 @@ def _inline(
             keywords = {key: map_args(arg, change, below) for key, arg in vertex.kwargs.items()}
             vertices.append(ModuleVertex(name, below(vertex.target), tuple(positional), keywords, vertex.leaf))
         known[vertex.name] = Ref(name)
-        if vertex.name in dag.graph.shapes:
-            shapes[name] = dag.graph.shapes[vertex.name]
+        if vertex.name in recorded:
+            shapes[name] = recorded[vertex.name]
     return map_args(dag.graph.output, change, below)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from torchorbit.graph.calls import tensor_of
 from torchorbit.graph.codegen import computed
+from torchorbit.graph.dag import DagModule
 from torchorbit.graph.operators import OPERATORS, Operator
 from torchorbit.graph.vertices import (
     Attr,
@@ -49,16 +50,14 @@ def pick(value: Any, index: tuple[int | str, ...]) -> Any:
 def complete(
     vertices: tuple[Vertex, ...],
     shapes: dict[str, Any],
-    tensor_at: Callable[[str], Tensor],
-    module_at: Callable[[str], nn.Module],
+    dag: DagModule,
 ) -> dict[str, Any]:
     """Shapes of the results of all vertices.
 
     Args:
         vertices: of a graph without nested blocks.
         shapes: those that are known, the inputs' among them.
-        tensor_at: gives the parameter or buffer at a path.
-        module_at: gives the submodule at a path.
+        dag: has the parameters and modules at the paths in them.
 
     Returns:
         ``shapes`` with what was missing. Where only training computes something, as it does in training.
@@ -68,7 +67,7 @@ def complete(
     """
     if all(vertex.name in shapes for vertex in vertices if not _without_result(vertex)):
         return shapes
-    return _Runner(dict(shapes), tensor_at, module_at).run(vertices)
+    return _Runner(dict(shapes), dag).run(vertices)
 
 
 def _without_result(vertex: Vertex) -> bool:
@@ -76,12 +75,9 @@ def _without_result(vertex: Vertex) -> bool:
 
 
 class _Runner:
-    def __init__(
-        self, shapes: dict[str, Any], tensor_at: Callable[[str], Tensor], module_at: Callable[[str], nn.Module]
-    ):
+    def __init__(self, shapes: dict[str, Any], dag: DagModule):
         self.shapes = shapes
-        self.tensor_at = tensor_at
-        self.module_at = module_at
+        self.dag = dag
         self.results: dict[str, Any] = {}  # of the vertices that had to be run
         self.training = False
 
@@ -108,7 +104,7 @@ class _Runner:
         return self.shapes
 
     def call_module(self, vertex: ModuleVertex) -> Any:
-        module = self.module_at(vertex.target)
+        module = self.dag.get_submodule(vertex.target)
         self.training = module.training
         state = {
             name: torch.empty_like(tensor, device=_META)
@@ -125,7 +121,10 @@ class _Runner:
                 return pick(self.results[arg.vertex], arg.index)
             return _empty(pick(self.shapes[arg.vertex], arg.index))
         if kind is Attr:
-            return torch.empty_like(self.tensor_at(arg.path), device=_META)
+            owner, _, name = arg.path.rpartition(".")
+            tensor = tensor_of(self.dag.get_submodule(owner), name)
+            assert tensor is not None
+            return torch.empty_like(tensor, device=_META)
         if kind is Size:
             return self.value(arg.value).size(arg.dim)
         if kind is Expr:

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from torchorbit.collecting import no_garbage_collection
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.vertices import Attr, ByMode, InputVertex, OperatorVertex, Ref
+from torchorbit.graph.vertices import Attr, ByMode, ModuleVertex, Ref
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.labels import Dim, Labels, joint
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.orbits.rules import RULES, Labelled, Operands, Reading
 
 _MOST_READINGS = 4
+_PLAIN = frozenset({int, float, bool, str, type(None)})
 
 
 def find_orbits(dag: DagModule, *, frozen: Iterable[nn.Module | str] | nn.Module | str = ()) -> Orbits:
@@ -51,7 +52,7 @@ def _readings(model: FlatModel, fixed: _Frozen) -> list[Reading]:
         readings: list[Reading] = []
         found: set[tuple[str, int]] = set()
         while not readings or len(readings) < min(max(r.labels.deepest for r in readings), _MOST_READINGS):
-            readings.append(_read(model, len(readings), fixed, dead))
+            readings.append(_read(model, readings, fixed, dead))
             if readings[-1].labels.contested:
                 found |= _dead(readings[-1])
         if not found - dead:
@@ -74,20 +75,23 @@ def _dead(reading: Reading) -> set[tuple[str, int]]:
     }
 
 
-def _read(model: FlatModel, number: int, fixed: _Frozen, dead: set[tuple[str, int]]) -> Reading:
-    reading = Reading(Labels(number))
+def _read(model: FlatModel, earlier: list[Reading], fixed: _Frozen, dead: set[tuple[str, int]]) -> Reading:
+    if earlier:
+        # The labels of parameters are the same in all readings.
+        reading = Reading(Labels(len(earlier), earlier[0].labels), attributes=dict(earlier[0].attributes))
+    else:
+        reading = Reading(Labels(0))
     reader = _Reader(model, reading, dead)
-    shapes = model.graph.shapes
+    value, values, shapes = reader.value, reading.values, model.graph.shapes
     for vertex in model.graph.vertices:
         name = vertex.name
-        if isinstance(vertex, InputVertex):
-            reading.values[name] = _bare(shapes.get(name))
+        call = model.calls.get(name)
+        if call is None:
+            values[name] = _bare(shapes.get(name))
             continue
-        call = model.calls[name]
-        args = {key: reader.value(arg) for key, arg in call.args.items()}
-        operands = Operands(reading, name, call.operator, args, shapes.get(name))
-        if not isinstance(vertex, OperatorVertex):
-            operands.module = model.module_at(vertex.target)
+        args = {key: arg if type(arg) in _PLAIN else value(arg) for key, arg in call.args.items()}
+        module = model.module_at(vertex.target) if isinstance(vertex, ModuleVertex) else None
+        operands = Operands(reading, name, call.operator, args, shapes.get(name), module)
         function = RULES.get(call.operator)
         if function is None:
             reading.unruled.setdefault(call.operator)
@@ -101,7 +105,7 @@ def _read(model: FlatModel, number: int, fixed: _Frozen, dead: set[tuple[str, in
         if name in fixed.vertices:
             for tensor in [*operands.tensors(), *_labelled(result)]:
                 operands.freeze(tensor)
-        reading.values[name] = result
+        values[name] = result
     for tensor in _labelled(reader.value(model.graph.output)):
         for dim in tensor.dims:
             reading.labels.freeze(dim)
@@ -136,6 +140,7 @@ class _Reader:
         self.model = model
         self.reading = reading
         self.dead = dead
+        self.known_as: dict[int, str] = {}  # id of a parameter or buffer -> the path by which it was read first
 
     def value(self, arg: Any) -> Any:
         kind = type(arg)
@@ -168,8 +173,10 @@ class _Reader:
         known = self.reading.attributes.get(path)
         if known is None:
             tensor: Tensor = self.model.tensor_at(path)
+            if not isinstance(tensor, nn.Parameter):
+                self.model.buffers.add(path)
             # A tensor that has two names has one set of labels.
-            first = self.model.known_as.setdefault(id(tensor), path)
+            first = self.known_as.setdefault(id(tensor), path)
             if first != path:
                 known = self.reading.attributes[first]
             else:

@@ -66,18 +66,19 @@ class Labels:
 
     Args:
         reading: which factor of a split dimension carries the labels, counted from the innermost.
+        known: of another reading; its labels are known here, too, and nothing is tied to them yet.
     """
 
-    def __init__(self, reading: int):
+    def __init__(self, reading: int, known: Labels | None = None):
         self.reading = reading
-        self.count = 2
+        self.count: int = 2 if known is None else known.count
         self.deepest = 1
         self.contested: list[Array] = []  # dimensions that were merged with other labelled ones
         self._ties: list[tuple[Array, Array, bool]] = []
         # Most ties are between whole arrays of labels as they were made. Those are kept by the array.
-        self._blocks: list[Array] = []
-        self._number: dict[int, int] = {}  # id of such an array -> its number
-        self._parents: list[int] = []
+        self._blocks: list[Array] = [] if known is None else list(known._blocks)
+        self._number: dict[int, int] = {} if known is None else dict(known._number)  # id of such an array -> its number
+        self._parents: list[int] = list(range(len(self._blocks)))
         self._frozen: list[int] = []
 
     def fresh(self, length: int) -> Array:
@@ -100,6 +101,11 @@ class Labels:
         ours, theirs = self._root(ours), self._root(theirs)
         if ours != theirs:
             self._parents[max(ours, theirs)] = min(ours, theirs)
+
+    def whole(self, array: Array) -> Array:
+        """An array that stands for all that were tied to this one as a whole."""
+        number = self._number.get(id(array))
+        return array if number is None else self._blocks[self._root(number)]
 
     def _root(self, number: int) -> int:
         while self._parents[number] != number:
@@ -255,12 +261,17 @@ class Labels:
             all_readings: leave out what is tied or frozen because of this reading only.
         """
         roots = [self._root(number) for number in range(len(self._blocks))]
-        # Every label stands for that of the first block that it was tied to as a whole.
-        stands_for = np.arange(self.count, dtype=np.int32)
+        # Only what was not tied to another block as a whole is a node of the graph; blocks hold all labels, in order.
+        starts: dict[int, int] = {}
+        nodes = 2
         for number, root in enumerate(roots):
-            if number != root:
-                block = self._blocks[number]
-                stands_for[block[0] : block[-1] + 1] = self._blocks[root]
+            if number == root:
+                starts[number] = nodes
+                nodes += len(self._blocks[number])
+        every = np.arange(nodes, dtype=np.int32)
+        places = [every[:2]]
+        places += [every[(start := starts[root]) : start + len(self._blocks[root])] for root in roots]
+        node = np.concatenate(places)
         first, second = [], []
         for a, b, here in self._ties:
             if not (here and all_readings):
@@ -272,14 +283,12 @@ class Labels:
         if not all_readings:
             first.append(np.array([FROZEN], np.int32))
             second.append(np.array([FROZEN_HERE], np.int32))
-        itself = stands_for == np.arange(self.count, dtype=np.int32)
-        place = np.cumsum(itself, dtype=np.int32) - 1
-        nodes = int(place[-1]) + 1
         if not first:
-            return place[stands_for]
-        rows, columns = (place[stands_for[np.concatenate(side)]] for side in (first, second))
+            return node
+        rows, columns = (node[np.concatenate(side)] for side in (first, second))
         graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(nodes, nodes))
-        return connected_components(graph, directed=False)[1][place[stands_for]]
+        units: Array = connected_components(graph, directed=False)[1]
+        return units[node]
 
 
 def arrays_of(dim: Dim) -> Iterator[Array]:

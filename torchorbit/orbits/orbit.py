@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -78,13 +79,12 @@ class Orbit:
         return tuple(self._slices(self._orbits.positions[self.reading] == self.components[index]))
 
     def _slices(self, owned: Any) -> Iterator[Slice]:
-        where = np.flatnonzero(owned)
-        parts = self._orbits.parts
-        starts = np.array([part.start for part in parts])
-        for place in np.unique(np.searchsorted(starts, where, side="right") - 1):
-            part = parts[place]
-            inside = where[(where >= part.start) & (where < part.start + part.length)] - part.start
-            yield Slice(part.path, part.axis, tuple(inside.tolist()))
+        touched = np.zeros(len(owned) + 1, np.int64)
+        np.cumsum(owned, out=touched[1:])
+        for part in self._orbits.parts:
+            stop = part.start + part.length
+            if touched[part.start] != touched[stop]:
+                yield Slice(part.path, part.axis, tuple(np.flatnonzero(owned[part.start : stop]).tolist()))
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
@@ -139,9 +139,9 @@ class Orbit:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Part:
-    """Where the labels of one dimension of a parameter or buffer lie among all of them."""
+    """Where the labels of one dimension of a parameter or buffer lie; those that are tied as a whole share them."""
 
     path: str
     axis: int
@@ -156,7 +156,7 @@ class Orbits(Sequence[Orbit]):
         model: the graph as it was read.
         readings: what each reading found.
         components: for each reading, label -> unit; 0 is what may not be removed.
-        parts: the dimensions of parameters and buffers, one after the other.
+        parts: the dimensions of parameters and buffers.
         positions: for each reading, the unit at every position of ``parts``; 0 where there is none.
         unruled: names of operators that have no rule; what they touch is frozen.
     """
@@ -245,41 +245,61 @@ class Orbits(Sequence[Orbit]):
 
 
 def _lay_out(readings: list[Reading], components: list[Array]) -> tuple[list[Part], list[Array]]:
+    """Lay the labels of all dimensions one after the other, what was tied as a whole once."""
     parts: list[Part] = []
     seen: set[int] = set()
-    start = 0
+    places: dict[tuple[int, ...], int] = {}
     columns: list[list[Array]] = [[] for _ in readings]
+    end = 0
     for path, first in readings[0].attributes.items():
         if id(first) in seen:
             continue
         seen.add(id(first))
         values = [reading.attributes[path] for reading in readings]
         for axis, length in enumerate(first.shape):
-            found = [list(arrays_of(value.dims[axis])) for value in values]
-            for layer in range(max(map(len, found))):
+            for arrays in _layers([value.dims[axis] for value in values], length):
+                arrays = [reading.labels.whole(array) for reading, array in zip(readings, arrays, strict=True)]
+                key = tuple([id(array) for array in arrays])
+                start = places.get(key)
+                if start is None:
+                    start = places[key] = end
+                    end += length
+                    for column, array in zip(columns, arrays, strict=True):
+                        column.append(array)
                 parts.append(Part(path, axis, start, length))
-                start += length
-                for column, component, arrays in zip(columns, components, found, strict=True):
-                    column.append(component[arrays[layer]] if layer < len(arrays) else np.zeros(length, np.int32))
-    return parts, [np.concatenate(column) if column else np.empty(0, np.int32) for column in columns]
+    laid = [np.concatenate(column) if column else np.empty(0, np.int32) for column in columns]
+    return parts, [component[labels] for component, labels in zip(components, laid, strict=True)]
+
+
+def _layers(dims: list[Dim], length: int) -> list[list[Array]]:
+    """The arrays of one dimension in all readings, as often as it has several labels at a position."""
+    if all(type(dim) is np.ndarray for dim in dims):
+        return [dims]  # type: ignore[list-item]
+    found = [list(arrays_of(dim)) for dim in dims]
+    nothing = np.zeros(length, np.int32) if any(found) else None
+    return [
+        [arrays[layer] if layer < len(arrays) else nothing for arrays in found]  # type: ignore[misc]
+        for layer in range(max(map(len, found)))
+    ]
 
 
 def _families(orbits: Orbits, number: int, reading: Reading) -> list[Array]:
     """Units that own slices of the same dimensions, and stand in the same pieces of them, form an orbit."""
     component, positions = orbits.components[number], orbits.positions[number]
     count = int(component.max(initial=0)) + 1
-    marks = np.random.default_rng(0).integers(1, 2**62, size=len(orbits.parts) + len(reading.pieces), dtype=np.uint64)
+    given = _given(orbits, number, reading, count)
+    runs = [positions[start : start + length] for start, length in {(part.start, part.length) for part in orbits.parts}]
+    runs += [component[piece] for piece in reading.pieces]
+    marks = np.random.default_rng(0).integers(1, 2**62, size=len(runs), dtype=np.uint64)
     signature = np.zeros(count, np.uint64)
-    for mark, part in zip(marks, orbits.parts, strict=False):
-        signature[positions[part.start : part.start + part.length]] += mark
+    for mark, run in zip(marks, runs, strict=True):
+        signature[run] += mark
     units = np.flatnonzero(np.bincount(positions, minlength=count))
-    units = units[(units != 0) & ~_given(orbits, number, reading, count)[units]]
-    for mark, piece in zip(marks[len(orbits.parts) :], reading.pieces, strict=True):
-        signature[component[piece]] += mark
+    units = units[(units != 0) & ~given[units]]
     order = np.argsort(signature[units], kind="stable")
     ordered = units[order]
-    borders = np.flatnonzero(np.diff(signature[ordered])) + 1
-    families = [np.sort(family) for family in np.split(ordered, borders) if len(family) > 1]
+    borders = [0, *(np.flatnonzero(np.diff(signature[ordered])) + 1).tolist(), len(ordered)]
+    families = [ordered[start:stop] for start, stop in itertools.pairwise(borders) if stop - start > 1]
     return sorted(families, key=lambda family: int(family[0]))
 
 
@@ -290,16 +310,23 @@ def _given(orbits: Orbits, number: int, reading: Reading, count: int) -> Any:
     """
     component, positions = orbits.components[number], orbits.positions[number]
     consumed = {id(dim) for _, dim in reading.sinks}
-    held, made = np.zeros(count, bool), np.zeros(count, bool)
-    for _, dim in reading.sources:
-        made[component[dim]] = True
+    held: dict[int, int] = {}
+    made: dict[int, int] = {}
     for part in orbits.parts:
-        units = positions[part.start : part.start + part.length]
-        if part.path not in orbits.trainable:
-            held[units] = True
+        if part.path in orbits.model.buffers:
+            held[part.start] = part.length
         elif id(reading.attributes[part.path].dims[part.axis]) not in consumed:
-            made[units] = True
-    return held & ~made
+            made[part.start] = part.length
+    result = np.zeros(count, bool)
+    for start, length in held.items():
+        if start not in made:
+            result[positions[start : start + length]] = True
+    if result.any():
+        for start, length in made.items():
+            result[positions[start : start + length]] = False
+        for _, dim in reading.sources:
+            result[component[dim]] = False
+    return result
 
 
 def _distinct(orbits: Orbits, families: list[tuple[int, Array]]) -> list[tuple[int, Array]]:

@@ -39,6 +39,7 @@ class Selection:
         self.orbits: Orbits | None = None
         self.keep: list[Mask] = []
         self._known: dict[tuple[int, ...], tuple[list[Dim], Mask | None]] = {}
+        self._first_paths: dict[int, str] = {}
         for orbit in self.removed:
             if orbit._orbits.model.dag is not dag:
                 raise ValueError(f"{orbit!r} is an orbit of another graph; call find_orbits on this one")
@@ -56,6 +57,8 @@ class Selection:
         self.keep = [np.ones(int(component.max(initial=0)) + 1, bool) for component in orbits.components]
         for orbit, positions in self.removed.items():
             self.keep[orbit.reading][orbit.components[positions]] = False
+        for path in orbits.readings[0].attributes:
+            self._first_paths.setdefault(id(orbits.model.tensor_at(path)), path)
 
     def mask(self, dims: list[Dim]) -> Mask | None:
         """What is kept of a dimension.
@@ -92,9 +95,13 @@ class Selection:
     def of_tensor(self, path: str) -> list[Labelled] | None:
         """What every reading knows of a parameter or buffer; None where no vertex reads it."""
         assert self.orbits is not None
-        path = self.orbits.model.known_as.get(id(self.orbits.model.tensor_at(path)), path)
-        found = [reading.attributes.get(path) for reading in self.orbits.readings]
-        return None if any(value is None for value in found) else found  # type: ignore[return-value]
+        first = self.first_path(path)
+        return None if first is None else [reading.attributes[first] for reading in self.orbits.readings]
+
+    def first_path(self, path: str) -> str | None:
+        """The path by which a vertex reads a parameter or buffer first; it may have several, or none."""
+        assert self.orbits is not None
+        return self._first_paths.get(id(self.orbits.model.tensor_at(path)))
 
 
 def _orbit(orbit: Any) -> Orbit:

@@ -75,7 +75,7 @@ def plan(removed: Mapping[Orbit, Iterable[int]]) -> Plan:
     gone = 0
     for path, value in orbits.readings[0].attributes.items():
         tensor = orbits.model.tensor_at(path)
-        if orbits.model.known_as.get(id(tensor)) != path:
+        if selection.first_path(path) != path:
             continue
         masks = selection.masks([reading.attributes[path] for reading in orbits.readings])
         owner = path.rpartition(".")[0]

@@ -6,7 +6,6 @@ import copy
 import dataclasses
 from collections.abc import Iterable, Mapping
 from functools import partial
-from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -308,10 +307,7 @@ class _Cut:
                 self.constants.append(constant)
         graph = smaller.graph
         inputs = {vertex.name: graph.shapes[vertex.name] for vertex in graph.inputs if vertex.name in graph.shapes}
-        self.emptied.check_shapes(
-            graph,
-            lambda: complete(graph.vertices, inputs, lambda path: attrgetter(path)(smaller), smaller.get_submodule),
-        )
+        self.emptied.check_shapes(graph, lambda: complete(graph.vertices, inputs, smaller))
 
     def fill(self, target: nn.Module, source: nn.Module, path: str) -> None:
         prefix = f"{path}." if path else ""
