@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 import time
@@ -103,17 +104,20 @@ def sweep(
         timeout: Seconds after which a model is given up; None for never.
         backend: Where workers run; by default on this machine.
         cache: Where records of models are that have not changed; None to find out everything anew.
-        imports: Python modules to import first in every worker, which register models with timm.
+        imports: Python modules to import first, here and in every worker, which register models with timm.
         progress: Show a progress bar, where there is a terminal.
 
     Returns:
         The summary.
 
     Raises:
+        ImportError: One of ``imports`` cannot be imported.
         HarnessError: The file is no file of records, has records that were made with other versions, is being written
             by another sweep, or cannot be written.
     """
     started = time.perf_counter()
+    for module in imports:
+        importlib.import_module(module)
     with _alone(out), backend or Backend(jobs=jobs) as where:
         earlier = _earlier_records(out, names, verify=verify, fresh=fresh)
         todo = [name for name in names if name not in earlier]

@@ -119,7 +119,7 @@ def odd_endless_forward(**kwargs: Any) -> nn.Module:
 def odd_greedy(**kwargs: Any) -> nn.Module:
     held = []
     while True:
-        held.append(torch.ones(2**24))
+        held.append(torch.ones(2**24, device="cpu"))
         time.sleep(0.01)
 
 
