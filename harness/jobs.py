@@ -25,6 +25,7 @@ class Job:
         threads: Threads that its kernels may use.
         imports: Modules to import first, which register models with timm.
         cache: Folder of the cache; None for none.
+        parent: The process that started the worker, which is to end with it; None where others look after workers.
     """
 
     model: str
@@ -37,6 +38,7 @@ class Job:
     threads: int = 1
     imports: tuple[str, ...] = ()
     cache: str | None = None
+    parent: int | None = None
 
 
 @dataclass(frozen=True)

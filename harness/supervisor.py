@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import os
 import queue
 import signal
@@ -37,7 +38,8 @@ _LEFT_OVER_BYTES = 2**30
 
 _PAUSE_SECONDS = 0.1
 
-_PARENT = os.getppid()
+_WATCH_SECONDS = 0.2
+"""How often a worker looks whether the sweep that started it is still there."""
 
 
 def run(job: Job) -> Outcome:
@@ -52,6 +54,8 @@ def run(job: Job) -> Outcome:
     if not job.model:
         time.sleep(_PAUSE_SECONDS)
         return Outcome("")
+    if job.parent is not None:
+        _end_with(job.parent)
     started = time.perf_counter()
     if job.memory_bytes is None:
         budget = memory_budget()
@@ -66,6 +70,19 @@ def run(job: Job) -> Outcome:
     if isinstance(outcome, _Failure):
         outcome = _outcome_of(outcome, job)
     return replace(outcome, busy_seconds=time.perf_counter() - started)
+
+
+@functools.cache
+def _end_with(parent: int) -> None:
+    """End this worker, and with it its process for models, as soon as its parent is no more."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_SECONDS)
+        # The process for models ends with its standard input.
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass(frozen=True)
@@ -163,10 +180,6 @@ class _Process:
             try:
                 message = self._messages.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                if os.getppid() != _PARENT:
-                    # Whoever wanted to know is no more.
-                    self.end()
-                    os._exit(1)
                 seconds = time.perf_counter() - started
                 now = self._rss()
                 peak = max(peak, now)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 import threading
 import time
 from collections import Counter
@@ -258,6 +259,7 @@ class _Sweep:
                     timeout=self._timeout,
                     imports=self._imports,
                     cache=None if self._cache is None else str(self._cache.folder),
+                    parent=None if self._backend.remote else os.getpid(),
                 )
 
         while not waiting.empty:

@@ -116,27 +116,29 @@ def test_its_workers_killed_it_finds_out_the_same(tmp_path: Path, undisturbed: d
     running = start(command(out))
     chance = random.Random(5)
     killed = 0
-    while running.poll() is None and killed < 8:
-        time.sleep(chance.uniform(1, 3))
+    while running.poll() is None:
+        time.sleep(chance.uniform(0.5, 2))
         theirs = [process for process in processes_of(running.pid) if is_a_worker(process)]
         if theirs and out.exists():
-            with_luck = chance.choice(theirs)
-            with_luck.send_signal(chance.choice([signal.SIGKILL, signal.SIGSEGV]))
+            chance.choice(theirs).send_signal(chance.choice([signal.SIGKILL, signal.SIGSEGV]))
             killed += 1
-    output, _ = running.communicate(timeout=300)
+    output, _ = running.communicate()
 
-    assert killed >= 4, output
-    found = values(out)
-    # A model whose process was killed twice in a row has a record that says so; being that unlucky is unlikely.
-    assert {name: record for name, record in found.items() if record["stage"] is None} == undisturbed
+    assert killed >= 2, output
+    assert values(out) == undisturbed
 
 
 def is_a_worker(process: psutil.Process) -> bool:
+    """Whether models run in it or it watches them, and it is past the one that was its first.
+
+    A model whose process is killed again, when it has one of its own, is rightly taken for the reason.
+    """
     try:
         line = " ".join(process.cmdline())
+        settled = time.time() - process.create_time() > 10
     except psutil.Error:
         return False
-    return "harness.process" in line or "loky.backend.popen_loky" in line
+    return settled and ("harness.process" in line or "loky.backend.popen_loky" in line)
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
