@@ -121,7 +121,7 @@ def tensor_of(module: nn.Module, name: str) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def call_of(vertex: Vertex, module_at: Callable[[str], nn.Module]) -> Call | None:
+def call_of(vertex: Vertex, module_at: Callable[[str], nn.Module]) -> Call | OperatorVertex | None:
     """What a vertex calls.
 
     Args:
@@ -129,12 +129,12 @@ def call_of(vertex: Vertex, module_at: Callable[[str], nn.Module]) -> Call | Non
         module_at: gives the submodule at a path.
 
     Returns:
-        The call; None for an input. A leaf that has no operator, and a module that is kept whole, is a call of its
-        class: its positional arguments are named by their position, and every parameter and buffer of it is an
-        argument under its own name.
+        The call; None for an input. A vertex of an operator is its own call. A leaf that has no operator, and a module
+        that is kept whole, is a call of its class: its positional arguments are named by their position, and every
+        parameter and buffer of it is an argument under its own name.
     """
     if isinstance(vertex, OperatorVertex):
-        return Call(vertex.operator, vertex.args)
+        return vertex
     if isinstance(vertex, InputVertex):
         return None
     module = module_at(vertex.target)

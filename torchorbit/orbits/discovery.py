@@ -17,6 +17,7 @@ from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.labels import Dim, Labels, joint
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.orbits.rules import RULES, Labelled, Operands, Reading
+from torchorbit.orbits.rules.elementwise import SAME_LABELS
 
 _MOST_READINGS = 4
 _PLAIN = frozenset({int, float, bool, str, type(None)})
@@ -89,10 +90,13 @@ def _read(model: FlatModel, earlier: list[Reading], fixed: _Frozen, dead: set[tu
         if call is None:
             values[name] = _bare(shapes.get(name))
             continue
+        function = RULES.get(call.operator)
+        if function in SAME_LABELS and len(call.args) == 1 and name not in fixed.vertices:
+            values[name] = value(*call.args.values())
+            continue
         args = {key: arg if type(arg) in _PLAIN else value(arg) for key, arg in call.args.items()}
         module = model.module_at(vertex.target) if isinstance(vertex, ModuleVertex) else None
         operands = Operands(reading, name, call.operator, args, shapes.get(name), module)
-        function = RULES.get(call.operator)
         if function is None:
             reading.unruled.setdefault(call.operator)
             for tensor in operands.tensors():
@@ -152,7 +156,7 @@ class _Reader:
         if kind is Attr:
             return self.attribute(arg.path)
         if kind is tuple or kind is list:
-            return kind([self.value(item) for item in arg])
+            return kind([item if type(item) in _PLAIN else self.value(item) for item in arg])
         if kind is dict:
             return {key: self.value(item) for key, item in arg.items()}
         if kind is slice:

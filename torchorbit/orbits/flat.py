@@ -30,7 +30,7 @@ class FlatModel:
     dag: DagModule
     source: Graph
     graph: Graph
-    calls: dict[str, Call] = field(default_factory=dict)
+    calls: dict[str, Call | OperatorVertex] = field(default_factory=dict)
     buffers: set[str] = field(default_factory=set)
     tables: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
     _modules: dict[str, nn.Module] = field(default_factory=dict)

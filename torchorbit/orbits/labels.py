@@ -80,6 +80,7 @@ class Labels:
         self._number: dict[int, int] = {} if known is None else dict(known._number)  # id of such an array -> its number
         self._parents: list[int] = list(range(len(self._blocks)))
         self._frozen: list[int] = []
+        self._frozen_here: list[int] = []
 
     def fresh(self, length: int) -> Array:
         """New labels."""
@@ -116,10 +117,10 @@ class Labels:
         """These labels may not be removed; with ``here``, in this reading only."""
         for array in arrays_of(dim):
             number = self._number.get(id(array))
-            if number is None or here:
+            if number is None:
                 self._ties.append((array, np.full_like(array, FROZEN_HERE if here else FROZEN), here))
             else:
-                self._frozen.append(number)
+                (self._frozen_here if here else self._frozen).append(number)
 
     def meet(self, *dims: Dim) -> Dim:
         """Dimensions of equal length whose positions correspond: tie them all."""
@@ -261,25 +262,31 @@ class Labels:
             all_readings: leave out what is tied or frozen because of this reading only.
         """
         roots = [self._root(number) for number in range(len(self._blocks))]
-        # Only what was not tied to another block as a whole is a node of the graph; blocks hold all labels, in order.
+        frozen = {roots[number] for number in self._frozen}
+        if not all_readings:
+            frozen.update([roots[number] for number in self._frozen_here])
+        # Only what is free, and was not tied to another block as a whole, is a node of the graph. Blocks hold all
+        # labels, in order.
         starts: dict[int, int] = {}
         nodes = 2
         for number, root in enumerate(roots):
-            if number == root:
+            if number == root and number not in frozen:
                 starts[number] = nodes
                 nodes += len(self._blocks[number])
         every = np.arange(nodes, dtype=np.int32)
+        longest = max([len(self._blocks[number]) for number in frozen], default=0)
+        gone = np.full(longest, FROZEN, np.int32)
         places = [every[:2]]
-        places += [every[(start := starts[root]) : start + len(self._blocks[root])] for root in roots]
+        for root in roots:
+            length = len(self._blocks[root])
+            start = starts.get(root)
+            places.append(gone[:length] if start is None else every[start : start + length])
         node = np.concatenate(places)
         first, second = [], []
         for a, b, here in self._ties:
             if not (here and all_readings):
                 first.append(a.reshape(-1))
                 second.append(b.reshape(-1))
-        for root in {roots[number] for number in self._frozen}:
-            first.append(self._blocks[root])
-            second.append(np.full_like(self._blocks[root], FROZEN))
         if not all_readings:
             first.append(np.array([FROZEN], np.int32))
             second.append(np.array([FROZEN_HERE], np.int32))

@@ -79,7 +79,7 @@ class Emptied:
     def __init__(
         self,
         orbits: list[Orbit],
-        calls: dict[str, Call],
+        calls: dict[str, Call | OperatorVertex],
         masks_of: Callable[[Any], Any],
         cut_at: Callable[[str], Tensor],
     ):
@@ -143,7 +143,7 @@ class Emptied:
             return "gone" if is_empty(self._masks_of(arg)) else "parameter"
         return ""
 
-    def expanded(self, call: Call) -> list[tuple[Ref, Attr, tuple[Any, ...]]]:
+    def expanded(self, call: Call | OperatorVertex) -> list[tuple[Ref, Attr, tuple[Any, ...]]]:
         """Constants that are concatenated with other tensors have to be as long as they are.
 
         Returns:

@@ -295,7 +295,7 @@ def _last_uses(vertices: tuple[Vertex, ...], output: Any) -> dict[int, list[str]
 class _Context:
     """A call in the masked run."""
 
-    def __init__(self, interpreter: _Interpreter, call: Call):
+    def __init__(self, interpreter: _Interpreter, call: Call | OperatorVertex):
         self.interpreter = interpreter
         self.call = call
 

@@ -40,6 +40,10 @@ def _like_the_first(operands: Operands) -> list[Dim]:
     return operands.tensor().dims
 
 
+#: Rules that give an operand its own labels back where it is the only argument.
+SAME_LABELS = frozenset({_elementwise, _like_the_first})
+
+
 @rule("prelu")
 def _prelu(operands: Operands) -> list[Dim]:
     x, weight = operands.tensor(), operands.tensor("weight")
