@@ -25,21 +25,12 @@ import torch
 from tabulate import tabulate
 
 import torchorbit
-from harness.memory import available_bytes, release_memory
+from families import FAMILIES
+from harness.jobs import Job
+from harness.limits import available_bytes
+from harness.memory import release_memory
 from harness.models import VERSIONS, build_on_meta, build_with_random_weights, example_input, input_size
-from harness.worker import Job, prepare_process, run
-
-# One per family, small ones, so that the whole takes minutes.
-MODELS = """
-    resnet50 resnext50_32x4d vit_tiny_patch16_224 swin_tiny_patch4_window7_224 convnext_tiny efficientnet_b0
-    mobilenetv3_small_100 levit_128s regnety_004 densenet121 beit_base_patch16_224 cait_xxs24_224 coat_lite_tiny
-    coatnet_nano_rw_224 convit_tiny convmixer_768_32 crossvit_tiny_240 cspresnet50 davit_tiny deit3_small_patch16_224
-    edgenext_small efficientformer_l1 eva02_tiny_patch14_224 fastvit_t8 focalnet_tiny_srf gcvit_xxtiny ghostnet_100
-    hgnet_tiny hiera_tiny_224 inception_v3 maxvit_nano_rw_256 mixer_s16_224 mobilevit_s mvitv2_tiny
-    nest_tiny nfnet_f0 pit_ti_224 poolformer_s12 pvt_v2_b0 repvgg_a0 resnest26d rexnet_100 selecsls42b sequencer2d_s
-    swinv2_tiny_window8_256 tiny_vit_5m_224 tnt_s_patch16_224 twins_svt_small vgg11 visformer_tiny volo_d1_224
-    xception41 xcit_nano_12_p16_224
-"""
+from harness.worker import run, settle_process
 
 # A subset for running with weights: twenty, convolutional and transformer, small and not so small.
 RUN = """
@@ -79,7 +70,7 @@ def conversion(name: str) -> tuple[float, float, float | None]:
 
 def floor(names: list[str]) -> float:
     """CPU seconds for building models on meta and running each once."""
-    prepare_process()
+    settle_process()
     torch.set_num_threads(1)
     started = time.process_time()
     for name in names:
@@ -93,11 +84,11 @@ def floor(names: list[str]) -> float:
 
 def sweep(names: list[str]) -> float:
     """CPU seconds of the jobs that a sweep runs for models."""
-    prepare_process()
+    settle_process()
     budget = available_bytes()
     started = time.process_time()
     for name in names:
-        outcome = run(Job(name, "shape", budget, budget))
+        outcome = run(Job(name, "shape", VERSIONS, memory_bytes=budget, memory_total=budget))
         if outcome.record is None or outcome.record.failed:
             raise SystemExit(f"{name} failed: {outcome.record and outcome.record.error}")
     return time.process_time() - started
@@ -128,12 +119,12 @@ def running(name: str, repeats: int) -> tuple[float, float]:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", type=int, default=len(MODELS.split()), help="only the first so many models")
+    parser.add_argument("--models", type=int, default=len(FAMILIES.split()), help="only the first so many models")
     parser.add_argument("--repeats", type=int, default=15, help="forwards per model when running with weights")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    names = MODELS.split()[: options.models]
+    names = FAMILIES.split()[: options.models]
     print(f"{platform.machine()}, one thread, " + ", ".join(f"{key} {value}" for key, value in VERSIONS.items()) + "\n")
 
     print_conversion(names)
