@@ -56,6 +56,16 @@ def commands() -> None:
     """
 
 
+_records_option = click.option(
+    "--records",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("results/coverage.jsonl"),
+    show_default=True,
+    metavar="FILE",
+    help="File of records that a sweep made.",
+)
+
+
 @commands.command(short_help="Convert a model and save it as a folder.")
 @click.argument("model")
 @click.option(
@@ -114,14 +124,7 @@ def explain(model: str) -> None:
 
 @commands.command(short_help="Show everything known of one model.")
 @click.argument("model")
-@click.option(
-    "--records",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("results/coverage.jsonl"),
-    show_default=True,
-    metavar="FILE",
-    help="File of records that a sweep made.",
-)
+@_records_option
 @click.option("--orbits/--no-orbits", default=True, show_default=True, help="Build the model and find its orbits.")
 def show(model: str, records: Path, orbits: bool) -> None:
     """Show what the records say of a timm model, and its orbits.
@@ -289,14 +292,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 
 
 @commands.command(short_help="Make the tables from the records.")
-@click.option(
-    "--records",
-    type=click.Path(path_type=Path),
-    default=Path("results/coverage.jsonl"),
-    show_default=True,
-    metavar="FILE",
-    help="File of records that a sweep made.",
-)
+@_records_option
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),

@@ -125,23 +125,15 @@ def compare(
         newly_convertible=[now for was, now in both if now.converted and not was.converted],
         newly_verified=[now for was, now in both if was.converted and now.verified and not was.verified],
         newly_prunable=[
-            now for was, now in both if now.prunable and not was.prunable and not says_nothing_of_pruning(was)
+            now for was, now in both if now.prunable and not was.prunable and not was.says_nothing_of_pruning
         ],
         removable_changed=[(was, now) for was, now in both if _removable_changed(was, now)],
         new_models=[record for name, record in after.items() if name not in before],
         removed_models=[record for record in missing if record.model not in in_timm],
-        old_without_pruning=sum(says_nothing_of_pruning(was) for was, _ in both),
-        new_without_pruning=sum(says_nothing_of_pruning(now) for _, now in both),
+        old_without_pruning=sum(was.says_nothing_of_pruning for was, _ in both),
+        new_without_pruning=sum(now.says_nothing_of_pruning for _, now in both),
         by_shape_now=sum(was.verified == "numeric" and now.verified == "shape" for was, now in both),
     )
-
-
-def says_nothing_of_pruning(record: Record) -> bool:
-    """Whether a record is of a sweep that did not look for orbits, which earlier versions did not.
-
-    A model that failed is one that cannot be pruned, however far it came.
-    """
-    return record.orbits is None and not record.failed
 
 
 def changes_page(comparison: Comparison) -> str:
@@ -208,7 +200,7 @@ def _loss(was: Record, now: Record) -> Loss | None:
         no_longer.append("converted")
     if was.verified and not now.verified:
         no_longer.append("verified")
-    if was.prunable and not now.prunable and not says_nothing_of_pruning(now):
+    if was.prunable and not now.prunable and not now.says_nothing_of_pruning:
         no_longer.append("prunable")
     if not no_longer and was.verified and now.failed and not was.failed:
         no_longer.append("without a failure")
@@ -287,7 +279,7 @@ def _table_of_models(records: Sequence[Record]) -> tuple[tuple[str, ...], list[t
             record.model,
             "yes" if record.converted else "no",
             record.verified or "no",
-            "" if says_nothing_of_pruning(record) else "yes" if record.prunable else "no",
+            "" if record.says_nothing_of_pruning else "yes" if record.prunable else "no",
             _percentage(record.removable_flops),
             record.stage,
             record.error,

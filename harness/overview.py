@@ -9,7 +9,6 @@ from typing import Any
 
 from tabulate import tabulate
 
-from harness.comparison import says_nothing_of_pruning
 from harness.errors import HarnessError, one_line
 from harness.records import Record, read_records
 
@@ -92,7 +91,7 @@ def _row(record: Record, column: str) -> tuple[str, str]:
     if column == "verified":
         # Here null says that it was not, elsewhere that nobody knows.
         value = value or "no"
-    known = value is not None and not (column == "prunable" and says_nothing_of_pruning(record))
+    known = value is not None and not (column == "prunable" and record.says_nothing_of_pruning)
     return words, written(value) if known else "not known"
 
 

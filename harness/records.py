@@ -90,6 +90,14 @@ class Record:
         """Whether any stage failed."""
         return self.stage is not None
 
+    @property
+    def says_nothing_of_pruning(self) -> bool:
+        """Whether it is of a sweep that did not look for orbits, which earlier versions did not.
+
+        A model that failed is one that cannot be pruned, however far it came.
+        """
+        return self.orbits is None and not self.failed
+
     def to_line(self) -> str:
         """The record as one line of JSON, line break included."""
         return json.dumps(asdict(self), allow_nan=False) + "\n"

@@ -178,7 +178,8 @@ def _earlier_records(out: Path, names: Sequence[str], *, verify: Depth, fresh: b
 
 def _less_than(record: Record, verify: Depth) -> bool:
     """Whether a record says less than is asked for now: shapes where numbers are, or nothing of pruning."""
-    return not record.failed and ((verify == "numeric" and record.verified == "shape") or record.orbits is None)
+    shapes_only = verify == "numeric" and record.verified == "shape" and not record.failed
+    return shapes_only or record.says_nothing_of_pruning
 
 
 class _Sweep:
