@@ -282,7 +282,7 @@ class Result:
     @property
     def failure(self) -> str:
         """Where it ended."""
-        return "over 120 s" if self.error == "over 120 s" else f"fails: {self.stage}"
+        return f"over {LIMIT:.0f} s" if self.error == f"over {LIMIT:.0f} s" else f"fails: {self.stage}"
 
     def cell(self, step: str) -> str:
         """Milliseconds of a step, or why there are none."""
@@ -313,7 +313,7 @@ def measure(package: str, name: str) -> Result:
     process.wait()
     timer.cancel()
     if result.error is None and result.pruned is None:
-        result.error = "over 120 s" if killed else f"ended with status {process.returncode}"
+        result.error = f"over {LIMIT:.0f} s" if killed else f"ended with status {process.returncode}"
         result.peak = max([result.peak or 0.0, *killed]) or None
     return result
 

@@ -132,21 +132,24 @@ def channel_pruning_supported_models(records: Sequence[Record]) -> str:
         _markdown(
             pd.DataFrame(
                 {
-                    "model": [record.model for record in found],
-                    "GFLOPs": [f"{record.gflops or 0:.3f}" for record in found],
-                    "prunable": ["yes" if record.prunable else "no" for record in found],
-                    "removable": [f"{record.removable_flops or 0:.2%}" for record in found],
-                    "proportion": [f"{record.prunable_proportion or 0:.2%}" for record in found],
-                    "orbits": [str(record.orbits) for record in found],
-                    "units": [str(record.units) for record in found],
-                    "max diff": [
-                        "" if record.removal_max_diff is None else f"{record.removal_max_diff:.1e}" for record in found
-                    ],
+                    "model": [record.model for record in records],
+                    "GFLOPs": _known([record.gflops for record in records], ".3f"),
+                    "prunable": ["yes" if record.prunable else "no" for record in records],
+                    "removable": _known([record.removable_flops for record in records], ".2%"),
+                    "proportion": _known([record.prunable_proportion for record in records], ".2%"),
+                    "orbits": _known([record.orbits for record in records], "d"),
+                    "units": _known([record.units for record in records], "d"),
+                    "max diff": _known([record.removal_max_diff for record in records], ".1e"),
                 }
             )
         ),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _known(values: Sequence[float | None], form: str) -> list[str]:
+    """Numbers as text, with nothing for those that are not known."""
+    return ["" if value is None else f"{value:{form}}" for value in values]
 
 
 def _origin(records: Sequence[Record]) -> str:

@@ -146,6 +146,17 @@ def test_recurrent_layers_count_every_step():
     assert torchorbit.flops(model, (1, 9, 6)).total == 2 * 2 * 9 * (4 * 5 * 6 + 4 * 5 * 5)
 
 
+def test_an_orbit_knows_exactly_what_hangs_on_it():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1), nn.Conv2d(5, 4, 1))
+    first, second = torchorbit.find_orbits(torchorbit.convert(model.eval(), torch.empty(2, 3, 10, 10)))
+    pixels = 8 * 8
+    norm = 2 * 2 * 8 * pixels  # a scale and a shift of every number
+    assert first.flops == 2 * pixels * (8 * 27 + 8 * 5) + norm
+    assert second.flops == 2 * pixels * (8 * 5 + 5 * 4)
+    assert first.parameters == 8 * 27 + 8 + 2 * 8 + 8 * 5
+    assert second.parameters == 8 * 5 + 5 + 5 * 4
+
+
 @pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "eca_resnet33ts", "test_maxvit"])
 def test_an_orbit_knows_what_it_costs(name):
     """What goes when a whole orbit goes is more than what goes with any of its units, and less than everything."""

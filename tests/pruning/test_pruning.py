@@ -76,6 +76,13 @@ def test_widths_are_multiples(round_to):
     assert widths == [{1: 14, 4: 16, 8: 16}[round_to]] * 2
 
 
+@pytest.mark.parametrize("target", [{"ratio": 0}, {"flops": 1e12}])
+def test_where_nothing_is_asked_for_nothing_is_rounded(target):
+    dag = graph(10)
+    pruned = torchorbit.prune(dag, round_to=8, **target)
+    assert [p.shape for p in pruned.parameters()] == [p.shape for p in dag.parameters()]
+
+
 @pytest.mark.parametrize("round_to", [4, 8])
 def test_multiples_hold_when_flops_are_asked_for(round_to):
     dag = graph(32)

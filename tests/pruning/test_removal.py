@@ -1,6 +1,7 @@
 """Removing units: what is left, what is not touched, and what is refused."""
 
 import copy
+import dataclasses
 
 import pytest
 import timm
@@ -351,6 +352,8 @@ def test_a_block_is_refused():
     block = next(child for child in dag.children() if isinstance(child, torchorbit.DagModule))
     with pytest.raises(ValueError, match="block of a graph"):
         torchorbit.find_orbits(block)
+    with pytest.raises(ValueError, match="block of a graph"):
+        torchorbit.flops(block)
 
 
 # -- the proof
@@ -372,6 +375,75 @@ def test_the_proof_finds_a_wrong_number(name):
         tensor = pruned.state_dict()[name]
         tensor.copy_(tensor.flip(0))
     assert torchorbit.verify_removal(dag, pruned, removed) > 1e-3
+
+
+def test_the_proof_finds_what_is_not_finite():
+    dag, orbits = graph()
+    pruned = torchorbit.remove_channels(dag, {orbits[0]: [1]})
+    pruned.state_dict()["8.bias"][2] = torch.nan
+    assert torchorbit.verify_removal(dag, pruned, {orbits[0]: [1]}) == torch.inf
+
+
+def test_the_proof_finds_a_fault_in_the_graph_that_is_cut(monkeypatch):
+    """Taking query, key and value apart comes before both the cut and the masked run."""
+    model = build_with_random_weights("test_vit")
+    size = input_size(model)
+
+    def proof():
+        dag = torchorbit.convert(model, torch.empty(2, *size))
+        orbits = torchorbit.find_orbits(dag)
+        removed = {orbits[0]: [0]}
+        return torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, removed), removed)
+
+    assert proof() < 1e-5
+    separated = torchorbit.graph.flatten.separated
+
+    def wrong(given):
+        apart = separated(given)
+        swapped = [
+            dataclasses.replace(v, args={**v.args, "query": v.args["key"], "key": v.args["query"]})
+            if getattr(v, "operator", "") == "scaled_dot_product_attention"
+            else v
+            for v in apart.vertices
+        ]
+        return dataclasses.replace(apart, vertices=tuple(swapped))
+
+    monkeypatch.setattr("torchorbit.graph.flatten.separated", wrong)
+    assert proof() > 1e-2
+
+
+def test_the_proof_takes_any_type_and_nothing_removed():
+    dag, orbits = graph()
+    assert torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, {}), {}) < 1e-6
+    dag.double()
+    pruned = torchorbit.remove_channels(dag, {orbits[0]: [1]})
+    assert torchorbit.verify_removal(dag, pruned, {orbits[0]: [1]}) < 1e-12
+    with pytest.raises(ValueError, match=r"types torch\.float64 and torch\.float32"):
+        torchorbit.verify_removal(dag, _Rounded(pruned), {orbits[0]: [1]})
+    with pytest.raises(ValueError, match="meta device"):
+        torchorbit.verify_removal(dag.to("meta"), pruned, {orbits[0]: [1]})
+
+
+class _Rounded(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(x).float()
+
+
+@pytest.mark.parametrize("removed", [lambda o: [o], lambda o: {o: 3}, lambda o: o])
+def test_what_is_no_removal_is_a_type_error(removed):
+    dag, orbits = graph()
+    with pytest.raises(TypeError, match=r"expected a dict|expected an iterable"):
+        torchorbit.remove_channels(dag, removed(orbits[0]))
+
+
+def test_what_is_no_graph_is_a_type_error():
+    for function in (torchorbit.find_orbits, lambda model: torchorbit.prune(model, ratio=0.5)):
+        with pytest.raises(TypeError, match=r"Sequential, expected a DagModule; torchorbit\.convert makes one"):
+            function(chain())
 
 
 def test_the_proof_leaves_modes_alone_and_takes_inputs():

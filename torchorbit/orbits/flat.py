@@ -45,8 +45,11 @@ class FlatModel:
             separate: take apart what is packed in one factor of a projection.
 
         Raises:
+            TypeError: ``dag`` is no graph.
             ValueError: ``dag`` is a block of a graph.
         """
+        if not isinstance(dag, DagModule):
+            raise TypeError(f"this is a {type(dag).__name__}, expected a DagModule; torchorbit.convert makes one")
         if dag.provenance is None:
             raise ValueError("this is a block of a graph; give the outermost DagModule")
         model = cls(dag, dag.graph, one_level(dag, separate=separate, input_shapes=input_shapes))

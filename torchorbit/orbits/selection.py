@@ -34,6 +34,8 @@ class Selection:
     """
 
     def __init__(self, removed: Mapping[Orbit, Iterable[int]], dag: DagModule, *, allow_empty: bool = False):
+        if not isinstance(removed, Mapping):
+            raise TypeError(f"removed is a {type(removed).__name__}, expected a dict of orbits and positions of units")
         self.removed = {_orbit(orbit): _positions(orbit, indices, allow_empty) for orbit, indices in removed.items()}
         self.emptied = [orbit for orbit, positions in self.removed.items() if len(positions) == orbit.width]
         self.orbits: Orbits | None = None
@@ -111,6 +113,8 @@ def _orbit(orbit: Any) -> Orbit:
 
 
 def _positions(orbit: Orbit, indices: Iterable[int], allow_empty: bool) -> NDArray[np.int64]:
+    if not isinstance(indices, Iterable):
+        raise TypeError(f"{orbit!r}: positions are {indices!r}, expected an iterable of integers")
     listed = list(indices.tolist() if hasattr(indices, "tolist") else indices)
     if not all(isinstance(index, (int, np.integer)) and not isinstance(index, bool) for index in listed):
         raise TypeError(f"{orbit!r}: positions are {listed[:5]}, expected integers")
@@ -121,7 +125,7 @@ def _positions(orbit: Orbit, indices: Iterable[int], allow_empty: bool) -> NDArr
         raise ValueError(f"{orbit!r}: a unit is given twice")
     if len(listed) == orbit.width and not allow_empty:
         raise ValueError(
-            f"{orbit!r} ({', '.join(orbit.sources[:3])}) would lose all of its {orbit.width} units; keep one, or say "
-            "allow_empty=True to remove the whole branch"
+            f"{orbit!r} ({', '.join(orbit.sources[:3])}) would lose all of its {orbit.width} units; keep one, or let "
+            "remove_channels(..., allow_empty=True) remove the whole branch"
         )
     return np.array(listed, np.int64)

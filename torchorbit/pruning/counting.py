@@ -60,14 +60,15 @@ def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
         The count, in total and for every vertex.
 
     Raises:
-        ValueError: ``model`` is no graph and ``input_shape`` is missing.
+        ValueError: ``model`` is no graph and ``input_shape`` is missing, or it is a block of a graph.
         ConversionError: the model cannot be converted.
     """
     if not isinstance(model, DagModule):
         if input_shape is None:
             raise ValueError("input_shape is missing: a module that is no DagModule does not know its input's shape")
         model = convert(model, torch.empty(tuple(input_shape), device="meta"))
-    assert model.provenance is not None
+    if model.provenance is None:
+        raise ValueError("this is a block of a graph; give the outermost DagModule")
     recorded = model.provenance.input_shapes
     other = input_shape is not None and [tuple(input_shape)[1:]] != [tuple(shape)[1:] for shape in recorded]
     flat = FlatModel.of(model, input_shapes=[tuple(input_shape)] if other and input_shape else (), separate=False)

@@ -2,7 +2,9 @@
 
 The whole graph is run with its own weights, vertex by vertex. After every vertex zeros are put where the labels say
 removed, and operators that normalise or average over channels do so over those that are kept. This shares no code with
-`torchorbit.pruning.removal`: nothing is cut, no size is recomputed. The two can only agree when both are right.
+`torchorbit.pruning.removal`: nothing is cut, no size is recomputed. What both start from are the labels, and the graph
+with packed projections apart (`torchorbit.graph.packed`): where that is another graph, it is run without zeros as well,
+and compared with the model itself.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torchorbit.graph.calls import Call
 from torchorbit.graph.codegen import NAMESPACE, argument
 from torchorbit.graph.dag import DagModule
+from torchorbit.graph.flatten import one_level
 from torchorbit.graph.operators import OPERATORS
 from torchorbit.graph.vertices import (
     Attr,
@@ -34,6 +37,7 @@ from torchorbit.graph.vertices import (
     vertex_args,
     walk_args,
 )
+from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.rules import Labelled
 from torchorbit.orbits.rules.reductions import reduced_axes
@@ -63,33 +67,51 @@ def verify_removal(
         seed: of the default inputs.
 
     Returns:
-        The largest difference between the outputs, over the largest output.
+        The largest difference between the outputs, over the largest output; infinite where an output of ``pruned`` is
+        not finite.
 
     Raises:
-        ValueError: the orbits are not those of ``dag``, or its output is not finite.
+        ValueError: the orbits are not those of ``dag``; its output is not finite, or has another shape or type than
+            that of ``pruned``; or the weights are on the meta device.
     """
     selection = Selection(removed, dag, allow_empty=True)
+    if selection.orbits is None:
+        selection.adopt(find_orbits(dag))
     args, kwargs = _inputs(dag, inputs, seed)
     modes = [(model, model.training) for model in (dag, pruned)]
     try:
         dag.eval()
         pruned.eval()
         with torch.no_grad():
+            whole = _rewriting_difference(dag, selection, args, kwargs)
             expected = masked_run(dag, selection, args, kwargs)
             actual = pruned(*args, **kwargs)
     finally:
         for model, training in modes:
             model.train(training)
-    return _difference(expected, actual)
+    return max(whole, _difference(expected, actual))
+
+
+def _rewriting_difference(dag: DagModule, selection: Selection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """How far the graph that is cut is from the one that was given, where packed projections were taken apart in it."""
+    assert selection.orbits is not None
+    if selection.orbits.model.graph == one_level(dag, separate=False):
+        return 0.0
+    nothing = Selection({}, dag)
+    nothing.adopt(selection.orbits)
+    return _difference(dag(*args, **kwargs), masked_run(dag, nothing, args, kwargs))
 
 
 def _inputs(dag: DagModule, inputs: Any, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if inputs is None:
         provenance = dag.provenance
         assert provenance is not None
+        like = next((p for p in dag.parameters() if p.is_floating_point()), torch.empty(0))
+        if like.device.type == "meta":
+            raise ValueError("the graph is on the meta device, where there are no numbers to compare: give it weights")
         generator = torch.Generator().manual_seed(seed)
         shapes = [(1, *s[1:]) if provenance.free_batch else s for s in provenance.input_shapes]
-        return tuple([torch.randn(shape, generator=generator) for shape in shapes]), {}
+        return tuple([torch.randn(shape, generator=generator).to(like.device, like.dtype) for shape in shapes]), {}
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
@@ -104,6 +126,10 @@ def _difference(expected: Any, actual: Any) -> float:
             raise ValueError("the whole graph's output is not finite, so comparing with it proves nothing")
         if wanted.shape != given.shape:
             raise ValueError(f"the outputs have shapes {tuple(wanted.shape)} and {tuple(given.shape)}")
+        if wanted.dtype != given.dtype:
+            raise ValueError(f"the outputs have types {wanted.dtype} and {given.dtype}")
+        if not torch.isfinite(given).all():
+            return math.inf
         largest = wanted.abs().max().item() if wanted.numel() else 0.0
         difference = (wanted - given).abs().max().item() if wanted.numel() else 0.0
         worst = max(worst, difference / largest if largest else float(difference > 0))

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from tabulate import tabulate
+from torch import nn
 
+from torchorbit.graph.dag import Container, DagModule
+from torchorbit.graph.vertices import Attr, OperatorVertex, Vertex, vertex_args, walk_args
 from torchorbit.orbits.orbit import Orbit
 from torchorbit.orbits.selection import Selection
 
@@ -18,7 +21,7 @@ class Cut:
 
     Attributes:
         tensor: its path, as in ``state_dict()``.
-        module: what holds it, as PyTorch prints it.
+        module: the layer that holds it, as PyTorch prints it; where a block does, the operator that reads it.
         dim: the dimension.
         indices: positions that go.
         parameters: how many numbers that is; 0 for a buffer.
@@ -71,6 +74,7 @@ def plan(removed: Mapping[Orbit, Iterable[int]]) -> Plan:
     dag = orbits.model.dag
     selection = Selection(removed, dag)
     trainable = dict(dag.named_parameters(remove_duplicate=False))
+    readers = _readers(orbits.model.graph.vertices)
     cuts: list[Cut] = []
     gone = 0
     for path, value in orbits.readings[0].attributes.items():
@@ -84,8 +88,23 @@ def plan(removed: Mapping[Orbit, Iterable[int]]) -> Plan:
             if mask is not None:
                 indices = tuple(np.flatnonzero(~mask).tolist())
                 share = tensor.numel() // tensor.shape[dim] * len(indices) if path in trainable else 0
-                cuts.append(Cut(path, str(dag.get_submodule(owner)).partition("\n")[0], dim, indices, share))
+                cuts.append(Cut(path, _holder(dag.get_submodule(owner), readers.get(path, "")), dim, indices, share))
                 left[dim] = int(mask.sum())
         if path in trainable:
             gone += tensor.numel() - int(np.prod(left))
     return Plan(tuple(cuts), gone)
+
+
+def _holder(module: nn.Module, reader: str) -> str:
+    return reader if isinstance(module, (DagModule, Container)) else str(module).partition("\n")[0]
+
+
+def _readers(vertices: Iterable[Vertex]) -> dict[str, str]:
+    """Path of a parameter or buffer -> the first operator that reads it."""
+    found: dict[str, str] = {}
+    for vertex in vertices:
+        if isinstance(vertex, OperatorVertex):
+            for arg in walk_args(vertex_args(vertex)):
+                if isinstance(arg, Attr):
+                    found.setdefault(arg.path, vertex.operator)
+    return found

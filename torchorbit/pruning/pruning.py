@@ -63,7 +63,9 @@ def prune(
     if round_to < 1:
         raise ValueError(f"round_to={round_to}, expected a positive number of channels")
     orbits = find_orbits(dag, frozen=frozen)
-    if ratio is not None:
+    if ratio == 0:
+        widths = [orbit.width for orbit in orbits]
+    elif ratio is not None:
         widths = [_width(orbit, ratio, round_to) for orbit in orbits]
     else:
         assert flops is not None
@@ -93,6 +95,8 @@ def _widths_for(orbits: Orbits, target: float, round_to: int) -> list[int]:
     def cost(widths: list[int]) -> float:
         return orbits.costs.total(_any_units(orbits, widths))
 
+    if orbits.costs.total() <= target:
+        return [orbit.width for orbit in orbits]
     low, high = 0.0, 1.0
     most, least = (
         [_width(orbit, low, round_to) for orbit in orbits],
