@@ -3,7 +3,8 @@
 Every contestant gets the same models, initialised by timm, batch 1, one thread, and each model in a process of its own,
 which is killed when it takes too long:
 
-- `torchorbit`: `convert`, `find_orbits`, then `remove_channels` of half of every orbit;
+- `torchorbit`: `convert`, which leaves the graph written out without blocks, `find_orbits`, then `remove_channels` of
+  half of every orbit;
 - `torch_pruning`: `DependencyGraph.build_dependency`, `get_all_groups`, then `MetaPruner` with a ratio of 0.5, with
   what its example for timm sets up: unfused attention, the numbers of heads, the classifier ignored;
 - `torch-dag`: `build_from_unstructured_module`, `GeneralOrbitalizer.orbitalize`, then `remove_channels_in_dag` with the
@@ -358,6 +359,10 @@ def print_find_orbits(results: Results) -> None:
         slowest = max(times, key=lambda name: times[name])
         median = statistics.median(times.values())
         print(f"find_orbits alone: median {median:.1f} ms, at most {times[slowest]:.1f} ms ({slowest})\n")
+        ratios = {name: ms / 1e3 / results[name]["torchorbit"].seconds["conversion"] for name, ms in times.items()}
+        worst = max(ratios, key=lambda name: ratios[name])
+        median = statistics.median(ratios.values())
+        print(f"find_orbits / conversion: median {median:.2f}, at most {ratios[worst]:.2f} ({worst})\n")
 
 
 def print_summary(results: Results, packages: Sequence[str]) -> None:
@@ -432,7 +437,9 @@ def _comparisons(
     if package == "torch_pruning":
         yield "model to orbits / graph alone, ms", to_orbits, step("conversion")
         yield "model to orbits / graph and groups, ms", to_orbits, to_orbits
+        yield "find_orbits / graph alone, ms", step("orbits"), step("conversion")
         yield "find_orbits / groups, ms", step("orbits"), step("orbits")
+        yield "find_orbits / graph and groups, ms", step("orbits"), to_orbits
     else:
         yield "model to orbits, ms", to_orbits, to_orbits
         yield "conversion, ms", step("conversion"), step("conversion")

@@ -8,7 +8,6 @@ from contextlib import nullcontext, suppress
 from typing import Any
 from zlib import crc32
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,22 +48,20 @@ def find_out(
     """
     enter("orbits")
     orbits = torchorbit.find_orbits(graph)
-    costs = orbits.costs.each()
-    total = sum(costs.values())
+    total = orbits.costs.total()
     record.gflops = round(total / 1e9, 4)
     record.orbits = len(orbits)
     record.units = orbits.units
     record.unruled_operators = list(orbits.unruled)
-    record.prunable_proportion = round(_touched(orbits, costs) / total, 6) if total else 0.0
+    record.prunable_proportion = round(orbits.prunable_proportion, 6)
 
     enter("prune")
-    device = "cpu" if numeric else "meta"
-    inputs = random_input(size, seed) if numeric else torch.empty(1, *size, device=device)
     if not len(orbits):
         nothing = "nothing can be removed: every channel is frozen"
         record.note = f"{record.note}; {nothing}" if record.note else nothing
         record.removable_flops = 0.0
         return
+    inputs = random_input(size, seed) if numeric else torch.empty(1, *size, device="meta")
     smallest = torchorbit.remove_channels(graph, {orbit: range(1, orbit.width) for orbit in orbits})
     with nullcontext() if numeric else QuickNormalisations():
         output = smallest(inputs)
@@ -106,19 +103,3 @@ def _difference(
         with suppress(RuntimeError, ValueError):
             return torchorbit.verify_removal(graph, pruned, removed, smaller)
     return torchorbit.verify_removal(graph, pruned, removed, inputs)
-
-
-def _touched(orbits: Orbits, costs: dict[str, float]) -> float:
-    """FLOPs of the vertices that any orbit touches: of which any operand or the result has channels in one."""
-    found = 0.0
-    used = []
-    for number, component in enumerate(orbits.components):
-        units = np.zeros(int(component.max(initial=0)) + 1, bool)
-        for orbit in orbits:
-            if orbit.reading == number:
-                units[orbit.components] = True
-        used.append(units[component])
-    for name, arrays in orbits.costs.labels():
-        if any(used[number][array].any() for number, array in arrays):
-            found += costs[name]
-    return found

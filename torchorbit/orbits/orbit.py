@@ -60,6 +60,11 @@ class Orbit:
     def __len__(self) -> int:
         return self.width
 
+    @property
+    def kind(self) -> str:
+        """What its units are: ``"channels"``, ``"groups"`` of them (heads, say), or ``"reading 2"`` and deeper."""
+        return "channels" if self.reading == 0 else "groups" if self.reading == 1 else f"reading {self.reading}"
+
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
         """Everything of parameters and buffers that the whole orbit owns."""
@@ -120,7 +125,7 @@ class Orbit:
     @cached_property
     def flops(self) -> float:
         """FLOPs (two per multiply-accumulate, one sample) of what runs on its channels, as far as they make them up."""
-        kept = np.ones(int(self._orbits.components[self.reading].max(initial=0)) + 1, bool)
+        kept = np.ones(self._orbits.counts[self.reading], bool)
         kept[self.components] = False
         return self._orbits.flops_saved(self, {self.reading: kept})
 
@@ -128,13 +133,12 @@ class Orbit:
         return f"Orbit({self.index}, width={self.width})"
 
     def __str__(self) -> str:
-        kind = "channels" if self.reading == 0 else "groups" if self.reading == 1 else f"reading {self.reading}"
         names = self.sources or tuple(dict.fromkeys([piece.tensor for piece in self.slices]))
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         sinks = ", ".join(self.sinks[:3]) + (f" and {len(self.sinks) - 3} more" if len(self.sinks) > 3 else "")
         arrow = f" -> {sinks}" if sinks else ""
         return (
-            f"orbit {self.index}: {self.width} {kind}, {shown}{arrow}; "
+            f"orbit {self.index}: {self.width} {self.kind}, {shown}{arrow}; "
             f"{self.parameters / 1e6:.3f} M parameters, {self.flops / 1e9:.3f} GFLOPs"
         )
 
@@ -156,6 +160,7 @@ class Orbits(Sequence[Orbit]):
         model: the graph as it was read.
         readings: what each reading found.
         components: for each reading, label -> unit; 0 is what may not be removed.
+        counts: for each reading, the number of its units, 0 counted as one.
         parts: the dimensions of parameters and buffers.
         positions: for each reading, the unit at every position of ``parts``; 0 where there is none.
         unruled: names of operators that have no rule; what they touch is frozen.
@@ -165,6 +170,7 @@ class Orbits(Sequence[Orbit]):
         self.model = model
         self.readings = readings
         self.components = [reading.labels.components() for reading in readings]
+        self.counts = [int(component.max(initial=0)) + 1 for component in self.components]
         self.unruled = tuple(dict.fromkeys([name for reading in readings for name in reading.unruled]))
         self.parts, self.positions = _lay_out(readings, self.components)
         self._orbits: list[Orbit] = []
@@ -213,6 +219,29 @@ class Orbits(Sequence[Orbit]):
         return frozenset(name for name, _ in self.model.dag.named_parameters(remove_duplicate=False))
 
     @cached_property
+    def prunable_proportion(self) -> float:
+        """FLOPs of the vertices of which any operand or the result has channels in an orbit, over all FLOPs.
+
+        The figure that torch-dag publishes for the models that it supports.
+        """
+        used = [self._in_an_orbit(number) for number in range(len(self.readings))]
+        costs = self.costs.each()
+        touched = [
+            costs[name]
+            for name, arrays in self.costs.labels()
+            if any(used[number][array].any() for number, array in arrays)
+        ]
+        return sum(touched) / sum(costs.values()) if any(costs.values()) else 0.0
+
+    def _in_an_orbit(self, number: int) -> Any:
+        """For every label of a reading, whether it is that of a unit of an orbit."""
+        units = np.zeros(self.counts[number], bool)
+        for orbit in self:
+            if orbit.reading == number:
+                units[orbit.components] = True
+        return units[self.components[number]]
+
+    @cached_property
     def costs(self) -> Costs:
         """What every vertex costs, whatever is removed."""
         return Costs(self)
@@ -226,7 +255,7 @@ class Orbits(Sequence[Orbit]):
             (
                 orbit.index,
                 orbit.width,
-                "channels" if orbit.reading == 0 else "groups" if orbit.reading == 1 else f"reading {orbit.reading}",
+                orbit.kind,
                 ", ".join(orbit.sources[:2]) + (", ..." if len(orbit.sources) > 2 else ""),
                 ", ".join(orbit.sinks[:2]) + (", ..." if len(orbit.sinks) > 2 else ""),
                 f"{orbit.parameters / 1e6:.3f}",
@@ -286,7 +315,7 @@ def _layers(dims: list[Dim], length: int) -> list[list[Array]]:
 def _families(orbits: Orbits, number: int, reading: Reading) -> list[Array]:
     """Units that own slices of the same dimensions, and stand in the same pieces of them, form an orbit."""
     component, positions = orbits.components[number], orbits.positions[number]
-    count = int(component.max(initial=0)) + 1
+    count = orbits.counts[number]
     given = _given(orbits, number, reading, count)
     runs = [positions[start : start + length] for start, length in {(part.start, part.length) for part in orbits.parts}]
     runs += [component[piece] for piece in reading.pieces]
@@ -354,7 +383,7 @@ def _without_unions(
 
 def _all_units(orbits: Orbits, kept: list[tuple[int, Array]], number: int) -> Any:
     """Which units of a reading belong to an orbit that is kept."""
-    used = np.zeros(int(orbits.components[number].max(initial=0)) + 1, bool)
+    used = np.zeros(orbits.counts[number], bool)
     for n, units in kept:
         if n == number:
             used[units] = True
@@ -364,12 +393,11 @@ def _all_units(orbits: Orbits, kept: list[tuple[int, Array]], number: int) -> An
 def _unions(orbits: Orbits, coarse: int, fine: int, used: Any) -> Any:
     """For every unit of one reading, whether it is a union of (kept) units of another one."""
     ours, theirs = orbits.positions[coarse], orbits.positions[fine]
-    count = int(orbits.components[coarse].max(initial=0)) + 1
     around = np.zeros(len(used), np.int32)
     around[theirs] = ours  # for every unit of the fine reading, one of the coarse that it meets
     inside = used.copy()
     inside[theirs[around[theirs] != ours]] = False  # it meets another one, too
-    result = np.ones(count, bool)
+    result = np.ones(orbits.counts[coarse], bool)
     result[ours[~inside[theirs]]] = False
     result[0] = False
     return result

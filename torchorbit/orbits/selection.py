@@ -56,7 +56,7 @@ class Selection:
     def adopt(self, orbits: Orbits) -> None:
         """Take the orbits from which units are removed."""
         self.orbits = orbits
-        self.keep = [np.ones(int(component.max(initial=0)) + 1, bool) for component in orbits.components]
+        self.keep = [np.ones(count, bool) for count in orbits.counts]
         for orbit, positions in self.removed.items():
             self.keep[orbit.reading][orbit.components[positions]] = False
         for path in orbits.readings[0].attributes:

@@ -131,9 +131,7 @@ def _widths_for(orbits: Orbits, target: float, round_to: int) -> list[int]:
 
 def _any_units(orbits: Orbits, widths: list[int]) -> dict[int, NDArray[np.bool_]]:
     """What is kept when of every orbit the first so many units are: it costs what keeping any others does."""
-    keep = {
-        number: np.ones(int(component.max(initial=0)) + 1, bool) for number, component in enumerate(orbits.components)
-    }
+    keep = {number: np.ones(count, bool) for number, count in enumerate(orbits.counts)}
     for orbit, width in zip(orbits, widths, strict=True):
         keep[orbit.reading][orbit.components[width:]] = False
     return keep
@@ -149,7 +147,7 @@ def magnitude(orbit: Orbit) -> NDArray[np.float64]:
     """
     orbits = orbit._orbits
     positions = orbits.positions[orbit.reading]
-    place = np.full(int(orbits.components[orbit.reading].max(initial=0)) + 1, -1)
+    place = np.full(orbits.counts[orbit.reading], -1)
     place[orbit.components] = np.arange(orbit.width)
     squares, counts = np.zeros(orbit.width), np.zeros(orbit.width)
     for part in orbits.parts:

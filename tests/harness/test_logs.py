@@ -1,0 +1,72 @@
+"""What a sweep logs: a line per model, and nothing that should not leave the machine."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.logs import redacted, write_to
+from harness.records import Record
+
+VERSIONS = {"timm": "1.0.31", "torch": "2.13.0", "torchorbit": "0.1.0"}
+GOOD = Record(model="resnet18", **VERSIONS, verified="shape", orbits=12, removable_flops=0.9989, seconds=1.26)
+BAD = Record(
+    model="vgg11", **VERSIONS, stage="build", error=f"no file {Path.home()}/weights.pth, token hf_abcdEFGH1234"
+)
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    logger = logging.getLogger("harness")
+    before = (logger.handlers[:], logger.level, logger.propagate)
+    yield io.StringIO()
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+
+
+def log(stream: io.StringIO, *, verbose: bool = False, as_json: bool = False) -> list[str]:
+    write_to(stream, verbose=verbose, as_json=as_json)
+    logger = logging.getLogger("harness.sweep")
+    for record in (GOOD, BAD):
+        logger.info("%s", record.model, extra={"record": record})
+    logger.warning("the cache in %s cannot be written", Path.home() / ".cache")
+    return stream.getvalue().splitlines()
+
+
+def test_only_what_is_wrong_unless_asked(stream: io.StringIO) -> None:
+    assert log(stream) == ["warning: the cache in ~/.cache cannot be written"]
+
+
+def test_a_line_per_model(stream: io.StringIO) -> None:
+    assert log(stream, verbose=True)[:2] == [
+        "resnet18: verified by shape, 12 orbits, 99.89% of the FLOPs removable, 1.3 s",
+        "vgg11: failed (build): no file ~/weights.pth, token ***",
+    ]
+
+
+def test_json_has_the_keys_of_a_record(stream: io.StringIO) -> None:
+    good, bad, warning = map(json.loads, log(stream, as_json=True))
+
+    assert (good["event"], good["level"], good["model"], good["orbits"]) == ("model", "info", "resnet18", 12)
+    assert good.keys() == bad.keys() == {"time", "level", "event", *vars(GOOD)}
+    assert bad["error"] == "no file ~/weights.pth, token ***"
+    assert warning["message"] == "the cache in ~/.cache cannot be written"
+    assert (warning["event"], warning["level"]) == ("message", "warning")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Bearer hf_AbCdEfGhIjKlMn, denied", "Bearer ***, denied"),
+        ("github_pat_11ABCDEFG0123456789", "***"),
+        ("https://user:secret@proxy.local/simple", "https://***@proxy.local/simple"),
+        ("half_precision hf_hub", "half_precision hf_hub"),
+    ],
+)
+def test_tokens_are_left_out(text: str, shown: str) -> None:
+    assert redacted(text) == shown
