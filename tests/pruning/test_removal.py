@@ -1,6 +1,7 @@
 """Removing units: what is left, what is not touched, and what is refused."""
 
 import copy
+import dataclasses
 
 import pytest
 import timm
@@ -381,6 +382,34 @@ def test_the_proof_finds_what_is_not_finite():
     pruned = torchorbit.remove_channels(dag, {orbits[0]: [1]})
     pruned.state_dict()["8.bias"][2] = torch.nan
     assert torchorbit.verify_removal(dag, pruned, {orbits[0]: [1]}) == torch.inf
+
+
+def test_the_proof_finds_a_fault_in_the_graph_that_is_cut(monkeypatch):
+    """Taking query, key and value apart comes before both the cut and the masked run."""
+    model = build_with_random_weights("test_vit")
+    size = input_size(model)
+
+    def proof():
+        dag = torchorbit.convert(model, torch.empty(2, *size))
+        orbits = torchorbit.find_orbits(dag)
+        removed = {orbits[0]: [0]}
+        return torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, removed), removed)
+
+    assert proof() < 1e-5
+    separated = torchorbit.graph.flatten.separated
+
+    def wrong(given):
+        apart = separated(given)
+        swapped = [
+            dataclasses.replace(v, args={**v.args, "query": v.args["key"], "key": v.args["query"]})
+            if getattr(v, "operator", "") == "scaled_dot_product_attention"
+            else v
+            for v in apart.vertices
+        ]
+        return dataclasses.replace(apart, vertices=tuple(swapped))
+
+    monkeypatch.setattr("torchorbit.graph.flatten.separated", wrong)
+    assert proof() > 1e-2
 
 
 def test_the_proof_takes_any_type_and_nothing_removed():

@@ -3,7 +3,8 @@
 The whole graph is run with its own weights, vertex by vertex. After every vertex zeros are put where the labels say
 removed, and operators that normalise or average over channels do so over those that are kept. This shares no code with
 `torchorbit.pruning.removal`: nothing is cut, no size is recomputed. What both start from are the labels, and the graph
-with packed projections apart (`torchorbit.graph.packed`).
+with packed projections apart (`torchorbit.graph.packed`): where that is another graph, it is run without zeros as well,
+and compared with the model itself.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from torch.utils import _pytree as pytree
 from torchorbit.graph.calls import Call
 from torchorbit.graph.codegen import NAMESPACE, argument
 from torchorbit.graph.dag import DagModule
+from torchorbit.graph.flatten import one_level
 from torchorbit.graph.operators import OPERATORS
 from torchorbit.graph.vertices import (
     Attr,
@@ -81,12 +83,23 @@ def verify_removal(
         dag.eval()
         pruned.eval()
         with torch.no_grad():
+            whole = _rewriting_difference(dag, selection, args, kwargs)
             expected = masked_run(dag, selection, args, kwargs)
             actual = pruned(*args, **kwargs)
     finally:
         for model, training in modes:
             model.train(training)
-    return _difference(expected, actual)
+    return max(whole, _difference(expected, actual))
+
+
+def _rewriting_difference(dag: DagModule, selection: Selection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """How far the graph that is cut is from the one that was given, where packed projections were taken apart in it."""
+    assert selection.orbits is not None
+    if selection.orbits.model.graph == one_level(dag, separate=False):
+        return 0.0
+    nothing = Selection({}, dag)
+    nothing.adopt(selection.orbits)
+    return _difference(dag(*args, **kwargs), masked_run(dag, nothing, args, kwargs))
 
 
 def _inputs(dag: DagModule, inputs: Any, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
