@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchorbit
-from tests.models import Computes
+from tests.models import Computes, stir
 from tests.orbits.helpers import kinds, owned, targets, the
 
 X = torch.randn(2, 3, 8, 8)
@@ -478,3 +478,28 @@ def test_frozen_parts_of_a_timm_model():
     without = torchorbit.find_orbits(dag, frozen="blocks.*.attn*")
     assert not [o for o in without if o.reading]
     assert {o.width for o in without} == {the(orbits, "blocks.0.mlp.fc1.weight").width}
+
+
+def test_a_block_called_with_two_sizes_that_takes_masks_and_indices():
+    """The graph of such a block has no shapes; they are found by running it, which takes the dtypes of its inputs."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lift, self.back = nn.Linear(3, 7), nn.Linear(7, 3)
+
+        def forward(self, x, hidden, order):
+            return self.back(self.lift(x).masked_fill(hidden, 0.0).index_select(1, order))
+
+    def forward(m, x, hidden, order):
+        return m.block(x, hidden, order), m.block(x[:, :2], hidden[:, :2], order[:2])
+
+    model = stir(Computes(forward, block=Block()))
+    example = torch.randn(2, 5, 3), torch.rand(2, 5, 1) > 0.5, torch.tensor([1, 0, 4, 2, 3])
+    for cast in (torch.float32, torch.float64):
+        dag = torchorbit.convert(model.to(cast), (example[0].to(cast), *example[1:]))
+        (orbit,) = torchorbit.find_orbits(dag)
+        assert orbit.width == 7
+        pruned = torchorbit.remove_channels(dag, {orbit: [0, 5]})
+        x = (torch.randn(2, 5, 3, dtype=cast), *example[1:])
+        assert torchorbit.verify_removal(dag, pruned, {orbit: [0, 5]}, x) < 1e-5

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import torchorbit
-from tests.models import stir
+from tests.models import assert_same, stir
 
 TOLERANCE = 1e-4
 SIDE = 4
@@ -364,7 +364,11 @@ def at_random(orbits, seed):
 def assert_proved(dag, removed):
     for orbit, units in removed.items():
         note(f"{orbit} without {units}")
+    with torch.no_grad():
+        before = dag.eval()(X)
     pruned = torchorbit.remove_channels(dag, removed)
+    with torch.no_grad():
+        assert_same(dag(X), before)
     if removed:
         assert torchorbit.verify_removal(dag, pruned, removed, X) <= TOLERANCE
     return pruned

@@ -196,6 +196,37 @@ def test_the_whole_graph_is_left_alone_and_shares_nothing():
     assert all(torch.equal(p.grad, grads[name]) for name, p in dag.named_parameters())
 
 
+@pytest.mark.parametrize(
+    "rnn", [nn.LSTM(6, 8, bidirectional=True), nn.GRU(6, 8, num_layers=2), nn.RNN(6, 8), nn.LSTM(6, 8, proj_size=4)]
+)
+def test_a_recurrent_layer_is_left_alone(rnn):
+    """It keeps a list of its weights beside them, which its copy must not write to."""
+    width = (rnn.proj_size or rnn.hidden_size) * (2 if rnn.bidirectional else 1)
+    model = Computes(lambda m, x: m.head(m.rnn(m.stem(x))[0]), stem=nn.Linear(3, 6), rnn=rnn, head=nn.Linear(width, 4))
+    dag, orbits = graph(stir(model).eval(), torch.randn(2, 5, 3))
+    x = torch.randn(2, 5, 3)
+    expected = run(dag, x)
+    pruned = torchorbit.remove_channels(dag, {orbit: [0] for orbit in orbits})
+    assert orbits
+    assert_equal(run(dag, x), expected)
+    assert [id(w) for w in dag.get_submodule("rnn")._flat_weights] == [
+        id(w) for w in dag.get_submodule("rnn").parameters()
+    ]
+    twin = pruned.get_submodule("rnn")
+    assert [id(w) for w in twin._flat_weights] == [id(w) for w in twin.parameters()]
+
+
+def test_hooks_are_of_one_model_only():
+    dag, orbits = graph()
+    calls = []
+    pruned = torchorbit.remove_channels(dag, {orbits[0]: [1]})
+    pruned.get_submodule("0").register_forward_hook(lambda *args: calls.append(args))
+    run(dag)
+    assert not calls
+    run(pruned)
+    assert len(calls) == 1
+
+
 def test_in_place_keeps_the_parameters():
     dag, orbits = graph()
     copied = torchorbit.remove_channels(dag, {orbits[0]: [1], orbits[1]: [0]})

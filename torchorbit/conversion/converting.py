@@ -341,5 +341,6 @@ class _Recordings:
             fixed_by=("", "") if free_lengths else fixed_by,
             free_dtype=any(variation.dtype for variation in kept),
             input_shapes=tuple(tuple(tensor.shape) for tensor in self.inputs.tensors()),
+            input_dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for tensor in self.inputs.tensors()),
             torch=torch.__version__,
         )

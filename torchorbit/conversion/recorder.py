@@ -340,6 +340,7 @@ class Recorder(TorchFunctionMode):
         if target is not None:
             if name != "__setitem__" and any(t.dtype != target.dtype for t in _tensors(args)):
                 # Written in place, a result has the dtype of what it is written into.
+                self.steps[-1].shape = target.shape
                 self.steps.append(Step(Tensor.to, (Value(len(self.steps) - 1), target.dtype), {}, self.stack[-1]))
             self.write(target)
             return result if result is None else target

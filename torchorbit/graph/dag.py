@@ -58,6 +58,7 @@ class Provenance:
             there.
         free_dtype: whether dtypes follow the model's; otherwise some are fixed to those recorded.
         input_shapes: shapes of the tensors that the model was recorded with.
+        input_dtypes: their dtypes, as ``"float32"``.
         torch: version of torch.
     """
 
@@ -69,6 +70,7 @@ class Provenance:
     fixed_by: tuple[str, str] = ("", "")
     free_dtype: bool = True
     input_shapes: tuple[tuple[int, ...], ...] = ()
+    input_dtypes: tuple[str, ...] = ()
     torch: str = ""
 
 

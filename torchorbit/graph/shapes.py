@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -26,6 +27,12 @@ from torchorbit.graph.vertices import (
 )
 
 _META = torch.device("meta")
+# Those of inputs that are no floating point numbers: these are all of one dtype here, whatever the model was cast to.
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex64)
+}
+_UNKNOWN: Iterator[torch.dtype | None] = iter(())
 _WITHOUT_RESULT = frozenset({"check", "assign"})
 
 
@@ -63,11 +70,17 @@ def complete(
         ``shapes`` with what was missing. Where only training computes something, as it does in training.
 
     Raises:
-        RuntimeError: a vertex does not run with the shapes that come before it.
+        RuntimeError, TypeError, IndexError: a vertex does not run with the shapes that come before it.
     """
     if all(vertex.name in shapes for vertex in vertices if not _without_result(vertex)):
         return shapes
-    return _Runner(dict(shapes), dag).run(vertices)
+    try:
+        return _Runner(dict(shapes), dag).run(vertices)
+    except (RuntimeError, TypeError, IndexError):
+        # What is known of a result is its shape only, and some operators insist on a dtype, too (of a mask, of
+        # indices). Run from the inputs on, everything has its own.
+        given = {vertex.name: shapes[vertex.name] for vertex in vertices if isinstance(vertex, InputVertex)}
+        return shapes | _Runner(given, dag).run(vertices)
 
 
 def _without_result(vertex: Vertex) -> bool:
@@ -83,10 +96,14 @@ class _Runner:
 
     @torch.no_grad()
     def run(self, vertices: tuple[Vertex, ...]) -> dict[str, Any]:
+        assert self.dag.provenance is not None
+        dtypes = (_DTYPES.get(name) for name in self.dag.provenance.input_dtypes)
         for vertex in vertices:
             if isinstance(vertex, InputVertex):
                 if vertex.fixed:
                     self.results[vertex.name] = vertex.fixed[0]
+                else:
+                    self.results[vertex.name] = _empty(self.shapes[vertex.name], dtypes)
                 continue
             if vertex.name in self.shapes or _without_result(vertex):
                 continue
@@ -106,10 +123,7 @@ class _Runner:
     def call_module(self, vertex: ModuleVertex) -> Any:
         module = self.dag.get_submodule(vertex.target)
         self.training = module.training
-        state = {
-            name: torch.empty_like(tensor, device=_META)
-            for name, tensor in (*module.named_parameters(), *module.named_buffers())
-        }
+        state = {name: _like(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
         args = tuple([self.value(arg) for arg in vertex.args])
         kwargs = {name: self.value(arg) for name, arg in vertex.kwargs.items()}
         return torch.func.functional_call(module, state, args, kwargs)
@@ -124,7 +138,7 @@ class _Runner:
             owner, _, name = arg.path.rpartition(".")
             tensor = tensor_of(self.dag.get_submodule(owner), name)
             assert tensor is not None
-            return torch.empty_like(tensor, device=_META)
+            return _like(tensor)
         if kind is Size:
             return self.value(arg.value).size(arg.dim)
         if kind is Expr:
@@ -158,9 +172,15 @@ def called(row: Operator, args: dict[str, Any]) -> Any:
     return row.function(*positional, **by_name)
 
 
-def _empty(shape: Any) -> Any:
+def _empty(shape: Any, dtypes: Iterator[torch.dtype | None] = _UNKNOWN) -> Any:
+    """Tensors on meta of a shape, or of the shapes in containers; of torch's default dtype where none is given."""
     if isinstance(shape, torch.Size):
-        return torch.empty(shape, device=_META)
+        return torch.empty(shape, device=_META, dtype=next(dtypes, None))
     if isinstance(shape, dict):
-        return {key: _empty(item) for key, item in shape.items()}
-    return None if shape is None else tuple([_empty(item) for item in shape])
+        return {key: _empty(item, dtypes) for key, item in shape.items()}
+    return None if shape is None else tuple([_empty(item, dtypes) for item in shape])
+
+
+def _like(tensor: Tensor) -> Tensor:
+    dtype = None if tensor.is_floating_point() else tensor.dtype
+    return torch.empty(tensor.shape, device=_META, dtype=dtype)

@@ -373,7 +373,12 @@ class _Cut:
         if settled is None or not settled[0]:
             return self.whole(module, path)
         made = copy.copy(module)
-        made.__dict__ = {**module.__dict__, "_parameters": {}, "_buffers": {}, "_modules": {}}
+        # Its hooks and lists are its own, so that a change of one module is none of the other.
+        own = {
+            key: copy.copy(value) if isinstance(value, (dict, list, set)) else value
+            for key, value in vars(module).items()
+        }
+        made.__dict__ = {**own, "_parameters": {}, "_buffers": {}, "_modules": {}}
         self.fill(made, module, path)
         _settle(made, *settled)
         return made
@@ -486,5 +491,4 @@ def _settle(module: Any, leaf: str, args: dict[str, Any]) -> None:
     elif leaf in ("RNN", "LSTM", "GRU"):
         module.input_size = module.weight_ih_l0.shape[1]
         module.hidden_size = module.weight_hh_l0.shape[1]
-        for name in [name for names in module._all_weights for name in names]:
-            setattr(module, name, getattr(module, name))  # it keeps a list of them, too
+        module._init_flat_weights()  # it keeps a list of its weights, which a copy of it shares
