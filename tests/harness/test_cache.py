@@ -193,7 +193,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("changed", "matters"), [("inner.py", True), ("outer.py", True), ("other.py", False)])
 def test_a_change_touches_what_is_made_of_it(package: Path, changed: str, matters: bool) -> None:
     def digest() -> list[str]:
-        for name in ("_reached", "_imports", "_origin", "_parsed", "_file_digest", "_path_of"):
+        for name in ("_reached", "_imports", "_origin", "_import_statements", "_file_digest", "_path_of"):
             getattr(caching, name).cache_clear()
         return sources_digest({"made_of_parts.outer"})
 
