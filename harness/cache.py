@@ -19,6 +19,7 @@ import logging
 import os
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -200,6 +201,8 @@ class _Description:
         return self.callable_or_object(value, inner)
 
     def callable_or_object(self, value: Any, inner: Callable[[Any], str]) -> str:
+        if isinstance(value, weakref.ref):
+            return f"reference to {inner(value())}"
         if isinstance(value, functools.partial):
             return f"partial({inner(value.func)}, {inner(value.args)}, {inner(value.keywords)})"
         if isinstance(value, types.MethodType):

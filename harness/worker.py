@@ -62,6 +62,9 @@ def run(job: Job, progress: Progress = lambda record: None) -> Outcome:
     if not inquiry.cached:
         record.seconds = round(time.perf_counter() - started, 3)
         record.peak_rss_mb = round(memory.peak_rss_mb(), 1)
+    if job.cache is not None and inquiry.fingerprint is not None and not inquiry.put_off:
+        # Here, so that the next model finds it, which may start before anybody else has seen this record.
+        Cache(Path(job.cache)).put(record, inquiry.fingerprint, job.verify)
     memory.release_memory()
     # What is left are modules that were imported and caches that were filled on the way: hundreds of thousands of
     # objects after the first model. The next collection is to see that job's remains alone, or it takes half a second.
