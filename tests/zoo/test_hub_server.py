@@ -474,6 +474,35 @@ def test_a_download_that_was_cut_goes_on_where_it_was(hub: Hub, api: HfApi, wait
     assert waits == [1]
 
 
+def test_a_download_ends_with_a_server_error_or_a_reset(hub: Hub, api: HfApi, waits: list[float]) -> None:
+    commit(api, add("model.safetensors", noise(2 * MIB)))
+    for status in (500, 503):
+        hub.fail(status, method="GET", path="filename=")
+        with pytest.raises(HfHubHTTPError, match=str(status)):
+            read(hub, "model.safetensors")
+    hub.cut_download(after=MIB, path="filename=", reset=True)
+    with pytest.raises(Exception, match="reset"):
+        read(hub, "model.safetensors")
+    assert waits == []
+    hub.fail(429, method="GET", path="filename=", retry_after=3)
+    assert read(hub, "model.safetensors") == noise(2 * MIB)
+    assert waits == [4]
+
+
+def test_a_snapshot_may_be_an_old_one_when_the_hub_is_away(hub: Hub, api: HfApi, waits: list[float]) -> None:
+    old = commit(api, add("recipe.json", b"1"))
+    hub.fail(503, path="/api/models/")
+    with pytest.raises(LocalEntryNotFoundError, match="503"):
+        snapshot_download(REPO, endpoint=hub.endpoint)
+    snapshot_download(REPO, endpoint=hub.endpoint)
+    commit(api, add("recipe.json", b"2"))
+
+    hub.fail(503, path="/api/models/")
+
+    assert Path(snapshot_download(REPO, endpoint=hub.endpoint)).name == old
+    assert waits == []
+
+
 @pytest.mark.parametrize("path", ["recipe.json", "model.safetensors"])
 def test_the_client_takes_bytes_that_are_not_those_of_the_hash(hub: Hub, api: HfApi, path: str) -> None:
     commit(api, add(path, b"right"))
