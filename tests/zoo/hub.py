@@ -26,8 +26,8 @@ class Hub:
     """A running hub, what goes wrong there, and what it was asked for.
 
     Paths and methods are regular expressions: all of the method has to match, and some part of the path, which is
-    followed by the query, unquoted. Large files come from and go to `/NAMESPACE/NAME/SHA256?...`; where they come from,
-    the query ends in their name.
+    followed by the query, unquoted. Large files come from and go to `/NAMESPACE/NAME/SHA256?...`, with `/datasets` before
+    it where they are those of a dataset; where they come from, the query ends in their name.
 
     Attributes:
         endpoint: Its address.

@@ -1,4 +1,4 @@
-"""A hub for models on loopback: what the Hugging Face Hub's API says of repositories of models, for the tests.
+"""A hub on loopback: what the Hugging Face Hub's API says of repositories of models and of datasets, for the tests.
 
     python -m tests.zoo.hub_server --root FOLDER
 
@@ -25,19 +25,20 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import parse_qs, quote, unquote, urlencode
 
 import uvicorn
 import yaml
 from starlette.applications import Starlette
+from starlette.convertors import Convertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.zoo.hub_faults import CONTROL, Connections, Fault, Faults
-from tests.zoo.hub_storage import Change, Commit, File, HubError, Repository, Storage, front_matter, now
+from tests.zoo.hub_storage import PREFIXES, Change, Commit, File, HubError, Repository, Storage, Type, front_matter, now
 
 PAGE = 50
 """Entries of a list in one answer."""
@@ -63,6 +64,33 @@ ACCESS = {
 }
 """The tokens that there are."""
 
+TAGS: dict[Type, dict[str, str]] = {
+    "model": {"license": "license", "datasets": "dataset", "base_model": "base_model"},
+    "dataset": {key: key for key in ("task_categories", "task_ids", "language", "license", "size_categories")},
+}
+"""What of a card becomes tags, besides those that it gives itself, and how these start."""
+
+
+class _Types(Convertor[Type]):
+    """What stands for a type in the paths of the API."""
+
+    types: ClassVar[dict[str, Type]] = {f"{type_}s": type_ for type_ in PREFIXES}
+    regex = "|".join(types)
+
+    def convert(self, value: str) -> Type:
+        return self.types[value]
+
+
+class _Prefix(_Types):
+    """What stands for it in all others: nothing for a model."""
+
+    types: ClassVar[dict[str, Type]] = {prefix: type_ for type_, prefix in PREFIXES.items()}
+    regex = "|".join(types)
+
+
+register_url_convertor("types", _Types())
+register_url_convertor("prefix", _Prefix())
+
 
 class Hub:
     """The API, and the storage of large files.
@@ -81,14 +109,14 @@ class Hub:
 
     def api(self) -> Starlette:
         """What answers at the address of the API."""
-        repo = "/api/models/{namespace}/{name}"
-        git = "/{namespace}/{name}.git/info/lfs/objects"
+        repo = "/api/{type:types}/{namespace}/{name}"
+        git = "/{type:prefix}{namespace}/{name}.git/info/lfs/objects"
         routes = [
             Route("/api/whoami-v2", self.whoami),
             Route("/api/validate-yaml", self.validate_yaml, methods=["POST"]),
             Route("/api/repos/create", self.create_repository, methods=["POST"]),
             Route("/api/repos/delete", self.delete_repository, methods=["DELETE"]),
-            Route("/api/models", self.list_models),
+            Route("/api/{type:types}", self.list_repositories),
             Route(repo, self.repository_info),
             Route(f"{repo}/revision/{{revision}}", self.repository_info),
             Route(f"{repo}/settings", self.change_settings, methods=["PUT"]),
@@ -108,13 +136,13 @@ class Hub:
             Route(f"{git}/batch", self.batch, methods=["POST"]),
             Route(f"{git}/verify", self.verify, methods=["POST"]),
             Route(f"{git}/complete/{{upload}}", self.complete_upload, methods=["POST"]),
-            Route("/{namespace}/{name}/resolve/{revision}/{path:path}", self.resolve),
+            Route("/{type:prefix}{namespace}/{name}/resolve/{revision}/{path:path}", self.resolve),
         ]
         return Starlette(routes=routes, exception_handlers={HubError: _refuse})
 
     def file_storage(self) -> Starlette:
         """What answers at the address of the storage."""
-        object_ = "/{namespace}/{name}/{oid}"
+        object_ = "/{type:prefix}{namespace}/{name}/{oid}"
         routes = [
             Route(object_, self.download),
             Route(object_, self.upload, methods=["PUT"]),
@@ -138,17 +166,16 @@ class Hub:
             raise HubError(401, "Invalid username or password.")
         return access
 
-    def _readable(self, request: Request, identifier: str | None = None) -> Repository:
+    def _readable(self, request: Request, named: tuple[Type, str] | None = None) -> Repository:
         """The repository that a request is about, if it may be read; one that may not is as good as none."""
         access = self._access(request)
-        names = request.path_params
-        repository = self.storage.find(identifier or f"{unquote(names['namespace'])}/{unquote(names['name'])}")
+        repository = self.storage.find(*(named or _named(request)))
         if repository is None or (repository.private and (access is None or access.user != repository.owner)):
             raise HubError(404 if access else 401, "Repository not found", "RepoNotFound")
         return repository
 
-    def _writable(self, request: Request, identifier: str | None = None) -> Repository:
-        repository = self._readable(request, identifier)
+    def _writable(self, request: Request, named: tuple[Type, str] | None = None) -> Repository:
+        repository = self._readable(request, named)
         access = self._user(request)
         if not access.write or access.user != repository.owner:
             raise HubError(403, f"This token does not allow {access.user} to write to {repository.id}")
@@ -179,22 +206,21 @@ class Hub:
         access = self._user(request)
         wanted = await request.json()
         namespace = wanted.get("organization") or access.user
-        if wanted.get("type") not in (None, "model"):
-            raise HubError(400, "There are no repositories here but those of models")
+        type_ = _type(wanted)
         if not access.write or namespace != access.user:
             raise HubError(403, f"This token does not allow {access.user} to make repositories of {namespace}")
         identifier = f"{namespace}/{wanted['name']}"
-        about = {"url": f"{self.endpoint}/{identifier}", "name": identifier, "id": identifier}
-        if self.storage.find(identifier):
-            return JSONResponse({"error": "You already created this model repo", **about}, 409)
+        about = {"url": f"{self.endpoint}/{PREFIXES[type_]}{identifier}", "name": identifier, "id": identifier}
+        if self.storage.find(type_, identifier):
+            return JSONResponse({"error": f"You already created this {type_} repo", **about}, 409)
         private = wanted.get("private") or wanted.get("visibility") == "private"
-        self.storage.create(identifier, access.user, bool(private))
+        self.storage.create(type_, identifier, access.user, bool(private))
         return JSONResponse(about)
 
     async def delete_repository(self, request: Request) -> Response:
         wanted = await request.json()
         namespace = wanted.get("organization") or self._user(request).user
-        self.storage.delete(self._writable(request, f"{namespace}/{wanted['name']}"))
+        self.storage.delete(self._writable(request, (_type(wanted), f"{namespace}/{wanted['name']}")))
         return JSONResponse({})
 
     async def change_settings(self, request: Request) -> Response:
@@ -212,18 +238,18 @@ class Hub:
         self._writable(request)
         return JSONResponse({})
 
-    async def list_models(self, request: Request) -> Response:
-        access, asked = self._access(request), request.query_params
+    async def list_repositories(self, request: Request) -> Response:
+        access, asked, type_ = self._access(request), request.query_params, request.path_params["type"]
         found = []
-        for repository in self.storage.repositories():
+        for repository in self.storage.repositories(type_):
             if repository.private and (access is None or access.user != repository.owner):
                 continue
             about = _description(repository, repository.commit("main"), blobs=False)
             if (
                 set(asked.getlist("filter")) <= set(about["tags"])
                 and asked.get("author") in (None, about["author"])
-                and asked.get("search", "").lower() in repository.id.lower()
-                and asked.get("pipeline_tag") in (None, about["pipeline_tag"])
+                and all(word.lower() in repository.id.lower() for word in asked.getlist("search"))
+                and asked.get("pipeline_tag") in (None, about.get("pipeline_tag"))
             ):
                 found.append(about)
         if asked.get("sort") in ("lastModified", "createdAt"):
@@ -233,7 +259,7 @@ class Hub:
         else:
             left_out = [
                 key
-                for key, given in (("siblings", "full"), ("cardData", "cardData"))
+                for key, given in (("siblings", "full"), ("cardData", "cardData" if type_ == "model" else "full"))
                 if asked.get(given, "").lower() not in ("true", "1")
             ]
             found = [{key: value for key, value in about.items() if key not in left_out} for about in found]
@@ -385,7 +411,7 @@ class Hub:
         title, _, message = f"{header.get('summary', '')}\n\n{header.get('description', '')}".partition("\n")
         branch, parent = unquote(request.path_params["revision"]), header.get("parentCommit")
         commit = repository.add_commit(branch, change, title, message.strip(), user, parent)
-        url = f"{self.endpoint}/{repository.id}/commit/{commit.id}"
+        url = f"{self.endpoint}/{repository.path}/commit/{commit.id}"
         return JSONResponse({"success": True, "commitOid": commit.id, "commitUrl": url, "hookOutput": ""})
 
     # Large files: https://github.com/git-lfs/git-lfs/blob/main/docs/api/batch.md
@@ -406,17 +432,17 @@ class Hub:
             return {**answer, "error": {"code": 422, "message": f"{oid!r} is not a sha256"}}
         if repository.object(oid).exists():
             return answer
-        address = f"{self.endpoint}/{repository.id}.git/info/lfs/objects"
+        address = f"{self.endpoint}/{repository.path}.git/info/lfs/objects"
         if in_parts and size > 2 * PART:
             upload = uuid.uuid4().hex
             parts = {
-                f"{number:05}": self._signed("PUT", self.files, f"/{repository.id}/{oid}/{upload}/{number}")
+                f"{number:05}": self._signed("PUT", self.files, f"/{repository.path}/{oid}/{upload}/{number}")
                 for number in range(1, -(-size // PART) + 1)
             }
-            complete = self._signed("POST", self.endpoint, f"/{repository.id}.git/info/lfs/objects/complete/{upload}")
+            complete = self._signed("POST", self.endpoint, f"/{repository.path}.git/info/lfs/objects/complete/{upload}")
             up = {"href": f"{complete}&size={size}", "header": {"chunk_size": str(PART), **parts}}
         else:
-            up = {"href": f"{self._signed('PUT', self.files, f'/{repository.id}/{oid}')}&size={size}", "header": {}}
+            up = {"href": f"{self._signed('PUT', self.files, f'/{repository.path}/{oid}')}&size={size}", "header": {}}
         return {**answer, "actions": {"upload": up, "verify": {"href": f"{address}/verify", "header": {}}}}
 
     async def verify(self, request: Request) -> Response:
@@ -470,7 +496,7 @@ class Hub:
         if not file.lfs:
             return FileResponse(repository.object(file.sha256), headers=headers, filename=Path(path).name)
         headers |= {"X-Linked-Size": str(file.size), "X-Linked-Etag": f'"{file.sha256}"'}
-        address = self._signed("GET", self.files, f"/{repository.id}/{file.sha256}")
+        address = self._signed("GET", self.files, f"/{repository.path}/{file.sha256}")
         return RedirectResponse(f"{address}&filename={quote(Path(path).name)}", 302, headers)
 
     async def download(self, request: Request) -> Response:
@@ -497,15 +523,28 @@ class Hub:
         right = hmac.compare_digest(asked.get("signature", ""), self._signature(method, path, expires))
         if not right or expires < time.time():
             raise HubError(403, "AccessDenied: the address is not signed, or was too long ago")
-        names = request.path_params
-        repository = self.storage.find(f"{names['namespace']}/{names['name']}")
+        repository = self.storage.find(*_named(request))
         if repository is None:
             raise HubError(404, "NoSuchBucket")
         return repository
 
 
+def _named(request: Request) -> tuple[Type, str]:
+    """The type and the name of the repository that an address is of."""
+    names = request.path_params
+    return names["type"], f"{unquote(names['namespace'])}/{unquote(names['name'])}"
+
+
+def _type(wanted: dict[str, Any]) -> Type:
+    """The type of the repository that a body speaks of."""
+    found = wanted.get("type") or "model"
+    if found not in PREFIXES:
+        raise HubError(400, f"There are no repositories of the type {found!r} here, only of {' and '.join(PREFIXES)}")
+    return found
+
+
 def _description(repository: Repository, commit: Commit, blobs: bool) -> dict[str, Any]:
-    """What the hub says of a model."""
+    """What the hub says of a repository."""
     card = repository.card(commit)
     siblings = []
     for path, file in commit.files.items():
@@ -516,10 +555,9 @@ def _description(repository: Repository, commit: Commit, blobs: bool) -> dict[st
                 sibling["lfs"] = {"sha256": file.sha256, "size": file.size, "pointerSize": file.pointer_size}
         siblings.append(sibling)
     settings = repository.settings
-    return {
-        "_id": hashlib.sha1(repository.id.encode()).hexdigest()[:24],
+    about = {
+        "_id": hashlib.sha1(repository.path.encode()).hexdigest()[:24],
         "id": repository.id,
-        "modelId": repository.id,
         "author": repository.folder.parent.name,
         "sha": commit.id,
         "lastModified": commit.date,
@@ -529,21 +567,22 @@ def _description(repository: Repository, commit: Commit, blobs: bool) -> dict[st
         "disabled": False,
         "downloads": 0,
         "likes": 0,
-        "tags": _tags(card),
-        "pipeline_tag": card.get("pipeline_tag"),
-        "library_name": card.get("library_name"),
+        "tags": _tags(repository.type, card),
         "cardData": card,
         "siblings": siblings,
         "usedStorage": sum(path.stat().st_size for path in (repository.folder / "objects").iterdir()),
     }
+    if repository.type == "model":
+        about |= {"modelId": repository.id, **{key: card.get(key) for key in ("pipeline_tag", "library_name")}}
+    return about
 
 
-def _tags(card: dict[str, Any]) -> list[str]:
-    """What a model can be found by: the tags of its card, and those that follow from the rest of it."""
-    tags = [card[key] for key in ("library_name", "pipeline_tag") if card.get(key)]
+def _tags(type_: Type, card: dict[str, Any]) -> list[str]:
+    """What a repository can be found by: the tags of its card, and those that follow from the rest of it."""
+    tags = [card[key] for key in ("library_name", "pipeline_tag") if type_ == "model" and card.get(key)]
     tags += _several(card.get("tags"))
-    for key, start in (("license", "license:"), ("datasets", "dataset:"), ("base_model", "base_model:")):
-        tags += [f"{start}{value}" for value in _several(card.get(key))]
+    for key, start in TAGS[type_].items():
+        tags += [f"{start}:{value}" for value in _several(card.get(key))]
     return list(dict.fromkeys([*map(str, tags), "region:us"]))
 
 

@@ -1,10 +1,10 @@
 """Repositories on disk, as a hub keeps them: objects by their hash, commits, branches and tags.
 
-    repos/NAMESPACE/NAME/settings.json      whose it is, and whether it is private
-                        /objects/SHA256     the bytes of every file of every commit
-                        /commits/ID.json    parent, message, and the files by their paths
-                        /refs/heads/BRANCH  an id of a commit
-                        /refs/tags/TAG      the same
+    repos/TYPE/NAMESPACE/NAME/settings.json      whose it is, and whether it is private
+                             /objects/SHA256     the bytes of every file of every commit
+                             /commits/ID.json    parent, message, and the files by their paths
+                             /refs/heads/BRANCH  an id of a commit
+                             /refs/tags/TAG      the same
 
 Whatever is written is written aside and renamed into place, and a branch moves last: whoever reads finds a commit with
 all of its files, or no trace of it.
@@ -22,10 +22,15 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 from urllib.parse import quote, unquote
 
 import yaml
+
+Type = Literal["model", "dataset"]
+
+PREFIXES: dict[Type, str] = {"dataset": "datasets/", "model": ""}
+"""What stands before the name of a repository in addresses that are not those of the API."""
 
 Kind = Literal["heads", "tags"]
 
@@ -33,8 +38,8 @@ LARGEST_REGULAR = 10 * 1024 * 1024
 """More than this is never put into git itself."""
 
 GIT_ATTRIBUTES = "".join(
-    f"{pattern} filter=lfs diff=lfs merge=lfs -text\n"
-    for pattern in ("*.bin", "*.npy", "*.npz", "*.onnx", "*.pt", "*.pth", "*.safetensors", "*.tar", "*.zip")
+    f"*.{suffix} filter=lfs diff=lfs merge=lfs -text\n"
+    for suffix in ("arrow", "bin", "npy", "npz", "onnx", "parquet", "pt", "pth", "safetensors", "tar", "zip")
 )
 """What every repository starts with."""
 
@@ -109,11 +114,19 @@ class Change:
 
 
 class Repository:
-    """One repository in its folder."""
+    """One repository in its folder.
+
+    Attributes:
+        type: What it is a repository of.
+        id: Its name, which another one of another type may have, too.
+        path: Its name in addresses, which no other one has.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.type = cast(Type, folder.parent.parent.name)
         self.id = f"{folder.parent.name}/{folder.name}"
+        self.path = f"{PREFIXES[self.type]}{self.id}"
 
     # Settings
 
@@ -279,20 +292,20 @@ class Storage:
         self.root = root
         self.clear_uploads()
 
-    def repositories(self) -> list[Repository]:
-        """All of them, the last made first."""
-        found = [Repository(path.parent) for path in self.root.glob("repos/*/*/settings.json")]
+    def repositories(self, type_: Type) -> list[Repository]:
+        """All of a type, the last made first."""
+        found = [Repository(path.parent) for path in self.root.glob(f"repos/{type_}/*/*/settings.json")]
         return sorted(found, key=lambda repository: (repository.settings["created"], repository.id), reverse=True)
 
-    def find(self, identifier: str) -> Repository | None:
-        """The repository of this name, if there is one."""
-        return next((one for one in self.repositories() if one.id == identifier), None)
+    def find(self, type_: Type, identifier: str) -> Repository | None:
+        """The repository of this type and name, if there is one."""
+        return next((one for one in self.repositories(type_) if one.id == identifier), None)
 
-    def create(self, identifier: str, owner: str, private: bool) -> Repository:
+    def create(self, type_: Type, identifier: str, owner: str, private: bool) -> Repository:
         """Make a repository, with the commit that every one starts with."""
         if not re.fullmatch(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", identifier):
             raise HubError(400, f"{identifier!r} is not a name for a repository")
-        repository = Repository(self.root / "repos" / identifier)
+        repository = Repository(self.root / "repos" / type_ / identifier)
         repository.folder.mkdir(parents=True)
         change = Change(added={".gitattributes": repository.put_regular(GIT_ATTRIBUTES.encode())})
         repository.add_commit("main", change, "initial commit", "", owner)
@@ -327,7 +340,7 @@ def now() -> str:
 
 
 def front_matter(text: str) -> dict[str, Any]:
-    """The metadata at the top of a model card.
+    """The metadata at the top of a card.
 
     Raises:
         yaml.YAMLError: It is no YAML, or no mapping.

@@ -14,6 +14,7 @@ import pytest
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
+    DatasetInfo,
     HfApi,
     RepoFile,
     RepoFolder,
@@ -357,6 +358,131 @@ def test_models_are_found_by_what_their_cards_say(hub: Hub) -> None:
     assert newest.id == "alice/without-a-card"
 
 
+# Datasets
+
+TABLE = b"PAR1 rows of a table PAR1"
+CARD = b"---\ntags: [torchorbit]\nlicense: mit\ntask_categories: [image-classification]\n---\n# Records\n"
+
+
+def dataset(api: HfApi, identifier: str = REPO, card: bytes = CARD, private: bool = False) -> str:
+    """Make a dataset with a table and a card, and say what its commit is."""
+    api.create_repo(identifier, repo_type="dataset", private=private)
+    operations = [add("data/train.parquet", TABLE), add("README.md", card)]
+    return api.create_commit(identifier, operations, commit_message="a table", repo_type="dataset").oid
+
+
+def test_a_dataset_is_published_and_comes_back(hub: Hub) -> None:
+    api = hub.api()
+    url = api.create_repo(REPO, repo_type="dataset")
+    assert (url, url.repo_type, url.repo_id) == (f"{hub.endpoint}/datasets/{REPO}", "dataset", REPO)
+    large = noise(11 * MIB)
+    operations = [add("data/train.parquet", TABLE), add("data/large.parquet", large), add("README.md", CARD)]
+    made = api.create_commit(REPO, operations, commit_message="a table", repo_type="dataset")
+    api.create_tag(REPO, tag="v1", repo_type="dataset")
+    assert (made.repo_url.repo_type, made.repo_url.repo_id) == ("dataset", REPO)
+
+    about = api.repo_info(REPO, repo_type="dataset", files_metadata=True)
+    assert isinstance(about, DatasetInfo)
+    assert (about.id, about.author, about.sha, about.private) == (REPO, "alice", made.oid, False)
+    assert about.card_data is not None
+    assert about.card_data.license == "mit"
+    assert about.tags == ["torchorbit", "task_categories:image-classification", "license:mit", "region:us"]
+    tree = list(api.list_repo_tree(REPO, recursive=True, repo_type="dataset"))
+    assert [entry.path for entry in tree if isinstance(entry, RepoFolder)] == ["data"]
+    assert {file.path: file.lfs and file.lfs.sha256 for file in tree if isinstance(file, RepoFile)} == {
+        ".gitattributes": None,
+        "README.md": None,
+        "data/large.parquet": hashlib.sha256(large).hexdigest(),
+        "data/train.parquet": hashlib.sha256(TABLE).hexdigest(),
+    }
+    refs = api.list_repo_refs(REPO, repo_type="dataset")
+    assert {ref.ref: ref.target_commit for ref in refs.branches + refs.tags} == {
+        "refs/heads/main": made.oid,
+        "refs/tags/v1": made.oid,
+    }
+    assert read(hub, "data/train.parquet", "v1", repo_type="dataset") == TABLE
+    assert read(hub, "data/large.parquet", repo_type="dataset") == large
+    assert read(hub, "README.md", repo_type="dataset") == CARD
+    folder = Path(snapshot_download(REPO, repo_type="dataset", endpoint=hub.endpoint))
+    assert (folder / "data/large.parquet").read_bytes() == large
+
+
+def test_a_model_and_a_dataset_may_have_the_same_name(hub: Hub, api: HfApi) -> None:
+    card = b"---\nlicense: mit\n---\n# A model\n"
+    commit(api, add("README.md", card))
+    assert not api.repo_exists(REPO, repo_type="dataset")
+    head = dataset(api)
+    api.create_tag(REPO, tag="v1", repo_type="dataset")
+
+    assert read(hub, "README.md") == card
+    assert read(hub, "README.md", repo_type="dataset") == CARD
+    assert not api.file_exists(REPO, "data/train.parquet")
+    assert not api.revision_exists(REPO, "v1")
+    with pytest.raises(RevisionNotFoundError):
+        api.model_info(REPO, revision=head)
+    api.create_repo(REPO, repo_type="dataset", exist_ok=True)
+    with pytest.raises(HfHubHTTPError, match="already created this dataset"):
+        api.create_repo(REPO, repo_type="dataset")
+    with pytest.raises(BadRequestError, match="no repositories of the type 'space'"):
+        api.create_repo(REPO, repo_type="space", space_sdk="static")
+
+    api.delete_repo(REPO)
+    assert not api.repo_exists(REPO)
+    assert api.dataset_info(REPO).sha == head
+
+
+def test_a_private_dataset_is_there_for_its_owner_alone(hub: Hub) -> None:
+    dataset(hub.api(), private=True)
+
+    for api, status in ((hub.anonymous(), 401), (hub.api(hub.other_token), 404)):
+        with pytest.raises(RepositoryNotFoundError) as refused:
+            api.dataset_info(REPO)
+        assert refused.value.response.status_code == status
+        for path in ("data/train.parquet", "README.md"):
+            with pytest.raises(RepositoryNotFoundError):
+                read(hub, path, repo_type="dataset", token=api.token)
+        assert list(api.list_datasets()) == []
+
+    assert [found.id for found in hub.api(hub.read_token).list_datasets()] == [REPO]
+    assert read(hub, "data/train.parquet", repo_type="dataset", token=hub.read_token) == TABLE
+    with pytest.raises(HfHubHTTPError, match="403"):
+        hub.api(hub.read_token).create_tag(REPO, tag="v1", repo_type="dataset")
+
+    hub.api().update_repo_settings(REPO, private=False, repo_type="dataset")
+    assert hub.anonymous().repo_exists(REPO, repo_type="dataset")
+
+
+def test_datasets_are_found_by_what_their_cards_say(hub: Hub, api: HfApi) -> None:
+    dataset(api, "alice/coverage-records")
+    dataset(api, "alice/latency-records", b"---\ntags: [torchorbit, latency]\nlanguage: en\n---\n# Records\n")
+    dataset(hub.api(hub.other_token), "bob/records")
+
+    def found(**asked: object) -> set[str]:
+        return {dataset.id for dataset in hub.anonymous().list_datasets(**asked)}
+
+    assert found() == {"alice/coverage-records", "alice/latency-records", "bob/records"}
+    assert found(filter="torchorbit", author="alice") == {"alice/coverage-records", "alice/latency-records"}
+    assert found(filter=["torchorbit", "latency"]) == {"alice/latency-records"}
+    assert found(filter="license:mit") == {"alice/coverage-records", "bob/records"}
+    assert found(task_categories="image-classification", author="bob") == {"bob/records"}
+    assert found(language="en") == {"alice/latency-records"}
+    assert found(search="LATENCY") == {"alice/latency-records"}
+    assert found(dataset_name="records", search="coverage") == {"alice/coverage-records"}
+    assert {model.id for model in api.list_models()} == {REPO}
+    (short,) = api.list_datasets(author="bob")
+    (full,) = api.list_datasets(author="bob", full=True)
+    assert (short.siblings, short.card_data) == (None, None)
+    assert full.card_data is not None
+    assert full.card_data.license == "mit"
+    assert [sibling.rfilename for sibling in full.siblings or []] == [
+        ".gitattributes",
+        "README.md",
+        "data/train.parquet",
+    ]
+    (newest,) = api.list_datasets(sort="created_at", limit=1)
+    assert newest.id == "bob/records"
+
+
 # What goes wrong
 
 
@@ -542,7 +668,7 @@ def test_everything_is_there_after_a_restart(client: None, tmp_path: Path) -> No
         hub.api().create_tag(REPO, tag="v1")
         port = int(hub.endpoint.rsplit(":", 1)[1])
     # As it is left by a server that stopped in the middle of a commit: without the branch that has it.
-    (tmp_path / "root/repos/alice/pruned/commits" / f"{'0' * 40}.json").write_text("{}")
+    (tmp_path / "root/repos/model/alice/pruned/commits" / f"{'0' * 40}.json").write_text("{}")
 
     with running_hub(tmp_path / "root", port) as hub:
         assert hub.api().list_repo_refs(REPO).tags[0].target_commit == head
