@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ import torchorbit
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.saving import CARD_FILE, GRAPH_FILE, WEIGHTS_FILE
+from torchorbit.pruning.history import Figures, figures
 from zoo.cards import card
 from zoo.manifest import (
     MANIFEST_FILE,
@@ -61,34 +63,22 @@ def manifest_of(dag: DagModule) -> Manifest:
     if dag.manifest is not None:
         return dag.manifest
     source = dag.provenance.source
-    cost = cost_of(dag)
+    original = figures(dag) if dag.history is None else dag.history.original
     return Manifest(
         name=source.rpartition(".")[2],
         source=Source(model=source, weights="not recorded"),
-        before=cost,
-        after=cost,
-        widths=tuple(Width(layer=path, before=width, after=width) for path, width in widths_of(dag).items()),
+        before=_cost(original),
+        after=_cost(original),
+        widths=tuple(Width(layer=path, before=width, after=width) for path, width in original.widths.items()),
     )
 
 
-def cost_of(dag: DagModule) -> Cost:
-    """What a graph costs, for one input of the recorded size."""
-    flops = torchorbit.flops(dag)
+def _cost(of: Figures) -> Cost:
     return Cost(
-        gflops=round(flops.total / 1e9, 6),
-        kmapp=None if math.isnan(flops.kmapp) else round(flops.kmapp, 3),
-        parameters=sum(parameter.numel() for parameter in dag.parameters()),
+        gflops=round(of.flops / 1e9, 6),
+        kmapp=None if math.isnan(of.kmapp) else round(of.kmapp, 3),
+        parameters=of.parameters,
     )
-
-
-def widths_of(dag: DagModule) -> dict[str, int]:
-    """Path of every convolution and linear layer -> its output channels, in the order of the model."""
-    found = {}
-    for path, module in dag.named_modules():
-        width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
-        if isinstance(width, int):
-            found[path] = width
-    return found
 
 
 def save_checkpoint(
@@ -111,9 +101,9 @@ def save_checkpoint(
         folder: where to; made if absent, and put in place as a whole. An earlier checkpoint there is replaced.
         name: what to call the model.
         source: what was pruned.
-        step: what was done to it since its manifest was written.
+        step: what was done to it since its manifest was written; by default what its history tells.
         accuracy: what was measured of it. Figures that the manifest has are dropped when the weights are not those
-            that they are of, which is to say when ``step`` is given.
+            that they are of, which is to say when there is a new step.
         preprocessing: how an image becomes an input.
         dtype: floating point weights are saved as this; as they are by default.
 
@@ -126,28 +116,29 @@ def save_checkpoint(
     folder = Path(folder)
     _check_free(folder)
     known = manifest_of(dag)
-    steps = known.steps
-    after = cost_of(dag)
+    now = figures(dag)
+    after = _cost(now)
+    steps: tuple[Step, ...] = ()
     if step is not None:
-        steps = (*steps, step)
+        steps = (step,)
+    elif dag.history is not None:
+        steps = tuple(Step(**asdict(pruning), versions=versions()) for pruning in dag.history.prunings)
     elif after != known.after:
-        steps = (*steps, Step(criterion="not recorded", selector="not recorded", target="", versions=versions()))
-    changed = len(steps) > len(known.steps)
+        steps = (Step(criterion="not recorded", selector="not recorded", target="", versions=versions()),)
     if dtype is not None:
         dag = copy.deepcopy(dag).to(dtype)
     found = {_DTYPES[p.dtype] for p in dag.parameters() if p.dtype in _DTYPES}
-    now = widths_of(dag)
     manifest = known.model_copy(
         update={
             "name": name or known.name,
             "source": source or known.source,
-            "steps": steps,
+            "steps": (*known.steps, *steps),
             "after": after,
-            "accuracy": (*(() if changed else known.accuracy), *accuracy),
+            "accuracy": (*(() if steps else known.accuracy), *accuracy),
             "preprocessing": preprocessing or known.preprocessing,
             # Where norms are kept in another type, the type of the layers says how exact the model is.
             "dtype": min(found, key=lambda kind: int(kind[-2:]), default="float32"),
-            "widths": tuple(w.model_copy(update={"after": now.get(w.layer, 0)}) for w in known.widths),
+            "widths": tuple(w.model_copy(update={"after": now.widths.get(w.layer, 0)}) for w in known.widths),
         }
     )
     folder.parent.mkdir(parents=True, exist_ok=True)

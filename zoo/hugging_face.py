@@ -22,7 +22,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
-from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential_jitter
+from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 from typing_extensions import override
 
 from zoo.cards import LIBRARY
@@ -284,7 +284,7 @@ def _is_silence(error: BaseException) -> bool:
     return silent or isinstance(error, (OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError))
 
 
-_exponential = wait_exponential_jitter(initial=0.5, max=8, jitter=0.5)
+_exponential = wait_exponential(multiplier=0.5, max=8) + wait_random(0, 0.25)
 
 
 def _wait(state: RetryCallState) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -66,12 +67,9 @@ def make_checkpoint(
     manifest = manifest_of(dag)
     stage("prune")
     pruned = torchorbit.prune(dag, flops=flops, ratio=ratio, round_to=round_to)
-    target = f"flops={flops:g}" if flops is not None else f"ratio={ratio:g}"
-    step = Step(
-        criterion="magnitude",
-        selector="uniform",
-        target=target,
-        round_to=round_to,
+    (pruning,) = pruned.history.prunings if pruned.history is not None else (None,)
+    step = pruning and Step(
+        **asdict(pruning),
         seed=None if manifest.steps or weights is not None or pretrained else seed,
         command=command,
         versions=versions(VERSIONS["timm"]),

@@ -9,6 +9,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import tenacity.nap
 from huggingface_hub import constants
 from huggingface_hub.utils import _http as client_http
 
@@ -48,7 +49,7 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The seconds that the client waits before it tries again, which take no time here."""
+    """The seconds that the client and the zoo wait before they try again, which take no time here."""
     waited: list[float] = []
 
     class Clock:
@@ -60,4 +61,5 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     clock = Clock()
     monkeypatch.setattr(client_http, "time", clock)
     monkeypatch.setattr(huggingface_hub.file_download, "time", clock)
+    monkeypatch.setattr(tenacity.nap, "time", clock)
     return waited

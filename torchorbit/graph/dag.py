@@ -95,11 +95,14 @@ class DagModule(nn.Module):
         graph: the vertices and the output.
         provenance: how the graph was recorded; None in nested blocks.
         manifest: what the checkpoint that it comes from says of it (`zoo.manifest.Manifest`); pruning passes it on.
+        history: what was removed since it was converted or loaded (`torchorbit.pruning.history.History`); None where
+            nothing was.
     """
 
     graph: Graph
     provenance: Provenance | None
     manifest: Any = None
+    history: Any = None
     _levels: Any = None  # what `torchorbit.graph.flatten.one_level` keeps
 
     @property

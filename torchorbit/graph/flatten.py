@@ -21,7 +21,7 @@ def flatten(dag: DagModule) -> DagModule:
     """See `DagModule.flatten`."""
     provenance = dag.provenance or Provenance()
     flat = blank(flat_graph(dag), provenance)
-    flat.manifest = dag.manifest
+    flat.manifest, flat.history = dag.manifest, dag.history
     _fill(flat, dag, {id(dag): flat})
     return flat
 

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torchorbit.graph.dag import DagModule
 from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbit, Orbits
+from torchorbit.pruning.history import Pruning
 from torchorbit.pruning.removal import remove_channels
 
 _STEPS = 40  # of the search for a ratio; 2^-40 is far below one channel
@@ -77,7 +78,11 @@ def prune(
         for orbit, width, ascending in zip(orbits, widths, order, strict=True)
         if width < orbit.width
     }
-    return remove_channels(dag, removed, inplace=inplace, optimizer=optimizer)
+    smaller = remove_channels(dag, removed, inplace=inplace, optimizer=optimizer)
+    if removed:
+        target = f"ratio={ratio:g}" if ratio is not None else f"flops={flops:g}"
+        smaller.history = smaller.history.as_last(Pruning("magnitude", "uniform", target, round_to))
+    return smaller
 
 
 def _width(orbit: Orbit, ratio: float, round_to: int) -> int:

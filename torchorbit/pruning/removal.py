@@ -33,6 +33,7 @@ from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.rules import RESIZES, Labelled, Mixing
 from torchorbit.orbits.selection import Mask, Selection
 from torchorbit.pruning.emptying import Emptied
+from torchorbit.pruning.history import Pruning, continued
 from torchorbit.pruning.optimizers import cut_state
 from torchorbit.pruning.resizing import RESIZERS, Resized, restored, smaller_shape
 
@@ -79,10 +80,13 @@ def remove_channels(
         selection.adopt(find_orbits(dag))
     parameters = list(dag.parameters())
     cut = _Cut(selection, dag)
+    units = sum(len(positions) for positions in selection.removed.values())
+    history = continued(dag, Pruning("chosen by hand", "chosen by hand", f"{units} units")) if units else dag.history
     smaller = cut.build(share=inplace)
     if inplace:
         cut.replace(dag, smaller)
         smaller = dag
+    smaller.history = history
     if optimizer is not None:
         replaced = {old: old if inplace else new for old, new in cut.made_parameters.items()}
         gone = [parameter for parameter in parameters if parameter not in replaced]
