@@ -127,3 +127,10 @@ def bench(session: nox.Session) -> None:
     chosen = [name for name in session.posargs[:1] if name in _BENCHMARKS]
     for name in chosen or _BENCHMARKS:
         _run(session, "python", f"benchmarks/{name}.py", *session.posargs[len(chosen) :])
+
+
+@nox.session
+def card(session: nox.Session) -> None:
+    """Train, prune, measure and publish a small model, and keep its card in `results/card`, drawn by Chromium."""
+    _install(session, "bench")
+    _run(session, "python", "benchmarks/card.py", *session.posargs)

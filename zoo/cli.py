@@ -193,7 +193,7 @@ def pull(repo: str, **options: Any) -> None:
     )
 
 
-@click.group()
+@click.group(short_help="Find published checkpoints and list them.")
 def zoo() -> None:
     """Find published checkpoints, and list them on a page."""
 
