@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchorbit.graph.dag import Container, DagModule, Graph, blank
-from torchorbit.graph.shapes import complete
+from torchorbit.graph.flatten import keep_shapes
+from torchorbit.graph.shapes import complete, pick
 from torchorbit.graph.vertices import (
     Attr,
     ByMode,
@@ -29,6 +30,7 @@ from torchorbit.graph.vertices import (
     vertex_args,
     walk_args,
 )
+from torchorbit.graph.writing import Writer
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.rules import RESIZES, Labelled, Mixing
 from torchorbit.orbits.selection import Mask, Selection
@@ -111,27 +113,15 @@ class _Cut:
 
     def graph(self) -> Graph:
         old = self.model.graph
-        vertices: list[Vertex] = []
-        shapes: dict[str, Any] = {}
+        writer = Writer(vertex.name for vertex in old.vertices)
+        vertices, shapes, add = writer.vertices, writer.shapes, writer.add
         renamed: dict[str, str] = {}
-        taken = {vertex.name for vertex in old.vertices}
-
         emptied = self.emptied
 
         def change(value: Any) -> Any:
             if type(value) is Ref and value.vertex in renamed:
                 return Ref(renamed[value.vertex], value.index)
             return value
-
-        def add(wanted: str, operator: str, args: dict[str, Any], shape: Any) -> str:
-            name, count = wanted, 0
-            while name in taken:
-                count += 1
-                name = f"{wanted}_{count}"
-            taken.add(name)
-            vertices.append(OperatorVertex(name, operator, args))
-            shapes[name] = shape
-            return name
 
         for vertex in old.vertices:
             if isinstance(vertex, InputVertex):
@@ -253,7 +243,7 @@ class _Cut:
         """What is kept of the dimensions of an argument that is a tensor."""
         kind = type(arg)
         if kind is Ref:
-            return self.kept([_item(value, arg.index) for value in self.selection.of(arg.vertex)])
+            return self.kept([pick(value, arg.index) for value in self.selection.of(arg.vertex)])
         if kind is Attr:
             values = self.selection.of_tensor(arg.path)
             return None if values is None else self.selection.masks(values)
@@ -263,7 +253,7 @@ class _Cut:
 
     def shape_of(self, arg: Any) -> Any:
         if type(arg) is Ref:
-            return _item(self.model.graph.shapes[arg.vertex], arg.index)
+            return pick(self.model.graph.shapes[arg.vertex], arg.index)
         if type(arg) is Attr:
             return self.model.tensor_at(arg.path).shape
         return self.shape_of(arg.evaluation) if type(arg) is ByMode else None
@@ -287,6 +277,7 @@ class _Cut:
         self.fill(smaller, self.dag, "")
         if self.emptied is not None:
             self.add_constants(smaller)
+        keep_shapes(smaller)
         return smaller
 
     def no_longer_used(self, graph: Graph) -> frozenset[str]:
@@ -429,12 +420,6 @@ def cut_tensor(tensor: Tensor, kept: list[Tensor | None]) -> Tensor:
 
 def _positions(mask: Mask) -> tuple[int, ...]:
     return tuple(np.flatnonzero(mask).tolist())
-
-
-def _item(value: Any, index: tuple[int | str, ...]) -> Any:
-    for item in index:
-        value = value[item]
-    return value
 
 
 def _needed(vertices: list[Vertex], output: Any) -> list[Vertex]:
