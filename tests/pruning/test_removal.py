@@ -161,8 +161,12 @@ def test_modules_say_what_they_are():
         (nn.ConvTranspose2d(8, 8, 1), {"in_channels": 6, "out_channels": 8}),
         (nn.PReLU(8), {"num_parameters": 6}),
         (nn.InstanceNorm2d(8, affine=True), {"num_features": 6}),
+        (nn.InstanceNorm2d(8), {"num_features": 6}),
+        (nn.BatchNorm2d(8, affine=False, track_running_stats=False), {"num_features": 6}),
+        (nn.GroupNorm(1, 8, affine=False), {"num_channels": 6, "num_groups": 1}),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_numbers_beside_tensors(layer, shown):
     model = nn.Sequential(nn.Conv2d(3, 8, 1), layer, nn.Conv2d(8, 2, 1)).eval()
     dag, orbits = graph(model)
@@ -325,7 +329,70 @@ def test_a_shared_module_stays_one():
         assert pruned.get_parameter("conv.weight").shape[:2] == (6, 6)
 
 
+@pytest.mark.parametrize(
+    ("layer", "widths"),
+    [
+        (nn.LayerNorm(12, elementwise_affine=False), ((12,), (10,))),
+        (nn.RMSNorm(12, elementwise_affine=False), ((12,), (10,))),
+        (nn.GroupNorm(4, 12, affine=False), (4, 3)),
+        (nn.Unflatten(2, (4, 3)), ((4, 3), (3, 3))),
+    ],
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_calls_of_a_layer_without_weights_are_cut_apart(layer, widths, inplace):
+    def forward(self, x):
+        if isinstance(self.norm, nn.GroupNorm):
+            a, b = self.norm(self.a(x).mT).mT, self.norm(self.b(x).mT).mT
+        else:
+            a, b = self.norm(self.a(x)), self.norm(self.b(x))
+        return self.c(a.flatten(2)), self.d(b.flatten(2))
+
+    model = Computes(
+        forward, a=nn.Linear(12, 12), b=nn.Linear(12, 12), c=nn.Linear(12, 3), d=nn.Linear(12, 3), norm=layer
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 5, 12)
+    dag, orbits = graph(model, x)
+    orbit = max(orbits.of_tensor("b.weight"), key=lambda orbit: orbit.reading)
+    removed = {orbit: [0] if orbit.reading else [0, 7]}
+    whole = copy.deepcopy(dag)
+    pruned = torchorbit.remove_channels(dag, removed, inplace=inplace)
+    assert [tensor.shape for tensor in run(pruned, x)] == [(2, 5, 3)] * 2
+    assert list(pruned.state_dict()) == list(whole.state_dict())
+    found = [m for m in pruned.modules() if type(m) is type(layer)]
+    attribute = {nn.GroupNorm: "num_groups", nn.Unflatten: "unflattened_size"}.get(type(layer), "normalized_shape")
+    assert [tuple(n) if isinstance(n := getattr(m, attribute), tuple) else n for m in found] == list(widths)
+    if not inplace:
+        assert torchorbit.verify_removal(dag, pruned, removed, x) < 1e-5
+    again = torchorbit.find_orbits(pruned)
+    smaller = torchorbit.remove_channels(pruned, {orbit: [0] for orbit in again})
+    assert torchorbit.verify_removal(pruned, smaller, {orbit: [0] for orbit in again}, x) < 1e-5
+
+
+def test_hooks_of_a_graph_stay_when_it_is_cut_in_place():
+    dag, orbits = graph()
+    calls = []
+    dag.register_forward_hook(lambda *args: calls.append("after"))
+    dag.register_forward_pre_hook(lambda *args: calls.append("before"))
+    dag.register_load_state_dict_post_hook(lambda *args: calls.append("loaded"))
+    dag.note = "mine"
+    torchorbit.remove_channels(dag, {orbits[0]: [1]}, inplace=True)
+    run(dag)
+    dag.load_state_dict(dag.state_dict())
+    assert calls == ["before", "after", "loaded"]
+    assert dag.note == "mine"
+
+
 # -- what is refused
+
+
+def test_what_is_no_optimiser_is_a_type_error_before_anything_changes():
+    dag, orbits = graph()
+    before = snapshot(dag)
+    with pytest.raises(TypeError, match="optimizer is a str"):
+        torchorbit.remove_channels(dag, {orbits[0]: [1]}, inplace=True, optimizer="x")
+    with pytest.raises(TypeError, match="optimizer is a str"):
+        torchorbit.prune(dag, ratio=0.5, inplace=True, optimizer="x")
+    assert_untouched(dag, before)
 
 
 def wrong_removals():

@@ -143,7 +143,7 @@ def _one_level(dag: DagModule, separate: bool, recorded: bool, input_shapes: Seq
     shapes = input_shapes or dag.provenance.input_shapes
     if unknown and len(unknown) != len(shapes):
         raise ValueError(
-            f"the graph takes {len(unknown)} inputs ({', '.join(unknown)}), and shapes are known of {len(shapes)} tensors"
+            f"the graph takes {len(unknown)} inputs ({', '.join(unknown)}), and {len(shapes)} shapes are known"
         )
     known |= {given.name: None for given in graph.inputs if given.fixed}
     known |= {name: torch.Size(shape) for name, shape in zip(unknown, shapes, strict=False)}

@@ -44,7 +44,7 @@ def prune(
         round_to: numbers of channels are multiples of this, where an orbit is wide enough. Whole heads and groups are
             not rounded.
         frozen: what must stay as it is, as for `torchorbit.find_orbits`.
-        inplace: change ``dag`` itself.
+        inplace: change ``dag`` itself. The model that it was converted from shares its parameters, and no longer runs.
         optimizer: its state is cut along.
 
     Returns:
