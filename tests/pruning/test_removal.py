@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -54,6 +55,13 @@ def assert_untouched(dag, before):
         assert now[name].grad is grad
     assert all(torch.equal(tensor, buffers[name]) for name, tensor in dag.named_buffers())
     assert dag.graph is source
+
+
+class Two(NamedTuple):
+    """Two tensors."""
+
+    flags: torch.Tensor
+    numbers: torch.Tensor
 
 
 # -- what is left
@@ -508,13 +516,87 @@ def test_the_proof_finds_a_fault_in_the_graph_that_is_cut(monkeypatch):
     assert proof() > 1e-2
 
 
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(5, 6)
+
+    def forward(self, x, scale, y):
+        return self.b(self.a(x) * scale + self.c(y))
+
+
+def test_the_proof_binds_inputs_as_the_model_does():
+    x, y = torch.randn(2, 4), torch.randn(2, 5)
+    dag, orbits = graph(Scaled(), (x, 2.0, y))
+    removed = {orbits[0]: [1, 2]}
+    pruned = torchorbit.remove_channels(dag, removed)
+    for inputs in ((x, 2.0, y), {"x": x, "scale": 2.0, "y": y}, None):
+        assert torchorbit.verify_removal(dag, pruned, removed, inputs) < 1e-5
+    with pytest.raises(TypeError, match="missing a required argument: 'y'"):
+        torchorbit.verify_removal(dag, pruned, removed, (x, 2.0))
+
+
+def test_the_proof_leaves_the_mode_of_every_layer_alone():
+    dag, orbits = graph()
+    dag.train()
+    dag.get_submodule("1").eval()
+    pruned = torchorbit.remove_channels(dag, {orbits[0]: [1]})
+    before = [[m.training for m in model.modules()] for model in (dag, pruned)]
+    torchorbit.verify_removal(dag, pruned, {orbits[0]: [1]})
+    assert [[m.training for m in model.modules()] for model in (dag, pruned)] == before
+
+
+INTEGERS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+@pytest.mark.parametrize(
+    ("forward", "inputs"),
+    [
+        (lambda self, i: self.b(self.e(i)), INTEGERS),
+        (lambda self, i, *, x, flag=False: self.b(self.e(i) + self.a(x)), {"i": INTEGERS, "x": torch.randn(2, 3, 4)}),
+        (
+            lambda self, *, x, flag, k: self.b(self.a(x) if flag else self.a(x).where(k, 0.5)),
+            {"x": torch.randn(2, 3, 4), "flag": False, "k": torch.ones(2, 3, 1, dtype=torch.bool)},
+        ),
+        (
+            lambda self, given, scale=3: self.b(self.a(given["a"][0]) * scale + self.e(given["b"]["c"])),
+            ({"a": [torch.randn(2, 3, 4)], "b": {"c": INTEGERS}},),
+        ),
+        (lambda self, x: self.b(self.a(x)) > 0, torch.randn(2, 3, 4)),
+        (lambda self, x: Two(self.b(self.a(x)) > 0, self.b(self.a(x))), torch.randn(2, 3, 4)),
+    ],
+    ids=["integers", "keywords", "flags and masks", "containers", "flags returned", "a named tuple returned"],
+)
+def test_the_proof_makes_inputs_of_every_kind(forward, inputs):
+    model = Computes(forward, e=nn.Embedding(10, 6), a=nn.Linear(4, 6), b=nn.Linear(6, 3))
+    dag, orbits = graph(model, inputs)
+    removed = {orbits[0]: [1, 2]}
+    pruned = torchorbit.remove_channels(dag, removed)
+    for given in (inputs, None):
+        assert torchorbit.verify_removal(dag, pruned, removed, given) < 1e-5
+    with torch.no_grad():
+        pruned.get_parameter("b.bias").add_(100)
+    assert torchorbit.verify_removal(dag, pruned, removed) > 0.1
+
+
+@pytest.mark.parametrize("order", [float("-inf"), float("inf"), -1, 0, 1, 3])
+def test_the_proof_knows_every_norm(order):
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y), torch.linalg.vector_norm(y, order, dim=1), torch.norm(y, p=order, dim=-1, keepdim=True)
+
+    dag, orbits = graph(Computes(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 3)), torch.randn(2, 4))
+    removed = {orbits[0]: [1, 2]}
+    assert torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, removed), removed) < 1e-5
+
+
 def test_the_proof_takes_any_type_and_nothing_removed():
     dag, orbits = graph()
     assert torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, {}), {}) < 1e-6
     dag.double()
     pruned = torchorbit.remove_channels(dag, {orbits[0]: [1]})
     assert torchorbit.verify_removal(dag, pruned, {orbits[0]: [1]}) < 1e-12
-    with pytest.raises(ValueError, match=r"types torch\.float64 and torch\.float32"):
+    with pytest.raises(ValueError, match=r"the pruned graph is float32 .* the whole graph.s is float64"):
         torchorbit.verify_removal(dag, _Rounded(pruned), {orbits[0]: [1]})
     with pytest.raises(ValueError, match="meta device"):
         torchorbit.verify_removal(dag.to("meta"), pruned, {orbits[0]: [1]})
