@@ -155,19 +155,53 @@ def _of_inputs(graph: Graph) -> dict[str, Any]:
     return {given.name: graph.shapes[given.name] for given in graph.inputs if given.name in graph.shapes}
 
 
-def flat_graph(dag: DagModule) -> Graph:
-    """The vertices of a graph without nested blocks; paths in them are relative to ``dag``."""
+def names_at(dag: DagModule) -> dict[str, list[str]]:
+    """Where vertices are in one level, with packed projections apart.
+
+    Returns:
+        Path of a vertex or block, blocks joined by ``/`` -> the names of what takes its place. What was taken apart
+        also has the name that it had in one level.
+    """
+    known = one_level(dag, separate=False)
+    paths: dict[str, str] = {}
+    graph = flat_graph(dag, paths)
+    apart: dict[str, list[str]] = {}
+    separated(Graph(graph.vertices, graph.output, known.shapes), apart)
+    found = {name: list(names) for name, names in apart.items()}
+    for path, name in paths.items():
+        names = apart.get(name, [name])
+        blocks = path.split("/")
+        for depth in range(1, len(blocks) + 1):
+            found.setdefault("/".join(blocks[:depth]), []).extend(names)
+    return found
+
+
+def flat_graph(dag: DagModule, paths: dict[str, str] | None = None) -> Graph:
+    """The vertices of a graph without nested blocks; paths in them are relative to ``dag``.
+
+    Args:
+        dag: any graph.
+        paths: where to note the names of its vertices, by their paths with blocks joined by ``/``.
+    """
     inputs = list(dag.graph.inputs)
     writer = Writer(vertex.name for vertex in inputs)
     writer.vertices += inputs
     known: dict[str, Any] = {vertex.name: Ref(vertex.name) for vertex in inputs}
     recorded = dag.graph.shapes
     writer.shapes.update({vertex.name: recorded[vertex.name] for vertex in inputs if vertex.name in recorded})
-    output = _inline(dag, "", "", known, writer)
+    output = _inline(dag, "", "", known, writer, {} if paths is None else paths, "")
     return Graph(tuple(writer.vertices), output, writer.shapes)
 
 
-def _inline(dag: DagModule, path: str, prefix: str, known: dict[str, Any], writer: Writer) -> Any:
+def _inline(
+    dag: DagModule,
+    path: str,
+    prefix: str,
+    known: dict[str, Any],
+    writer: Writer,
+    paths: dict[str, str],
+    blocks: str,
+) -> Any:
     """Append the vertices of a block; returns its output in terms of them."""
     start = f"{path}." if path else ""
     vertices = writer.vertices
@@ -194,13 +228,16 @@ def _inline(dag: DagModule, path: str, prefix: str, known: dict[str, Any], write
             positional = [map_args(arg, change, below) for arg in vertex.args]
             inner = {i.name: arg for i, arg in zip(module.graph.inputs, positional, strict=True)}
             deeper = f"{prefix}{vertex.name}_"
-            known[vertex.name] = _inline(module, below(vertex.target), deeper, inner, writer)
+            known[vertex.name] = _inline(
+                module, below(vertex.target), deeper, inner, writer, paths, f"{blocks}{vertex.name}/"
+            )
             continue
         else:
             positional = [map_args(arg, change, below) for arg in vertex.args]
             keywords = {key: map_args(arg, change, below) for key, arg in vertex.kwargs.items()}
             vertices.append(ModuleVertex(name, below(vertex.target), tuple(positional), keywords, vertex.leaf))
         known[vertex.name] = Ref(name)
+        paths[blocks + vertex.name] = name
         if vertex.name in recorded:
             writer.shapes[name] = recorded[vertex.name]
     return map_args(dag.graph.output, change, below)

@@ -20,12 +20,16 @@ _Parts = dict[tuple[str, int | str | None], Ref]
 _PASSING = frozenset({"permute", "transpose", "contiguous", "clone"})
 
 
-def separated(graph: Graph) -> Graph:
+def separated(graph: Graph, apart: dict[str, list[str]] | None = None) -> Graph:
     """Take apart what is packed in one factor of a projection, query, key and value say, and picked from it again.
 
     ``reshape(x, (..., 3, heads, width))``, permuted, and then read only as ``[0]``, ``[1]`` and ``[2]``, makes three
     things one, which could be pruned together only. The exact rewrite is to split ``x`` first and reshape the parts:
     each has a width of its own then.
+
+    Args:
+        graph: a graph without nested blocks.
+        apart: where to note the vertices that are gone, with the names of those that take their place.
     """
     users: dict[str, list[Vertex]] = {}
     for vertex in graph.vertices:
@@ -58,7 +62,9 @@ def separated(graph: Graph) -> Graph:
 
     for vertex in graph.vertices:
         if vertex.name in found:
-            found[vertex.name].write(writer, parts, change)
+            made = found[vertex.name].write(writer, parts, change)
+            if apart is not None:
+                apart.update(made)
         if vertex.name in gone:
             continue
         if isinstance(vertex, OperatorVertex):
@@ -93,8 +99,9 @@ class _Packed:
     def count(self) -> int:
         return self.shape[self.place]
 
-    def write(self, writer: Writer, parts: _Parts, change: Any) -> None:
-        add = writer.add
+    def write(self, writer: Writer, parts: _Parts, change: Any) -> dict[str, list[str]]:
+        """Write what takes the place of its vertices; returns the names of that for each of them."""
+        add, start = writer.add, len(writer.vertices)
         base = self.reshape.name
         args = {key: map_args(arg, change) for key, arg in self.reshape.args.items()}
         source, sizes = args["input"], list(args["shape"])
@@ -139,6 +146,9 @@ class _Packed:
             else:
                 for position in range(self.count):
                     parts[vertex.name, position] = made[position]
+        written = [vertex.name for vertex in writer.vertices[start:]]
+        picks = {vertex.name: written if n is None else [made[n].vertex] for vertex, n in self.picks}
+        return {**dict.fromkeys(self.gone, written), **picks}
 
 
 def _without(

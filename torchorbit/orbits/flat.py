@@ -75,7 +75,8 @@ class FlatModel:
         """The parameter or buffer at a path."""
         owner, _, name = path.rpartition(".")
         tensor = tensor_of(self.module_at(owner), name)
-        assert tensor is not None, f"there is no tensor '{path}'"
+        if tensor is None:
+            raise AttributeError(f"there is no tensor '{path}'")
         return tensor
 
 

@@ -24,7 +24,7 @@ class Slice:
     """What a unit owns of a parameter or buffer.
 
     Attributes:
-        tensor: its path, as in ``state_dict()``.
+        tensor: its path, as in ``state_dict()``; of several that by which a vertex reads it first.
         dim: the dimension along which it is cut.
         indices: positions along that dimension, ascending.
     """
@@ -208,10 +208,22 @@ class Orbits(Sequence[Orbit]):
         """The orbits that own something of one dimension of a parameter or buffer.
 
         Args:
-            path: its path, as in ``state_dict()``.
+            path: its path, as in ``state_dict()``, or one of them where it has several.
             dim: the dimension; 0 is the output of a layer, 1 its input.
         """
+        if not any(part.path == path for part in self.parts):
+            try:
+                path = self.first_paths().get(id(self.model.tensor_at(path)), path)
+            except AttributeError:
+                return []
         return [orbit for orbit in self if any(piece.tensor == path and piece.dim == dim for piece in orbit.slices)]
+
+    def first_paths(self) -> dict[int, str]:
+        """Id of a parameter or buffer -> the path by which a vertex reads it first."""
+        found: dict[int, str] = {}
+        for path in self.readings[0].attributes:
+            found.setdefault(id(self.model.tensor_at(path)), path)
+        return found
 
     @cached_property
     def trainable(self) -> frozenset[str]:
