@@ -12,7 +12,7 @@ from tabulate import tabulate
 from torch import nn
 
 from torchorbit.conversion import convert
-from torchorbit.graph.costs import cost_of, per_sample
+from torchorbit.graph.costs import first_shape, priced_vertices
 from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Attr, ByMode, Ref
@@ -73,10 +73,6 @@ def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
         raise ValueError("this is a block of a graph; give the outermost DagModule")
     flat = FlatModel.of(model, input_shapes=_other_shapes(model.provenance, input_shape), separate=False)
     shapes = flat.graph.shapes
-    first = next(
-        (shapes[v.name] for v in flat.graph.inputs if isinstance(shapes.get(v.name), torch.Size)), torch.Size()
-    )
-    batch = first[0] if len(first) else 1
 
     def shape_of(arg: Any) -> Any:
         kind = type(arg)
@@ -89,18 +85,14 @@ def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
         return tuple([shape_of(item) for item in arg]) if kind in (tuple, list) else None
 
     by_vertex = {}
-    many = per_sample(flat.graph.vertices)
-    for vertex in flat.graph.vertices:
-        call = flat.calls.get(vertex.name)
-        cost = None if call is None else cost_of(call.operator)
-        if call is None or cost is None or getattr(vertex, "training_only", False):
-            continue
-        operands = {name: shape_of(arg) for name, arg in call.args.items()}
-        macs = cost(operands.get, shapes[vertex.name], call.args)
-        if macs:
-            by_vertex[vertex.name] = 2.0 * macs / (batch if vertex.name in many else 1)
+    for priced in priced_vertices(flat.graph, flat.calls):
+        operands = {name: shape_of(arg) for name, arg in priced.args.items()}
+        count = priced.flops(operands.get, shapes[priced.name])
+        if count:
+            by_vertex[priced.name] = count
+    image = first_shape(flat.graph)
     total = math.fsum(by_vertex.values())
-    kmapp = total / (first[-2] * first[-1] * 1000) if len(first) == 4 else math.nan
+    kmapp = total / (image[-2] * image[-1] * 1000) if len(image) == 4 else math.nan
     return Flops(total, by_vertex, kmapp)
 
 

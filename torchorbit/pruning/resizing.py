@@ -23,8 +23,9 @@ class Resized:
         args: its arguments.
         shape: shape of the result before, or containers of shapes.
         result: what is kept of the result's dimensions, or containers of that.
-        before: operations on the operand to be put before the call: (operator, arguments).
-        after: and after it.
+        masks_of: gives what is kept of the dimensions of an argument, by its name.
+        shape_of: gives the shape of an argument before, by its name.
+        after: operations on the result to be put after the call: (operator, arguments).
     """
 
     def __init__(
