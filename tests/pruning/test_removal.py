@@ -450,6 +450,18 @@ def test_orbits_found_before_pruning_are_refused_after_it():
     assert dag.get_parameter("0.weight").shape[0] == 6
 
 
+def test_layers_that_were_replaced_after_orbits_were_found():
+    dag, orbits = graph()
+    dag._modules["0"] = nn.Conv2d(3, 8, 3, padding=1)
+    removed = {orbits[0]: [1, 4]}
+    pruned = torchorbit.remove_channels(dag, removed)
+    assert pruned.get_parameter("0.weight").shape[0] == 6
+    assert torchorbit.verify_removal(dag, pruned, removed) < 1e-5
+    dag._modules["8"] = nn.Linear(24, 50)
+    with pytest.raises(ValueError, match=r"'8.weight' is of shape \(50, 24\), and was of \(5, 24\)"):
+        torchorbit.remove_channels(dag, removed)
+
+
 def test_a_block_is_refused():
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.Conv2d(4, 2, 1)).eval()
     dag = torchorbit.convert(model, X)

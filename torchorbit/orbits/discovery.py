@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchorbit.collecting import no_garbage_collection
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.flatten import names_at
+from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Attr, ByMode, ModuleVertex, Ref
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.labels import Dim, Labels, joint
@@ -150,10 +151,7 @@ class _Reader:
     def value(self, arg: Any) -> Any:
         kind = type(arg)
         if kind is Ref:
-            value = self.reading.values[arg.vertex]
-            for item in arg.index:
-                value = value[item]
-            return value
+            return pick(self.reading.values[arg.vertex], arg.index)
         if kind is Attr:
             return self.attribute(arg.path)
         if kind is tuple or kind is list:

@@ -60,6 +60,10 @@ class FlatModel:
         model.tables = _tables(model.graph)
         return model
 
+    def look_again(self) -> None:
+        """Forget which modules were found: some may have been replaced since."""
+        self._modules.clear()
+
     def module_at(self, path: str) -> nn.Module:
         """The submodule at a path."""
         module = self._modules.get(path)

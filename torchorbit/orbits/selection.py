@@ -31,8 +31,8 @@ class Selection:
         keep: for each reading, for every unit whether it is kept.
 
     Raises:
-        ValueError: an orbit is of another graph, or of this one before it was pruned; a position is out of range or
-            given twice; or nothing of an orbit would be left.
+        ValueError: an orbit is of another graph, or of this one before it was pruned or a layer was replaced; a
+            position is out of range or given twice; or nothing of an orbit would be left.
         TypeError: something is no orbit, or positions are no integers.
     """
 
@@ -57,8 +57,20 @@ class Selection:
             self.adopt(self.orbits)
 
     def adopt(self, orbits: Orbits) -> None:
-        """Take the orbits from which units are removed."""
+        """Take the orbits from which units are removed.
+
+        Raises:
+            ValueError: a parameter or buffer is of another shape than when they were found.
+        """
         self.orbits = orbits
+        orbits.model.look_again()
+        for path, known in orbits.readings[0].attributes.items():
+            shape = tuple(orbits.model.tensor_at(path).shape)
+            if shape != known.shape:
+                raise ValueError(
+                    f"'{path}' is of shape {shape}, and was of {known.shape} when the orbits were found; call "
+                    "find_orbits again"
+                )
         self.keep = [np.ones(count, bool) for count in orbits.counts]
         for orbit, positions in self.removed.items():
             self.keep[orbit.reading][orbit.components[positions]] = False
