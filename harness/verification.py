@@ -9,9 +9,9 @@ from zlib import crc32
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, tree_flatten, treespec_pprint
 
 import torchorbit
+from torchorbit import comparing
 from torchorbit.graph.saving import pack, unpack
 
 TOLERANCE = 1e-5
@@ -64,7 +64,7 @@ def check_shapes(expected: Any, actual: Any) -> None:
     Raises:
         VerificationError: They differ; the message names the first place where they do.
     """
-    _paired_leaves(expected, actual)
+    _pairs(expected, actual)
 
 
 def relative_difference(expected: Any, actual: Any) -> float:
@@ -81,48 +81,23 @@ def relative_difference(expected: Any, actual: Any) -> float:
         VerificationError: Structure, shapes or types differ, or an output of the source is not finite or the same
             number everywhere, with which anything could be made to agree.
     """
-    largest = 0.0
-    for place, wanted, given in _paired_leaves(expected, actual):
-        if wanted.numel() == 0:
-            continue
-        if not wanted.is_floating_point():
+    pairs = _pairs(expected, actual)
+    for place, wanted, given in pairs:
+        if not comparing.is_inexact(wanted):
             if not torch.equal(wanted, given):
                 raise VerificationError(f"{place} of type {wanted.dtype} is not the source's")
             continue
         if not torch.isfinite(wanted).all():
             raise VerificationError(f"{place} of the source is not finite, so comparing with it proves nothing")
-        if wanted.numel() > 1 and wanted.min() == wanted.max():
+        if wanted.numel() > 1 and (wanted == wanted.flatten()[0]).all():
             raise VerificationError(f"{place} of the source is constant, so comparing with it proves nothing")
         if not torch.isfinite(given).all():
             raise VerificationError(f"{place} of the graph is not finite, the source's is")
-        difference = (wanted - given).abs().max() / wanted.abs().max()
-        largest = max(largest, float(difference))
-    return largest
+    return comparing.relative_difference(pairs)
 
 
-def _paired_leaves(expected: Any, actual: Any) -> list[tuple[str, Tensor, Tensor]]:
-    """Tensors that stand in the same place of two outputs that agree in everything but their numbers."""
-    expected_leaves, expected_structure = tree_flatten(expected)
-    actual_leaves, actual_structure = tree_flatten(actual)
-    if expected_structure != actual_structure:
-        given, wanted = _structure(actual_structure), _structure(expected_structure)
-        raise VerificationError(f"the graph returns {given} where the source returns {wanted}")
-    pairs = []
-    for index, (wanted, given) in enumerate(zip(expected_leaves, actual_leaves, strict=True)):
-        place = "the output" if len(expected_leaves) == 1 else f"output #{index}"
-        if not isinstance(wanted, Tensor) or not isinstance(given, Tensor):
-            if type(wanted) is not type(given) or wanted != given:
-                raise VerificationError(f"{place} of the graph is {given!r} where the source's is {wanted!r}")
-            continue
-        if wanted.shape != given.shape or wanted.dtype != given.dtype:
-            raise VerificationError(f"{place} of the graph is {_kind(given)} where the source's is {_kind(wanted)}")
-        pairs.append((place, wanted, given))
-    return pairs
-
-
-def _kind(tensor: Tensor) -> str:
-    return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def _structure(structure: TreeSpec) -> str:
-    return " ".join(treespec_pprint(structure).split())
+def _pairs(expected: Any, actual: Any) -> list[comparing.Pair]:
+    try:
+        return comparing.paired(expected, actual, names=("the source", "the graph"))
+    except ValueError as error:
+        raise VerificationError(str(error)) from None

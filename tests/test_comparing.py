@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -6,6 +7,7 @@ from torch import nn
 
 import torchorbit
 from tests.models import Computes
+from torchorbit.comparing import paired, relative_difference
 
 
 def model():
@@ -65,12 +67,14 @@ def test_outputs_of_every_kind_are_compared(function):
 @pytest.mark.parametrize(
     ("first", "second", "what"),
     [
-        (lambda x: (x, x), lambda x: x, "structure"),
-        (lambda x: x, lambda x: x[:, :2], "shape"),
+        (lambda x: (x, x), lambda x: x, r"the second model returns \* where the first model returns \(\*, \*\)"),
+        (lambda x: x, lambda x: x[:, :2], r"float32 \(20, 2\) where the first model's is float32 \(20, 3\)"),
+        (lambda x: x, lambda x: x.double(), "of the second model is float64"),
+        (lambda x: (x, 3), lambda x: (x, 4), "output #1 of the second model is 4"),
         (lambda x: x, lambda x: x * float("nan"), "differs"),
         (lambda x: x > 0, lambda x: x > 10, "differs"),
     ],
-    ids=["structure", "shape", "nan", "flags"],
+    ids=["structure", "shape", "type", "no tensor", "nan", "flags"],
 )
 def test_outputs_that_are_not_alike_are_an_assertion_error(first, second, what):
     with pytest.raises(AssertionError, match=what):
@@ -80,3 +84,23 @@ def test_outputs_that_are_not_alike_are_an_assertion_error(first, second, what):
 def test_models_in_another_dtype_are_compared():
     source = nn.Linear(4, 4).double()
     torchorbit.compare_module_outputs(source, copy.deepcopy(source), (2, 4))
+
+
+@pytest.mark.parametrize(
+    ("expected", "actual", "difference"),
+    [
+        (torch.tensor([1.0, -4.0]), torch.tensor([1.4, -4.0]), 0.1),
+        (torch.tensor([0.0, 0.0]), torch.tensor([0.0, 1e-9]), math.inf),
+        (torch.zeros(2), torch.zeros(2), 0.0),
+        (torch.ones(2), torch.tensor([1.0, math.nan]), math.inf),
+        (torch.tensor([1.0, math.inf]), torch.tensor([1.0, math.inf]), math.inf),
+        (torch.tensor([True, False]), torch.tensor([True, False]), 0.0),
+        (torch.tensor([True, False]), torch.tensor([True, True]), math.inf),
+        (torch.tensor([100, 200]), torch.tensor([100, 201]), math.inf),
+        (torch.tensor([3j, 4.0]), torch.tensor([3j, 4.4]), 0.1),
+        (torch.empty(0, 3), torch.empty(0, 3), 0.0),
+    ],
+)
+def test_differences_are_relative_to_the_largest_number(expected, actual, difference):
+    pairs = paired({"a": torch.ones(1), "b": [expected]}, {"a": torch.ones(1), "b": [actual]})
+    assert relative_difference(pairs) == pytest.approx(difference)

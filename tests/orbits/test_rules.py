@@ -134,6 +134,47 @@ def test_check_needs_no_rule_of_one_s_own():
     assert torchorbit.check_rule(model, X) == 9
 
 
+UNBATCHED = {
+    "Conv1d": (nn.Conv1d, [nn.Conv1d(8, 8, 3)]),
+    "Conv1d in groups": (nn.Conv1d, [nn.Conv1d(8, 8, 3, groups=4)]),
+    "Conv1d depthwise": (nn.Conv1d, [nn.Conv1d(8, 16, 3, groups=8), nn.Conv1d(16, 8, 1)]),
+    "Conv2d": (nn.Conv2d, [nn.Conv2d(8, 8, 3, padding=1)]),
+    "ConvTranspose1d": (nn.Conv1d, [nn.ConvTranspose1d(8, 8, 3)]),
+    "ConvTranspose2d": (nn.Conv2d, [nn.ConvTranspose2d(8, 8, 3, stride=2)]),
+    "ConvTranspose3d in groups": (nn.Conv3d, [nn.ConvTranspose3d(8, 8, 1, groups=4)]),
+    "InstanceNorm1d": (nn.Conv1d, [nn.InstanceNorm1d(8, affine=True)]),
+    "InstanceNorm2d": (nn.Conv2d, [nn.InstanceNorm2d(8, affine=True, track_running_stats=True)]),
+    "InstanceNorm2d without weights": (nn.Conv2d, [nn.InstanceNorm2d(8)]),
+    "InstanceNorm3d": (nn.Conv3d, [nn.InstanceNorm3d(8, affine=True)]),
+    "MaxPool1d": (nn.Conv1d, [nn.MaxPool1d(2)]),
+    "pools": (nn.Conv2d, [nn.MaxPool2d(2, 1), nn.AvgPool2d(2, 1), nn.AdaptiveMaxPool2d(5), nn.AdaptiveAvgPool2d(4)]),
+    "PixelShuffle": (nn.Conv2d, [nn.PixelShuffle(2), nn.Conv2d(2, 8, 1)]),
+    "PixelUnshuffle": (nn.Conv2d, [nn.ZeroPad2d((0, 1, 0, 1)), nn.PixelUnshuffle(2), nn.Conv2d(32, 8, 1)]),
+    "Softmax": (nn.Conv2d, [nn.ReflectionPad2d(1), nn.Softmax(0)]),
+}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("case", UNBATCHED)
+def test_layers_take_a_sample_without_a_batch(case):
+    convolution, layers = UNBATCHED[case]
+    model = nn.Sequential(convolution(3, 8, 1), *layers, convolution(8, 4, 1))
+    shape = (3, *[9] * (convolution(1, 1, 1).weight.dim() - 2))
+    dag = torchorbit.convert(model.eval(), torch.randn(shape))
+    first = torchorbit.find_orbits(dag).of_tensor("0.weight", 0)
+    assert sum(orbit.width for orbit in first) >= 2
+    assert all(piece.dim < 2 for orbit in torchorbit.find_orbits(dag) for piece in orbit.slices)
+    assert torchorbit.check_rule(model, torch.randn(shape)) > 2
+
+
+def test_a_convolution_along_channels_takes_a_sample_without_a_batch():
+    model = Computes(
+        lambda self, x: self.b(self.eca(self.a(x)[None])[0]),
+        a=nn.Linear(3, 8), eca=nn.Conv1d(1, 1, 3, padding=1), b=nn.Linear(8, 4),
+    )  # fmt: skip
+    assert torchorbit.check_rule(model, torch.randn(3)) == 9
+
+
 def test_check_finds_channels_that_are_passed_on_in_another_order():
     # The weights of a fresh layer are all alike, and zero inputs would hide anything: neither does.
     torchorbit.register_rule(Backwards, scale, resize=resize)

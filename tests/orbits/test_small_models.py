@@ -8,6 +8,7 @@ from torch import nn
 import torchorbit
 from tests.models import Computes, stir
 from tests.orbits.helpers import kinds, owned, targets, the
+from torchorbit.graph.vertices import InputVertex
 
 X = torch.randn(2, 3, 8, 8)
 T = torch.randn(2, 6, 12)
@@ -441,6 +442,29 @@ def test_frozen_by_vertex():
     assert kinds(torchorbit.find_orbits(dag)) == [(8, 0)]
     (name,) = [vertex.name for vertex in dag.flatten().vertices if getattr(vertex, "operator", None) == "tanh"]
     assert kinds(torchorbit.find_orbits(dag, frozen=name)) == []
+
+
+def test_frozen_by_the_path_of_a_vertex_in_blocks():
+    from tests.orbits.helpers import of_timm
+
+    whole = of_timm("test_vit")
+    dag = whole.model.dag
+    paths = [path for path, vertex in dag.all_vertices() if not isinstance(vertex, InputVertex)]
+    (packed,) = [path for path in paths if path.startswith("blocks/_0/") and path.endswith("attn/reshape")]
+    before = sum(orbit.width for orbit in whole.of_tensor("blocks.0.attn.qkv.weight"))
+    assert before
+    for name in (packed, "blocks/?0/*/reshape", "blocks__0_attn_reshape"):
+        orbits = torchorbit.find_orbits(dag, frozen=name)
+        assert orbits.of_tensor("blocks.0.attn.qkv.weight") == []
+        assert orbits.of_tensor("blocks.1.attn.qkv.weight")
+        assert len(orbits.of_tensor("blocks.0.mlp.fc1.weight")) == 1
+    block = torchorbit.find_orbits(dag, frozen="blocks/_0/mlp")
+    assert block.of_tensor("blocks.0.mlp.fc1.weight") == []
+    assert block.of_tensor("blocks.1.mlp.fc1.weight")
+    for path in paths[::7]:
+        torchorbit.find_orbits(dag, frozen=path)
+    with pytest.raises(ValueError, match="names no module, parameter or vertex"):
+        torchorbit.find_orbits(dag, frozen="blocks/_0/attn/no_such")
 
 
 def test_frozen_by_any_name_of_a_shared_tensor():

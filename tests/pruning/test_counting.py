@@ -1,8 +1,10 @@
 """FLOPs: two for each of fvcore's, and the figures that were published."""
 
 import contextlib
+import copy
 import logging
 import math
+import pickle
 
 import pytest
 import timm
@@ -117,6 +119,73 @@ def test_a_graph_is_counted_at_another_size():
     assert torchorbit.flops(dag, (1, 3, 16, 24)).total == 6 * torchorbit.flops(dag).total
     assert torchorbit.flops(dag, (7, 3, 8, 8)).total == torchorbit.flops(dag).total
     assert torchorbit.flops(dag, (1, 3, 16, 24)).kmapp == pytest.approx(torchorbit.flops(dag).kmapp)
+
+
+def copied(dag):
+    return copy.deepcopy(dag)
+
+
+def reloaded(dag):
+    return pickle.loads(pickle.dumps(dag))
+
+
+def flattened(dag):
+    return dag.flatten()
+
+
+def cut(dag):
+    return torchorbit.remove_channels(dag, {})
+
+
+@pytest.mark.parametrize("made", [lambda dag: dag, copied, reloaded, flattened, cut])
+def test_a_layer_that_was_replaced_is_counted_as_it_is(made):
+    model = on_meta("mobilenetv3_small_050")
+    dag = made(torchorbit.convert(model, torch.empty(2, 3, 64, 64, device="meta")))
+    before = torchorbit.flops(dag).total
+    width = dag.get_submodule("classifier").in_features
+    dag._modules["classifier"] = nn.Linear(width, 20000, device="meta")
+    for again in (dag, copied(dag), flattened(dag)):
+        total = torchorbit.flops(again).total
+        assert total == before + 2 * width * 19000
+        assert torchorbit.find_orbits(again).costs.total() == total
+    dag._modules["classifier"] = nn.Linear(width, 1000, device="meta")
+    assert torchorbit.flops(dag).total == before
+
+
+def test_shapes_follow_what_is_changed_in_a_layer():
+    dag = torchorbit.convert(small(), torch.randn(2, 3, 8, 8))
+    before = torchorbit.flops(dag).by_vertex
+    first, last = dag.get_submodule("0"), dag.get_submodule("3")
+    last.weight, last.bias = nn.Parameter(torch.randn(6, 8, 1, 1)), nn.Parameter(torch.randn(6))
+    assert torchorbit.flops(dag).by_vertex == before | {"_3": 1.5 * before["_3"]}
+    first.stride = (2, 2)
+    assert torchorbit.flops(dag).total * 4 == sum((before | {"_3": 1.5 * before["_3"]}).values())
+
+
+def test_a_layer_that_does_not_fit_is_named():
+    dag = torchorbit.convert(small(), torch.randn(2, 3, 8, 8))
+    dag._modules["3"] = nn.Conv2d(5, 4, 1)
+    for function in (torchorbit.flops, torchorbit.find_orbits):
+        with pytest.raises(torchorbit.GraphRunError, match="vertex '_3'"):
+            function(dag)
+
+
+def test_a_size_that_the_graph_refuses_is_not_counted():
+    two = torchorbit.convert(
+        Computes(lambda self, a, b: self.l(a) + self.k(b), l=nn.Linear(4, 5), k=nn.Linear(3, 5)),
+        (torch.randn(2, 4), torch.randn(2, 3)),
+    )
+    with pytest.raises(ValueError, match=r"input_shape=\(1, 4\).*\(2, 4\), \(2, 3\)"):
+        torchorbit.flops(two, (1, 4))
+    fixed = torchorbit.convert(on_meta("test_vit"), torch.empty(1, 3, 160, 160, device="meta"))
+    assert torchorbit.flops(fixed, (5, 3, 160, 160)).total == torchorbit.flops(fixed).total
+    with pytest.raises(ValueError, match=r"size of the graph is fixed.*160, 160"):
+        torchorbit.flops(fixed, (1, 3, 192, 192))
+    with pytest.raises(ValueError, match="input_shape"):
+        torchorbit.flops(fixed, (3, 160, 160))
+    free = torchorbit.convert(small(), torch.randn(2, 3, 8, 8))
+    with pytest.raises(torchorbit.GraphRunError, match="vertex '_0'"):
+        torchorbit.flops(free, (2, 4, 8, 8))
 
 
 def test_a_module_without_a_shape_is_refused():

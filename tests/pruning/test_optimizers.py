@@ -1,5 +1,6 @@
 """The state of an optimiser is cut along with the parameters, and training goes on as if nothing had happened."""
 
+import contextlib
 import copy
 import math
 
@@ -193,3 +194,31 @@ def test_prune_takes_an_optimizer(inplace):
     pruned = torchorbit.prune(dag, ratio=0.5, inplace=inplace, optimizer=optimizer)
     assert pruned.get_parameter("0.weight").shape[0] == 4
     assert math.isfinite(step(pruned, optimizer))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("nothing", [False, True])
+def test_lbfgs_goes_on_with_what_is_left(inplace, nothing):
+    dag = torchorbit.convert(nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 5)), torch.randn(2, 6)).train()
+    optimizer = torch.optim.LBFGS(dag.parameters(), lr=0.1, max_iter=5)
+    x = torch.randn(8, 6)
+
+    def loss():
+        optimizer.zero_grad()
+        value = nn.functional.mse_loss(pruned(x), Y)
+        value.backward()
+        return value
+
+    pruned = dag
+    optimizer.step(loss)
+    (orbit,) = torchorbit.find_orbits(dag)
+    removed = {} if nothing else {orbit: [1, 4]}
+    with contextlib.nullcontext() if nothing else pytest.warns(UserWarning, match="LBFGS"):
+        pruned = torchorbit.remove_channels(dag, removed, inplace=inplace, optimizer=optimizer)
+    before = {name: parameter.clone() for name, parameter in pruned.named_parameters()}
+    first = loss().item()
+    for _ in range(3):
+        optimizer.step(loss)
+    assert loss().item() < first
+    assert all(not torch.equal(parameter, before[name]) for name, parameter in pruned.named_parameters())
+    assert set(optimizer.state) <= set(pruned.parameters())

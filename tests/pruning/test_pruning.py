@@ -156,6 +156,19 @@ def test_wrong_arguments(arguments, message):
     assert dag.graph is before
 
 
+@pytest.mark.parametrize("round_to", [2.5, 4.0, "8", True, None])
+def test_what_is_no_number_of_channels_is_a_type_error(round_to):
+    with pytest.raises(TypeError, match="expected a whole number of channels"):
+        torchorbit.prune(graph(), ratio=0.5, round_to=round_to)
+
+
+def test_without_weights_nothing_is_the_smallest():
+    dag = graph().to("meta")
+    for arguments in ({"ratio": 0.5}, {"flops": 0.5}):
+        with pytest.raises(ValueError, match="meta device, where weights have no magnitude"):
+            torchorbit.prune(dag, **arguments)
+
+
 def test_the_smallest_go():
     model = chain(6)
     with torch.no_grad():
@@ -271,6 +284,43 @@ def test_plan_of_a_shared_layer_counts_it_once():
 def test_plan_of_what_is_no_orbit(wrong):
     with pytest.raises(TypeError, match="no Orbit"):
         torchorbit.plan(wrong)
+
+
+@pytest.mark.parametrize("wrong", [None, [], 3, "conv1", ()])
+def test_plan_of_what_is_no_removal(wrong):
+    with pytest.raises(TypeError, match="expected a dict of orbits and positions"):
+        torchorbit.plan(wrong)
+
+
+def test_a_number_instead_of_positions_is_a_type_error():
+    dag = graph()
+    (orbit, *_) = torchorbit.find_orbits(dag)
+    for wrong in (torch.tensor(3), np.int64(3), np.array(3), 3):
+        for function in (torchorbit.plan, lambda removed: torchorbit.remove_channels(dag, removed)):
+            with pytest.raises(TypeError, match="expected an iterable of integers"):
+                function({orbit: wrong})
+
+
+def test_plan_of_an_orbit_that_loses_everything():
+    (orbit, *_) = torchorbit.find_orbits(graph())
+    plan = torchorbit.plan({orbit: range(orbit.width)}, allow_empty=True)
+    assert {cut.tensor for cut in plan.cuts} == {piece.tensor for piece in orbit.slices}
+    assert plan.parameters == orbit.parameters
+
+
+def test_plan_of_a_tensor_that_has_two_names():
+    model = Computes(
+        lambda self, i: self.h(self.n(self.e(i))), e=nn.Embedding(9, 6), n=nn.Linear(6, 6), h=nn.Linear(6, 9, bias=False)
+    )  # fmt: skip
+    model.h.weight = model.e.weight
+    orbits = torchorbit.find_orbits(torchorbit.convert(model.eval(), torch.zeros(2, 4, dtype=torch.long)))
+    (orbit,) = orbits.of_tensor("e.weight", 1)
+    assert orbits.of_tensor("h.weight", 1) == [orbit]
+    assert orbits.of_tensor("no such.weight", 1) == orbits.of_tensor("h.weight", 0) == []
+    assert [piece.tensor for piece in orbit.slices].count("e.weight") == 1
+    plan = torchorbit.plan({orbit: [2]})
+    assert plan.of_tensor("h.weight") == plan.of_tensor("e.weight") != ()
+    assert plan.of_tensor("n.bias")[0].indices == (2,)
 
 
 def test_plan_refuses_what_removal_refuses():

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from typing import NamedTuple
 
 import pytest
 import timm
@@ -54,6 +55,13 @@ def assert_untouched(dag, before):
         assert now[name].grad is grad
     assert all(torch.equal(tensor, buffers[name]) for name, tensor in dag.named_buffers())
     assert dag.graph is source
+
+
+class Two(NamedTuple):
+    """Two tensors."""
+
+    flags: torch.Tensor
+    numbers: torch.Tensor
 
 
 # -- what is left
@@ -161,8 +169,12 @@ def test_modules_say_what_they_are():
         (nn.ConvTranspose2d(8, 8, 1), {"in_channels": 6, "out_channels": 8}),
         (nn.PReLU(8), {"num_parameters": 6}),
         (nn.InstanceNorm2d(8, affine=True), {"num_features": 6}),
+        (nn.InstanceNorm2d(8), {"num_features": 6}),
+        (nn.BatchNorm2d(8, affine=False, track_running_stats=False), {"num_features": 6}),
+        (nn.GroupNorm(1, 8, affine=False), {"num_channels": 6, "num_groups": 1}),
     ],
 )
+@pytest.mark.filterwarnings("error")
 def test_numbers_beside_tensors(layer, shown):
     model = nn.Sequential(nn.Conv2d(3, 8, 1), layer, nn.Conv2d(8, 2, 1)).eval()
     dag, orbits = graph(model)
@@ -325,7 +337,70 @@ def test_a_shared_module_stays_one():
         assert pruned.get_parameter("conv.weight").shape[:2] == (6, 6)
 
 
+@pytest.mark.parametrize(
+    ("layer", "widths"),
+    [
+        (nn.LayerNorm(12, elementwise_affine=False), ((12,), (10,))),
+        (nn.RMSNorm(12, elementwise_affine=False), ((12,), (10,))),
+        (nn.GroupNorm(4, 12, affine=False), (4, 3)),
+        (nn.Unflatten(2, (4, 3)), ((4, 3), (3, 3))),
+    ],
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_calls_of_a_layer_without_weights_are_cut_apart(layer, widths, inplace):
+    def forward(self, x):
+        if isinstance(self.norm, nn.GroupNorm):
+            a, b = self.norm(self.a(x).mT).mT, self.norm(self.b(x).mT).mT
+        else:
+            a, b = self.norm(self.a(x)), self.norm(self.b(x))
+        return self.c(a.flatten(2)), self.d(b.flatten(2))
+
+    model = Computes(
+        forward, a=nn.Linear(12, 12), b=nn.Linear(12, 12), c=nn.Linear(12, 3), d=nn.Linear(12, 3), norm=layer
+    ).eval()  # fmt: skip
+    x = torch.randn(2, 5, 12)
+    dag, orbits = graph(model, x)
+    orbit = max(orbits.of_tensor("b.weight"), key=lambda orbit: orbit.reading)
+    removed = {orbit: [0] if orbit.reading else [0, 7]}
+    whole = copy.deepcopy(dag)
+    pruned = torchorbit.remove_channels(dag, removed, inplace=inplace)
+    assert [tensor.shape for tensor in run(pruned, x)] == [(2, 5, 3)] * 2
+    assert list(pruned.state_dict()) == list(whole.state_dict())
+    found = [m for m in pruned.modules() if type(m) is type(layer)]
+    attribute = {nn.GroupNorm: "num_groups", nn.Unflatten: "unflattened_size"}.get(type(layer), "normalized_shape")
+    assert [tuple(n) if isinstance(n := getattr(m, attribute), tuple) else n for m in found] == list(widths)
+    if not inplace:
+        assert torchorbit.verify_removal(dag, pruned, removed, x) < 1e-5
+    again = torchorbit.find_orbits(pruned)
+    smaller = torchorbit.remove_channels(pruned, {orbit: [0] for orbit in again})
+    assert torchorbit.verify_removal(pruned, smaller, {orbit: [0] for orbit in again}, x) < 1e-5
+
+
+def test_hooks_of_a_graph_stay_when_it_is_cut_in_place():
+    dag, orbits = graph()
+    calls = []
+    dag.register_forward_hook(lambda *args: calls.append("after"))
+    dag.register_forward_pre_hook(lambda *args: calls.append("before"))
+    dag.register_load_state_dict_post_hook(lambda *args: calls.append("loaded"))
+    dag.note = "mine"
+    torchorbit.remove_channels(dag, {orbits[0]: [1]}, inplace=True)
+    run(dag)
+    dag.load_state_dict(dag.state_dict())
+    assert calls == ["before", "after", "loaded"]
+    assert dag.note == "mine"
+
+
 # -- what is refused
+
+
+def test_what_is_no_optimiser_is_a_type_error_before_anything_changes():
+    dag, orbits = graph()
+    before = snapshot(dag)
+    with pytest.raises(TypeError, match="optimizer is a str"):
+        torchorbit.remove_channels(dag, {orbits[0]: [1]}, inplace=True, optimizer="x")
+    with pytest.raises(TypeError, match="optimizer is a str"):
+        torchorbit.prune(dag, ratio=0.5, inplace=True, optimizer="x")
+    assert_untouched(dag, before)
 
 
 def wrong_removals():
@@ -373,6 +448,18 @@ def test_orbits_found_before_pruning_are_refused_after_it():
     assert again[0].width == 7
     torchorbit.remove_channels(dag, {again[0]: [1]}, inplace=True)
     assert dag.get_parameter("0.weight").shape[0] == 6
+
+
+def test_layers_that_were_replaced_after_orbits_were_found():
+    dag, orbits = graph()
+    dag._modules["0"] = nn.Conv2d(3, 8, 3, padding=1)
+    removed = {orbits[0]: [1, 4]}
+    pruned = torchorbit.remove_channels(dag, removed)
+    assert pruned.get_parameter("0.weight").shape[0] == 6
+    assert torchorbit.verify_removal(dag, pruned, removed) < 1e-5
+    dag._modules["8"] = nn.Linear(24, 50)
+    with pytest.raises(ValueError, match=r"'8.weight' is of shape \(50, 24\), and was of \(5, 24\)"):
+        torchorbit.remove_channels(dag, removed)
 
 
 def test_a_block_is_refused():
@@ -441,13 +528,87 @@ def test_the_proof_finds_a_fault_in_the_graph_that_is_cut(monkeypatch):
     assert proof() > 1e-2
 
 
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 6), nn.Linear(6, 3), nn.Linear(5, 6)
+
+    def forward(self, x, scale, y):
+        return self.b(self.a(x) * scale + self.c(y))
+
+
+def test_the_proof_binds_inputs_as_the_model_does():
+    x, y = torch.randn(2, 4), torch.randn(2, 5)
+    dag, orbits = graph(Scaled(), (x, 2.0, y))
+    removed = {orbits[0]: [1, 2]}
+    pruned = torchorbit.remove_channels(dag, removed)
+    for inputs in ((x, 2.0, y), {"x": x, "scale": 2.0, "y": y}, None):
+        assert torchorbit.verify_removal(dag, pruned, removed, inputs) < 1e-5
+    with pytest.raises(TypeError, match="missing a required argument: 'y'"):
+        torchorbit.verify_removal(dag, pruned, removed, (x, 2.0))
+
+
+def test_the_proof_leaves_the_mode_of_every_layer_alone():
+    dag, orbits = graph()
+    dag.train()
+    dag.get_submodule("1").eval()
+    pruned = torchorbit.remove_channels(dag, {orbits[0]: [1]})
+    before = [[m.training for m in model.modules()] for model in (dag, pruned)]
+    torchorbit.verify_removal(dag, pruned, {orbits[0]: [1]})
+    assert [[m.training for m in model.modules()] for model in (dag, pruned)] == before
+
+
+INTEGERS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+@pytest.mark.parametrize(
+    ("forward", "inputs"),
+    [
+        (lambda self, i: self.b(self.e(i)), INTEGERS),
+        (lambda self, i, *, x, flag=False: self.b(self.e(i) + self.a(x)), {"i": INTEGERS, "x": torch.randn(2, 3, 4)}),
+        (
+            lambda self, *, x, flag, k: self.b(self.a(x) if flag else self.a(x).where(k, 0.5)),
+            {"x": torch.randn(2, 3, 4), "flag": False, "k": torch.ones(2, 3, 1, dtype=torch.bool)},
+        ),
+        (
+            lambda self, given, scale=3: self.b(self.a(given["a"][0]) * scale + self.e(given["b"]["c"])),
+            ({"a": [torch.randn(2, 3, 4)], "b": {"c": INTEGERS}},),
+        ),
+        (lambda self, x: self.b(self.a(x)) > 0, torch.randn(2, 3, 4)),
+        (lambda self, x: Two(self.b(self.a(x)) > 0, self.b(self.a(x))), torch.randn(2, 3, 4)),
+    ],
+    ids=["integers", "keywords", "flags and masks", "containers", "flags returned", "a named tuple returned"],
+)
+def test_the_proof_makes_inputs_of_every_kind(forward, inputs):
+    model = Computes(forward, e=nn.Embedding(10, 6), a=nn.Linear(4, 6), b=nn.Linear(6, 3))
+    dag, orbits = graph(model, inputs)
+    removed = {orbits[0]: [1, 2]}
+    pruned = torchorbit.remove_channels(dag, removed)
+    for given in (inputs, None):
+        assert torchorbit.verify_removal(dag, pruned, removed, given) < 1e-5
+    with torch.no_grad():
+        pruned.get_parameter("b.bias").add_(100)
+    assert torchorbit.verify_removal(dag, pruned, removed) > 0.1
+
+
+@pytest.mark.parametrize("order", [float("-inf"), float("inf"), -1, 0, 1, 3])
+def test_the_proof_knows_every_norm(order):
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y), torch.linalg.vector_norm(y, order, dim=1), torch.norm(y, p=order, dim=-1, keepdim=True)
+
+    dag, orbits = graph(Computes(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 3)), torch.randn(2, 4))
+    removed = {orbits[0]: [1, 2]}
+    assert torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, removed), removed) < 1e-5
+
+
 def test_the_proof_takes_any_type_and_nothing_removed():
     dag, orbits = graph()
     assert torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, {}), {}) < 1e-6
     dag.double()
     pruned = torchorbit.remove_channels(dag, {orbits[0]: [1]})
     assert torchorbit.verify_removal(dag, pruned, {orbits[0]: [1]}) < 1e-12
-    with pytest.raises(ValueError, match=r"types torch\.float64 and torch\.float32"):
+    with pytest.raises(ValueError, match=r"the pruned graph is float32 .* the whole graph.s is float64"):
         torchorbit.verify_removal(dag, _Rounded(pruned), {orbits[0]: [1]})
     with pytest.raises(ValueError, match="meta device"):
         torchorbit.verify_removal(dag.to("meta"), pruned, {orbits[0]: [1]})

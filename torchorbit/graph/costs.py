@@ -8,10 +8,15 @@ dot-product attention as the two matrix products that it is. Elementwise operato
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from torchorbit.graph.vertices import ByMode, Expr, InputVertex, Ref, Size, Vertex, vertex_args
+import torch
+
+from torchorbit.graph.calls import Call
+from torchorbit.graph.dag import Graph
+from torchorbit.graph.vertices import ByMode, Expr, InputVertex, OperatorVertex, Ref, Size, Vertex, vertex_args
 
 Shape = tuple[int, ...]
 #: Gives the shape of an argument by name; None where it is no tensor or absent.
@@ -27,6 +32,47 @@ def cost_of(operator: str) -> Cost | None:
     The cost is called with the shapes of arguments by name, the shape of the result, and the arguments themselves.
     """
     return _COSTS.get(operator)
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """A vertex that costs something in evaluation.
+
+    Attributes:
+        name: of the vertex.
+        args: of its call.
+        cost: gives the multiply-accumulates.
+        samples: how many samples of the recorded run share them.
+    """
+
+    name: str
+    args: dict[str, Any]
+    cost: Cost
+    samples: int
+
+    def flops(self, shapes: Shapes, result: Any) -> float:
+        """FLOPs of one sample, two per multiply-accumulate, for certain shapes of its operands and its result."""
+        return 2.0 * self.cost(shapes, result, self.args) / self.samples
+
+
+def priced_vertices(graph: Graph, calls: Mapping[str, Call | OperatorVertex]) -> list[Priced]:
+    """The vertices of a graph in one level that cost something, in their order."""
+    varying = per_sample(graph.vertices)
+    batch = first_shape(graph)[:1]
+    samples = int(batch[0]) if batch else 1
+    found = []
+    for vertex in graph.vertices:
+        call = calls.get(vertex.name)
+        cost = None if call is None else cost_of(call.operator)
+        if call is not None and cost is not None and not getattr(vertex, "training_only", False):
+            found.append(Priced(vertex.name, call.args, cost, samples if vertex.name in varying else 1))
+    return found
+
+
+def first_shape(graph: Graph) -> tuple[int, ...]:
+    """The shape of the first input that is a tensor; empty where none is."""
+    shapes = [graph.shapes.get(vertex.name) for vertex in graph.inputs]
+    return next((tuple(shape) for shape in shapes if isinstance(shape, torch.Size) and len(shape)), ())
 
 
 def per_sample(vertices: Iterable[Vertex]) -> frozenset[str]:

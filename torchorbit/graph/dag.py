@@ -235,7 +235,6 @@ class DagModule(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = self.__dict__.copy()
         graph, provenance = state.pop("graph"), state.pop("provenance")
-        state.pop("_levels", None)
         return (blank, (graph, provenance), state)
 
 

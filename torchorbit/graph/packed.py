@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from torchorbit.graph.dag import Graph
+from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Attr, ModuleVertex, OperatorVertex, Ref, Vertex, map_args, vertex_args, walk_args
+from torchorbit.graph.writing import Writer
 
 # Vertex and which of its results (None: its only one) -> what takes its place.
 _Parts = dict[tuple[str, int | str | None], Ref]
@@ -18,12 +20,16 @@ _Parts = dict[tuple[str, int | str | None], Ref]
 _PASSING = frozenset({"permute", "transpose", "contiguous", "clone"})
 
 
-def separated(graph: Graph) -> Graph:
+def separated(graph: Graph, apart: dict[str, list[str]] | None = None) -> Graph:
     """Take apart what is packed in one factor of a projection, query, key and value say, and picked from it again.
 
     ``reshape(x, (..., 3, heads, width))``, permuted, and then read only as ``[0]``, ``[1]`` and ``[2]``, makes three
     things one, which could be pruned together only. The exact rewrite is to split ``x`` first and reshape the parts:
     each has a width of its own then.
+
+    Args:
+        graph: a graph without nested blocks.
+        apart: where to note the vertices that are gone, with the names of those that take their place.
     """
     users: dict[str, list[Vertex]] = {}
     for vertex in graph.vertices:
@@ -40,10 +46,9 @@ def separated(graph: Graph) -> Graph:
     if not found:
         return graph
     gone = {name for packed in found.values() for name in packed.gone}
-    taken = {vertex.name for vertex in graph.vertices}
-    shapes = dict(graph.shapes)
+    writer = Writer(vertex.name for vertex in graph.vertices)
+    writer.shapes.update(graph.shapes)
     parts: _Parts = {}
-    vertices: list[Vertex] = []
 
     def change(value: Any) -> Any:
         if type(value) is Ref:
@@ -57,7 +62,9 @@ def separated(graph: Graph) -> Graph:
 
     for vertex in graph.vertices:
         if vertex.name in found:
-            found[vertex.name].write(vertices, shapes, parts, taken, change)
+            made = found[vertex.name].write(writer, parts, change)
+            if apart is not None:
+                apart.update(made)
         if vertex.name in gone:
             continue
         if isinstance(vertex, OperatorVertex):
@@ -66,8 +73,8 @@ def separated(graph: Graph) -> Graph:
         elif isinstance(vertex, ModuleVertex):
             positional, named = map_args(vertex.args, change), map_args(vertex.kwargs, change)
             vertex = ModuleVertex(vertex.name, vertex.target, positional, named, vertex.leaf)
-        vertices.append(vertex)
-    return Graph(tuple(vertices), map_args(graph.output, change), shapes)
+        writer.vertices.append(vertex)
+    return Graph(tuple(writer.vertices), map_args(graph.output, change), writer.shapes)
 
 
 @dataclass(slots=True)
@@ -92,24 +99,9 @@ class _Packed:
     def count(self) -> int:
         return self.shape[self.place]
 
-    def write(
-        self,
-        vertices: list[Vertex],
-        shapes: dict[str, Any],
-        parts: _Parts,
-        taken: set[str],
-        change: Any,
-    ) -> None:
-        def add(wanted: str, operator: str, args: dict[str, Any], shape: Any) -> str:
-            name, count = wanted, 0
-            while name in taken:
-                count += 1
-                name = f"{wanted}_{count}"
-            taken.add(name)
-            vertices.append(OperatorVertex(name, operator, args))
-            shapes[name] = shape
-            return name
-
+    def write(self, writer: Writer, parts: _Parts, change: Any) -> dict[str, list[str]]:
+        """Write what takes the place of its vertices; returns the names of that for each of them."""
+        add, start = writer.add, len(writer.vertices)
         base = self.reshape.name
         args = {key: map_args(arg, change) for key, arg in self.reshape.args.items()}
         source, sizes = args["input"], list(args["shape"])
@@ -154,6 +146,9 @@ class _Packed:
             else:
                 for position in range(self.count):
                     parts[vertex.name, position] = made[position]
+        written = [vertex.name for vertex in writer.vertices[start:]]
+        picks = {vertex.name: written if n is None else [made[n].vertex] for vertex, n in self.picks}
+        return {**dict.fromkeys(self.gone, written), **picks}
 
 
 def _without(
@@ -220,12 +215,12 @@ def _packed(reshape: OperatorVertex, graph: Graph, users: dict[str, list[Vertex]
     picks: list[tuple[OperatorVertex, int | None]] = []
     axes: set[int] = set()
     for vertex in following:
-        pick = _pick_of(vertex, last.name, len(shape))
-        if pick is None or (vertex.name in outputs and pick[1] is None):
+        picked = _pick_of(vertex, last.name, len(shape))
+        if picked is None or (vertex.name in outputs and picked[1] is None):
             return None
-        axes.add(pick[0])
+        axes.add(picked[0])
         assert isinstance(vertex, OperatorVertex)
-        picks.append((vertex, pick[1]))
+        picks.append((vertex, picked[1]))
     if len(axes) != 1:
         return None
     place = axes.pop()
@@ -235,7 +230,7 @@ def _packed(reshape: OperatorVertex, graph: Graph, users: dict[str, list[Vertex]
     if any(number is not None and not -count <= number < count for _, number in picks):
         return None
     picks = [(vertex, number if number is None else number % count) for vertex, number in picks]
-    before = _shape_of(source, graph)
+    before = tuple(pick(graph.shapes[source.vertex], source.index))
     split = _split_axis(before, shape, place)
     if split is None or count < 2:
         return None
@@ -245,13 +240,6 @@ def _packed(reshape: OperatorVertex, graph: Graph, users: dict[str, list[Vertex]
         return None
     first = next(n for n in range(len(shape)) if math.prod(shape[:n]) >= math.prod(before[:axis]))
     return _Packed(reshape, axis, place, ahead, first, chain, picks, before, shape)
-
-
-def _shape_of(ref: Ref, graph: Graph) -> tuple[int, ...]:
-    shape = graph.shapes[ref.vertex]
-    for item in ref.index:
-        shape = shape[item]
-    return tuple(shape)
 
 
 def _pick_of(vertex: Vertex, name: str, rank: int) -> tuple[int, int | None] | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchorbit.errors import GraphRunError
 from torchorbit.graph.calls import tensor_of
 from torchorbit.graph.codegen import computed
 from torchorbit.graph.dag import DagModule
@@ -70,13 +71,13 @@ def complete(
         ``shapes`` with what was missing. Where only training computes something, as it does in training.
 
     Raises:
-        RuntimeError, TypeError, IndexError: a vertex does not run with the shapes that come before it.
+        GraphRunError: a vertex does not run with the shapes that come before it.
     """
     if all(vertex.name in shapes for vertex in vertices if not _without_result(vertex)):
         return shapes
     try:
         return _Runner(dict(shapes), dag).run(vertices)
-    except (RuntimeError, TypeError, IndexError):
+    except GraphRunError:
         # What is known of a result is its shape only, and some operators insist on a dtype, too (of a mask, of
         # indices). Run from the inputs on, everything has its own.
         given = {vertex.name: shapes[vertex.name] for vertex in vertices if isinstance(vertex, InputVertex)}
@@ -107,18 +108,20 @@ class _Runner:
                 continue
             if vertex.name in self.shapes or _without_result(vertex):
                 continue
-            if isinstance(vertex, ModuleVertex):
-                result = self.call_module(vertex)
-            else:
-                self.training = vertex.training_only
-                row = OPERATORS[vertex.operator]
-                args = {name: self.value(arg) for name, arg in vertex.args.items()}
-                if "device" in args:
-                    args["device"] = _META
-                result = called(row, args)
+            try:
+                result = self.call_module(vertex) if isinstance(vertex, ModuleVertex) else self.call_operator(vertex)
+            except (RuntimeError, TypeError, IndexError, ValueError) as error:
+                raise GraphRunError(vertex.name, str(error)) from error
             self.results[vertex.name] = result
             self.shapes[vertex.name] = shapes_in(result)
         return self.shapes
+
+    def call_operator(self, vertex: OperatorVertex) -> Any:
+        self.training = vertex.training_only
+        args = {name: self.value(arg) for name, arg in vertex.args.items()}
+        if "device" in args:
+            args["device"] = _META
+        return called(OPERATORS[vertex.operator], args)
 
     def call_module(self, vertex: ModuleVertex) -> Any:
         module = self.dag.get_submodule(vertex.target)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from torchorbit.collecting import no_garbage_collection
 from torchorbit.graph.dag import DagModule
+from torchorbit.graph.flatten import names_at
+from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Attr, ByMode, ModuleVertex, Ref
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.labels import Dim, Labels, joint
@@ -31,9 +33,9 @@ def find_orbits(dag: DagModule, *, frozen: Iterable[nn.Module | str] | nn.Module
 
     Args:
         dag: a graph, outermost level.
-        frozen: modules, paths of modules, parameters or vertices, or patterns of such paths (``"head*"``) that must
-            stay as they are: no channel that goes in or comes out of them is removed. The channels of the model's
-            inputs and outputs always stay.
+        frozen: modules, paths of modules, parameters or vertices (blocks joined by ``/``, as in
+            `DagModule.all_vertices`), or patterns of such paths (``"head*"``) that must stay as they are: no channel
+            that goes in or comes out of them is removed. The channels of the model's inputs and outputs always stay.
 
     Returns:
         The orbits, in the order in which the model uses their parameters.
@@ -149,10 +151,7 @@ class _Reader:
     def value(self, arg: Any) -> Any:
         kind = type(arg)
         if kind is Ref:
-            value = self.reading.values[arg.vertex]
-            for item in arg.index:
-                value = value[item]
-            return value
+            return pick(self.reading.values[arg.vertex], arg.index)
         if kind is Attr:
             return self.attribute(arg.path)
         if kind is tuple or kind is list:
@@ -232,10 +231,13 @@ class _Frozen:
                 target = getattr(vertex, "target", None)
                 if target is not None and (target in paths or (inside and target.startswith(inside))):
                     vertices.add(vertex.name)
+            if isinstance(item, str) and ("/" in item or not (paths or attributes or vertices)):
+                at = names_at(model.dag)
+                vertices |= {name for path, found in at.items() if _matches(path, item) for name in found}
             if not paths and not attributes and not vertices:
                 raise ValueError(
                     f"frozen={item!r} names no module, parameter or vertex of the graph; paths are those of "
-                    "dag.named_modules(), patterns are like 'blocks.*.attn'"
+                    "dag.named_modules() or dag.all_vertices(), patterns are like 'blocks.*.attn'"
                 )
             self.attributes |= attributes
             self.vertices |= vertices

@@ -60,6 +60,10 @@ class FlatModel:
         model.tables = _tables(model.graph)
         return model
 
+    def look_again(self) -> None:
+        """Forget which modules were found: some may have been replaced since."""
+        self._modules.clear()
+
     def module_at(self, path: str) -> nn.Module:
         """The submodule at a path."""
         module = self._modules.get(path)
@@ -75,7 +79,8 @@ class FlatModel:
         """The parameter or buffer at a path."""
         owner, _, name = path.rpartition(".")
         tensor = tensor_of(self.module_at(owner), name)
-        assert tensor is not None, f"there is no tensor '{path}'"
+        if tensor is None:
+            raise AttributeError(f"there is no tensor '{path}'")
         return tensor
 
 

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
-import torch
 from tabulate import tabulate
 
-from torchorbit.graph.costs import cost_of, per_sample
-from torchorbit.graph.vertices import Attr, ByMode, Ref
+from torchorbit.orbits.costs import Costs
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.labels import Array, Dim, arrays_of
-from torchorbit.orbits.rules import Labelled, Reading
+from torchorbit.orbits.rules import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +22,7 @@ class Slice:
     """What a unit owns of a parameter or buffer.
 
     Attributes:
-        tensor: its path, as in ``state_dict()``.
+        tensor: its path, as in ``state_dict()``; of several that by which a vertex reads it first.
         dim: the dimension along which it is cut.
         indices: positions along that dimension, ascending.
     """
@@ -127,7 +125,7 @@ class Orbit:
         """FLOPs (two per multiply-accumulate, one sample) of what runs on its channels, as far as they make them up."""
         kept = np.ones(self._orbits.counts[self.reading], bool)
         kept[self.components] = False
-        return self._orbits.flops_saved(self, {self.reading: kept})
+        return self._orbits.flops_saved({self.reading: kept})
 
     def __repr__(self) -> str:
         return f"Orbit({self.index}, width={self.width})"
@@ -208,10 +206,22 @@ class Orbits(Sequence[Orbit]):
         """The orbits that own something of one dimension of a parameter or buffer.
 
         Args:
-            path: its path, as in ``state_dict()``.
+            path: its path, as in ``state_dict()``, or one of them where it has several.
             dim: the dimension; 0 is the output of a layer, 1 its input.
         """
+        if not any(part.path == path for part in self.parts):
+            try:
+                path = self.first_paths().get(id(self.model.tensor_at(path)), path)
+            except AttributeError:
+                return []
         return [orbit for orbit in self if any(piece.tensor == path and piece.dim == dim for piece in orbit.slices)]
+
+    def first_paths(self) -> dict[int, str]:
+        """Id of a parameter or buffer -> the path by which a vertex reads it first."""
+        found: dict[int, str] = {}
+        for path in self.readings[0].attributes:
+            found.setdefault(id(self.model.tensor_at(path)), path)
+        return found
 
     @cached_property
     def trainable(self) -> frozenset[str]:
@@ -246,8 +256,8 @@ class Orbits(Sequence[Orbit]):
         """What every vertex costs, whatever is removed."""
         return Costs(self)
 
-    def flops_saved(self, orbit: Orbit, keep: dict[int, Any]) -> float:
-        """FLOPs that go when what ``keep`` leaves out is removed."""
+    def flops_saved(self, keep: dict[int, Any]) -> float:
+        """FLOPs that go when what ``keep`` leaves out is removed; it says for readings which units are kept."""
         return self.costs.total() - self.costs.total(keep)
 
     def __str__(self) -> str:
@@ -401,129 +411,3 @@ def _unions(orbits: Orbits, coarse: int, fine: int, used: Any) -> Any:
     result[ours[~inside[theirs]]] = False
     result[0] = False
     return result
-
-
-class Costs:
-    """Multiply-accumulates of every vertex, for what is kept."""
-
-    def __init__(self, orbits: Orbits):
-        self.orbits = orbits
-        model, readings = orbits.model, orbits.readings
-        self.vertices: list[tuple[str, Any, dict[str, Any], Any, Any]] = []
-        self.many = per_sample(model.graph.vertices)
-        for vertex in model.graph.vertices:
-            call = model.calls.get(vertex.name)
-            cost = None if call is None else cost_of(call.operator)
-            if call is None or cost is None or getattr(vertex, "training_only", False):
-                continue
-            args = {name: [_value(reading, arg) for reading in readings] for name, arg in call.args.items()}
-            args = {name: values for name, values in args.items() if _holds_tensor(values[0])}
-            result = [reading.values[vertex.name] for reading in readings]
-            for mixing in [mixing for reading in readings for mixing in reading.mixing.get(vertex.name, ())]:
-                # It works on the full length, with zeros where channels are gone.
-                args[mixing.argument] = [_unlabelled(value, mixing.axis) for value in args[mixing.argument]]
-                result = [_unlabelled(value, mixing.result_axis) for value in result]
-            self.vertices.append((vertex.name, cost, args, result, call.args))
-        self.batch = _batch(model)
-
-    def total(self, keep: dict[int, Any] | None = None) -> float:
-        """FLOPs of one sample; ``keep`` says for readings which units are kept, by their numbers."""
-        return sum(self.each(keep).values())
-
-    def each(self, keep: dict[int, Any] | None = None) -> dict[str, float]:
-        """FLOPs of one sample, for every vertex that costs any."""
-        masks = {} if keep is None else {n: kept[self.orbits.components[n]] for n, kept in keep.items()}
-        lengths: dict[tuple[int, ...], int] = {}
-
-        def shape(values: list[Labelled]) -> tuple[int, ...]:
-            first = values[0]
-            if not masks:
-                return first.shape
-            return tuple(
-                [
-                    self._length([value.dims[axis] for value in values], length, masks, lengths)
-                    for axis, length in enumerate(first.shape)
-                ]
-            )
-
-        found = {}
-        for name, cost, args, result, raw in self.vertices:
-            found[name] = (
-                2.0
-                / (self.batch if name in self.many else 1)
-                * cost(lambda key, args=args: _shapes(args.get(key), shape), _shapes(result, shape), raw)
-            )
-        return found
-
-    def labels(self) -> Iterator[tuple[str, list[tuple[int, Array]]]]:
-        """Every vertex that costs anything, with the label arrays of its operands and its result, by reading."""
-        for name, _, args, result, _ in self.vertices:
-            found = []
-            for number in range(len(self.orbits.readings)):
-                for value in [*[values[number] for values in args.values()], result[number]]:
-                    for tensor in _tensors_in(value):
-                        found += [(number, array) for dim in tensor.dims for array in arrays_of(dim)]
-            yield name, found
-
-    def _length(self, dims: list[Dim], length: int, masks: dict[int, Any], known: dict[tuple[int, ...], int]) -> int:
-        key = tuple([id(dim) for dim in dims])
-        found = known.get(key)
-        if found is None:
-            kept: Any = None
-            for number, dim in enumerate(dims):
-                for array in arrays_of(dim) if number in masks else ():
-                    mask = masks[number][array]
-                    kept = mask if kept is None else kept & mask
-            found = length if kept is None else int(np.count_nonzero(kept))
-            if kept is not None:
-                known[key] = found
-        return found
-
-
-def _unlabelled(value: Labelled, axis: int) -> Labelled:
-    return Labelled(value.shape, [None if n == axis else dim for n, dim in enumerate(value.dims)])
-
-
-def _batch(model: FlatModel) -> int:
-    """Samples in the recorded run."""
-    for vertex in model.graph.inputs:
-        shape = model.graph.shapes.get(vertex.name)
-        if isinstance(shape, torch.Size) and len(shape):
-            return int(shape[0])
-    return 1
-
-
-def _value(reading: Reading, arg: Any) -> Any:
-    kind = type(arg)
-    if kind is Ref:
-        value = reading.values[arg.vertex]
-        for item in arg.index:
-            value = value[item]
-        return value
-    if kind is Attr:
-        return reading.attributes[arg.path]
-    if kind is ByMode:
-        return _value(reading, arg.evaluation)
-    if kind in (tuple, list):
-        return tuple([_value(reading, item) for item in arg])
-    return None
-
-
-def _tensors_in(value: Any) -> Iterator[Labelled]:
-    if isinstance(value, Labelled):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _tensors_in(item)
-
-
-def _holds_tensor(value: Any) -> bool:
-    return isinstance(value, Labelled) or (isinstance(value, tuple) and any(map(_holds_tensor, value)))
-
-
-def _shapes(values: list[Any] | None, shape: Callable[[list[Labelled]], tuple[int, ...]]) -> Any:
-    if values is None or values[0] is None:
-        return None
-    if isinstance(values[0], tuple):
-        return tuple([_shapes(list(items), shape) for items in zip(*values, strict=True)])
-    return shape(values)

@@ -25,11 +25,14 @@ class Selection:
         allow_empty: whether an orbit may lose all of its units.
 
     Attributes:
-        emptied: the orbits that do.
+        removed: orbit -> positions of the units to remove.
+        emptied: the orbits that lose all of their units.
+        orbits: those of the graph; None while nothing is removed and `adopt` was not called.
+        keep: for each reading, for every unit whether it is kept.
 
     Raises:
-        ValueError: an orbit is of another graph, or of this one before it was pruned; a position is out of range or
-            given twice; or nothing of an orbit would be left.
+        ValueError: an orbit is of another graph, or of this one before it was pruned or a layer was replaced; a
+            position is out of range or given twice; or nothing of an orbit would be left.
         TypeError: something is no orbit, or positions are no integers.
     """
 
@@ -54,13 +57,24 @@ class Selection:
             self.adopt(self.orbits)
 
     def adopt(self, orbits: Orbits) -> None:
-        """Take the orbits from which units are removed."""
+        """Take the orbits from which units are removed.
+
+        Raises:
+            ValueError: a parameter or buffer is of another shape than when they were found.
+        """
         self.orbits = orbits
+        orbits.model.look_again()
+        for path, known in orbits.readings[0].attributes.items():
+            shape = tuple(orbits.model.tensor_at(path).shape)
+            if shape != known.shape:
+                raise ValueError(
+                    f"'{path}' is of shape {shape}, and was of {known.shape} when the orbits were found; call "
+                    "find_orbits again"
+                )
         self.keep = [np.ones(count, bool) for count in orbits.counts]
         for orbit, positions in self.removed.items():
             self.keep[orbit.reading][orbit.components[positions]] = False
-        for path in orbits.readings[0].attributes:
-            self._first_paths.setdefault(id(orbits.model.tensor_at(path)), path)
+        self._first_paths = orbits.first_paths()
 
     def mask(self, dims: list[Dim]) -> Mask | None:
         """What is kept of a dimension.
@@ -115,7 +129,9 @@ def _orbit(orbit: Any) -> Orbit:
 def _positions(orbit: Orbit, indices: Iterable[int], allow_empty: bool) -> NDArray[np.int64]:
     if not isinstance(indices, Iterable):
         raise TypeError(f"{orbit!r}: positions are {indices!r}, expected an iterable of integers")
-    listed = list(indices.tolist() if hasattr(indices, "tolist") else indices)
+    listed = indices.tolist() if hasattr(indices, "tolist") else list(indices)
+    if not isinstance(listed, list):
+        raise TypeError(f"{orbit!r}: positions are {indices!r}, expected an iterable of integers; write [{listed}]")
     if not all(isinstance(index, (int, np.integer)) and not isinstance(index, bool) for index in listed):
         raise TypeError(f"{orbit!r}: positions are {listed[:5]}, expected integers")
     wrong = [index for index in listed if not 0 <= index < orbit.width]

@@ -12,8 +12,8 @@ from tabulate import tabulate
 from torch import nn
 
 from torchorbit.conversion import convert
-from torchorbit.graph.costs import cost_of, per_sample
-from torchorbit.graph.dag import DagModule
+from torchorbit.graph.costs import first_shape, priced_vertices
+from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Attr, ByMode, Ref
 from torchorbit.orbits.flat import FlatModel
@@ -60,7 +60,9 @@ def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
         The count, in total and for every vertex.
 
     Raises:
-        ValueError: ``model`` is no graph and ``input_shape`` is missing, or it is a block of a graph.
+        ValueError: ``model`` is no graph and ``input_shape`` is missing; it is a block of a graph; or it is a
+            graph that takes several tensors, or whose size is fixed, and ``input_shape`` is another one.
+        GraphRunError: a vertex does not run with an input of this shape.
         ConversionError: the model cannot be converted.
     """
     if not isinstance(model, DagModule):
@@ -69,14 +71,8 @@ def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
         model = convert(model, torch.empty(tuple(input_shape), device="meta"))
     if model.provenance is None:
         raise ValueError("this is a block of a graph; give the outermost DagModule")
-    recorded = model.provenance.input_shapes
-    other = input_shape is not None and [tuple(input_shape)[1:]] != [tuple(shape)[1:] for shape in recorded]
-    flat = FlatModel.of(model, input_shapes=[tuple(input_shape)] if other and input_shape else (), separate=False)
+    flat = FlatModel.of(model, input_shapes=_other_shapes(model.provenance, input_shape), separate=False)
     shapes = flat.graph.shapes
-    first = next(
-        (shapes[v.name] for v in flat.graph.inputs if isinstance(shapes.get(v.name), torch.Size)), torch.Size()
-    )
-    batch = first[0] if len(first) else 1
 
     def shape_of(arg: Any) -> Any:
         kind = type(arg)
@@ -89,16 +85,36 @@ def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
         return tuple([shape_of(item) for item in arg]) if kind in (tuple, list) else None
 
     by_vertex = {}
-    many = per_sample(flat.graph.vertices)
-    for vertex in flat.graph.vertices:
-        call = flat.calls.get(vertex.name)
-        cost = None if call is None else cost_of(call.operator)
-        if call is None or cost is None or getattr(vertex, "training_only", False):
-            continue
-        operands = {name: shape_of(arg) for name, arg in call.args.items()}
-        macs = cost(operands.get, shapes[vertex.name], call.args)
-        if macs:
-            by_vertex[vertex.name] = 2.0 * macs / (batch if vertex.name in many else 1)
+    for priced in priced_vertices(flat.graph, flat.calls):
+        operands = {name: shape_of(arg) for name, arg in priced.args.items()}
+        count = priced.flops(operands.get, shapes[priced.name])
+        if count:
+            by_vertex[priced.name] = count
+    image = first_shape(flat.graph)
     total = math.fsum(by_vertex.values())
-    kmapp = total / (first[-2] * first[-1] * 1000) if len(first) == 4 else math.nan
+    kmapp = total / (image[-2] * image[-1] * 1000) if len(image) == 4 else math.nan
     return Flops(total, by_vertex, kmapp)
+
+
+def _other_shapes(provenance: Provenance, input_shape: Sequence[int] | None) -> list[tuple[int, ...]]:
+    """The shapes with which to count a graph anew; none where they are those that it was recorded with.
+
+    Raises:
+        ValueError: it refuses inputs of this shape.
+    """
+    recorded = [tuple(shape) for shape in provenance.input_shapes]
+    if input_shape is None:
+        return []
+    shape = tuple(input_shape)
+    if len(recorded) != 1 or len(shape) != len(recorded[0]):
+        raise ValueError(
+            f"input_shape={shape}, and the graph takes tensors of shapes {recorded}; leave it out to count with these"
+        )
+    if shape[1:] == recorded[0][1:]:
+        return []
+    if not provenance.free_lengths:
+        raise ValueError(
+            f"input_shape={shape}, and the size of the graph is fixed: it was recorded with {recorded[0]}; convert the "
+            "model at the other size"
+        )
+    return [shape]

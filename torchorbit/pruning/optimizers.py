@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import LBFGS, Optimizer
 
 
 @torch.no_grad()
@@ -16,7 +16,7 @@ def cut_state(
     cuts: Mapping[nn.Parameter, tuple[torch.Size, list[Tensor | None]]],
     replaced: Mapping[nn.Parameter, nn.Parameter],
     *,
-    gone: Iterable[nn.Parameter] = (),
+    gone: Collection[nn.Parameter] = (),
     new: Iterable[nn.Parameter] = (),
 ) -> None:
     """Slice momenta and averages as their parameters were sliced.
@@ -32,6 +32,28 @@ def cut_state(
         gone: parameters that the model no longer has.
         new: parameters that it did not have; they join the first group.
     """
+    new = list(new)
+    if isinstance(optimizer, LBFGS):
+        # Its history is of all parameters as one vector, and belongs to the first of them.
+        if (cuts or gone or new) and optimizer.state:
+            warnings.warn("the history of LBFGS is of all parameters at once; it is made anew", stacklevel=3)
+            optimizer.state.clear()
+        optimizer._numel_cache = None
+    else:
+        _cut_each(optimizer, cuts)
+    without = {id(parameter) for parameter in gone}
+    for group in optimizer.param_groups:
+        # In place, for some optimisers keep the list.
+        group["params"][:] = [replaced.get(old, old) for old in group["params"] if id(old) not in without]
+    for old, successor in replaced.items():
+        if successor is not old and old in optimizer.state:
+            optimizer.state[successor] = optimizer.state.pop(old)
+    for parameter in gone:
+        optimizer.state.pop(parameter, None)
+    optimizer.param_groups[0]["params"] += new
+
+
+def _cut_each(optimizer: Optimizer, cuts: Mapping[nn.Parameter, tuple[torch.Size, list[Tensor | None]]]) -> None:
     for parameter, (shape, kept) in cuts.items():
         state = optimizer.state.get(parameter)
         if not state:
@@ -44,20 +66,11 @@ def cut_state(
                 warnings.warn(
                     f"the optimiser's state '{key}' of shape {tuple(value.shape)} does not follow the shape of its "
                     f"parameter, {tuple(shape)}; the state of that parameter is made anew",
-                    stacklevel=3,
+                    stacklevel=4,
                 )
                 del optimizer.state[parameter]
                 break
             state[key] = cut
-    without = {id(parameter) for parameter in gone}
-    for group in optimizer.param_groups:
-        group["params"] = [replaced.get(old, old) for old in group["params"] if id(old) not in without]
-    for old, successor in replaced.items():
-        if successor is not old and old in optimizer.state:
-            optimizer.state[successor] = optimizer.state.pop(old)
-    for parameter in gone:
-        optimizer.state.pop(parameter, None)
-    optimizer.param_groups[0]["params"] += list(new)
 
 
 def _cut(key: str, value: Tensor, shape: torch.Size, kept: list[Tensor | None]) -> Tensor | None:

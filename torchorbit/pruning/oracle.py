@@ -2,26 +2,29 @@
 
 The whole graph is run with its own weights, vertex by vertex. After every vertex zeros are put where the labels say
 removed, and operators that normalise or average over channels do so over those that are kept. This shares no code with
-`torchorbit.pruning.removal`: nothing is cut, no size is recomputed. What both start from are the labels, and the graph
-with packed projections apart (`torchorbit.graph.packed`): where that is another graph, it is run without zeros as well,
-and compared with the model itself.
+`torchorbit.pruning.removal`: nothing is cut, no size is recomputed. What both start from are the labels, the masks of
+what is kept that a `torchorbit.orbits.selection.Selection` makes of them, and the graph with packed projections apart
+(`torchorbit.graph.packed`): where that is another graph, it is run without zeros as well, and compared with the model
+itself.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
+from torchorbit.comparing import evaluating, paired, relative_difference
 from torchorbit.graph.calls import Call
-from torchorbit.graph.codegen import NAMESPACE, argument
+from torchorbit.graph.codegen import computed
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.flatten import one_level
 from torchorbit.graph.operators import OPERATORS
+from torchorbit.graph.shapes import called, pick
 from torchorbit.graph.vertices import (
     Attr,
     ByMode,
@@ -40,6 +43,7 @@ from torchorbit.graph.vertices import (
 from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.rules import Labelled
+from torchorbit.orbits.rules.normalisations import channel_axis
 from torchorbit.orbits.rules.reductions import reduced_axes
 from torchorbit.orbits.selection import Selection
 
@@ -62,8 +66,8 @@ def verify_removal(
         dag: the whole graph, as `torchorbit.find_orbits` saw it.
         pruned: what `torchorbit.remove_channels` made of it.
         removed: what was removed.
-        inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; by default random images of
-            the recorded size, one sample where the batch size is free.
+        inputs: a tensor, a tuple of positional arguments or a dict of keyword arguments; by default random numbers of
+            the recorded sizes and kinds (zeros and ones where they are whole), one sample where the batch size is free.
         seed: of the default inputs.
 
     Returns:
@@ -71,24 +75,19 @@ def verify_removal(
         not finite.
 
     Raises:
-        ValueError: the orbits are not those of ``dag``; its output is not finite, or has another shape or type than
-            that of ``pruned``; or the weights are on the meta device.
+        ValueError: the orbits are not those of ``dag``; its output is not finite, or has another structure, shape or
+            type than that of ``pruned``; or the weights are on the meta device.
     """
     selection = Selection(removed, dag, allow_empty=True)
     if selection.orbits is None:
         selection.adopt(find_orbits(dag))
+    if any(parameter.is_meta for parameter in dag.parameters()):
+        raise ValueError("the graph is on the meta device, where there are no numbers to compare: give it weights")
     args, kwargs = _inputs(dag, inputs, seed)
-    modes = [(model, model.training) for model in (dag, pruned)]
-    try:
-        dag.eval()
-        pruned.eval()
-        with torch.no_grad():
-            whole = _rewriting_difference(dag, selection, args, kwargs)
-            expected = masked_run(dag, selection, args, kwargs)
-            actual = pruned(*args, **kwargs)
-    finally:
-        for model, training in modes:
-            model.train(training)
+    with evaluating(dag, pruned), torch.no_grad():
+        whole = _rewriting_difference(dag, selection, args, kwargs)
+        expected = masked_run(dag, selection, args, kwargs)
+        actual = pruned(*args, **kwargs)
     return max(whole, _difference(expected, actual))
 
 
@@ -104,36 +103,45 @@ def _rewriting_difference(dag: DagModule, selection: Selection, args: tuple[Any,
 
 def _inputs(dag: DagModule, inputs: Any, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if inputs is None:
-        provenance = dag.provenance
-        assert provenance is not None
-        like = next((p for p in dag.parameters() if p.is_floating_point()), torch.empty(0))
-        if like.device.type == "meta":
-            raise ValueError("the graph is on the meta device, where there are no numbers to compare: give it weights")
-        generator = torch.Generator().manual_seed(seed)
-        shapes = [(1, *s[1:]) if provenance.free_batch else s for s in provenance.input_shapes]
-        return tuple([torch.randn(shape, generator=generator).to(like.device, like.dtype) for shape in shapes]), {}
+        return _random_inputs(dag, seed)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
+def _random_inputs(dag: DagModule, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    provenance = dag.provenance
+    assert provenance is not None
+    like = next((p for p in dag.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(seed)
+    dtypes = iter(provenance.input_dtypes)
+
+    def random(shape: Any) -> Any:
+        if isinstance(shape, dict):
+            return {key: random(item) for key, item in shape.items()}
+        if not isinstance(shape, torch.Size):
+            return None if shape is None else tuple([random(item) for item in shape])
+        size = (1, *shape[1:]) if provenance.free_batch and shape else tuple(shape)
+        dtype = getattr(torch, next(dtypes, "float32"))
+        if dtype.is_floating_point:
+            return torch.randn(size, generator=generator).to(like.device, like.dtype)
+        if dtype.is_complex:
+            return torch.randn(size, generator=generator, dtype=dtype).to(like.device)
+        return torch.randint(0, 2, size, generator=generator).to(like.device, dtype)
+
+    graph = one_level(dag, separate=False)
+    values = {given: given.fixed[0] if given.fixed else random(graph.shapes[given.name]) for given in graph.inputs}
+    return (
+        tuple([value for given, value in values.items() if not given.keyword]),
+        {given.name: value for given, value in values.items() if given.keyword},
+    )
+
+
 def _difference(expected: Any, actual: Any) -> float:
-    worst = 0.0
-    for wanted, given in zip(pytree.tree_leaves(expected), pytree.tree_leaves(actual), strict=True):
-        if not isinstance(wanted, Tensor):
-            continue
-        if not torch.isfinite(wanted).all():
-            raise ValueError("the whole graph's output is not finite, so comparing with it proves nothing")
-        if wanted.shape != given.shape:
-            raise ValueError(f"the outputs have shapes {tuple(wanted.shape)} and {tuple(given.shape)}")
-        if wanted.dtype != given.dtype:
-            raise ValueError(f"the outputs have types {wanted.dtype} and {given.dtype}")
-        if not torch.isfinite(given).all():
-            return math.inf
-        largest = wanted.abs().max().item() if wanted.numel() else 0.0
-        difference = (wanted - given).abs().max().item() if wanted.numel() else 0.0
-        worst = max(worst, difference / largest if largest else float(difference > 0))
-    return worst
+    pairs = paired(expected, actual, names=("the whole graph", "the pruned graph"))
+    if not all(torch.isfinite(wanted).all() for _, wanted, _ in pairs):
+        raise ValueError("the whole graph's output is not finite, so comparing with it proves nothing")
+    return relative_difference(pairs)
 
 
 def masked_run(dag: DagModule, selection: Selection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -158,16 +166,12 @@ class _Interpreter:
         self.known: dict[int, Tensor] = {}
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        given = iter(args)
+        given = inspect.signature(self.model.dag.forward).bind(*args, **kwargs)
+        given.apply_defaults()
+        self.values.update(given.arguments)
         last = _last_uses(self.model.graph.vertices, self.model.graph.output)
         for position, vertex in enumerate(self.model.graph.vertices):
             if isinstance(vertex, InputVertex):
-                if vertex.name in kwargs:
-                    self.values[vertex.name] = kwargs[vertex.name]
-                elif vertex.fixed:
-                    self.values[vertex.name] = vertex.fixed[0]
-                else:
-                    self.values[vertex.name] = next(given)
                 continue
             if isinstance(vertex, OperatorVertex) and (vertex.training_only or vertex.operator in ("check", "assign")):
                 continue
@@ -181,7 +185,7 @@ class _Interpreter:
         call = self.model.calls[vertex.name]
         masked = _MASKED.get(call.operator)
         if masked is not None:
-            result = masked(_Context(self, call))
+            result = masked(_Context(self, call, vertex))
             if result is not None:
                 return result
         if isinstance(vertex, ModuleVertex):
@@ -195,24 +199,14 @@ class _Interpreter:
             names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
             state = {name: self.value(Attr(f"{vertex.target}.{name}")) for name in names}
             return torch.func.functional_call(module, state, args, kwargs)
-        row = OPERATORS[call.operator]
-        arguments = {key: self.value(arg) for key, arg in call.args.items()}
-        positional = []
-        for name in row.parameters:
-            if name not in arguments or name in row.keyword_only:
-                break
-            positional.append(arguments.pop(name))
-        return row.function(*positional, **arguments)
+        return called(OPERATORS[call.operator], {key: self.value(arg) for key, arg in call.args.items()})
 
     # -- values
 
     def value(self, arg: Any) -> Any:
         kind = type(arg)
         if kind is Ref:
-            value = self.values[arg.vertex]
-            for item in arg.index:
-                value = value[item]
-            return value
+            return pick(self.values[arg.vertex], arg.index)
         if kind is Attr:
             tensor = self.model.tensor_at(arg.path).detach()
             values = self.selection.of_tensor(arg.path)
@@ -220,9 +214,7 @@ class _Interpreter:
         if kind is Size:
             return self.value(arg.value).size(arg.dim)
         if kind is Expr:
-            operands = {f"operand_{n}": self.value(operand) for n, operand in enumerate(arg.operands)}
-            written = Expr(arg.operator, tuple([Ref(name) for name in operands]))
-            return eval(argument(written, {}), {**NAMESPACE, **operands})  # closed: `argument` wrote it
+            return computed(arg, self.value)
         if kind is ByMode:
             return self.value(arg.evaluation)
         if kind is SameDevice:
@@ -235,16 +227,14 @@ class _Interpreter:
             return {key: self.value(item) for key, item in arg.items()}
         if kind is slice:
             return slice(self.value(arg.start), self.value(arg.stop), self.value(arg.step))
+        if isinstance(arg, tuple):  # a named tuple
+            return kind(*[self.value(item) for item in arg])
         return arg
 
     def masks(self, arg: Any) -> _Masks:
         """For every dimension of an argument that is a tensor, which positions are kept; None where all are."""
         if type(arg) is Ref:
-            values = []
-            for value in self.selection.of(arg.vertex):
-                for item in arg.index:
-                    value = value[item]
-                values.append(value)
+            values = [pick(value, arg.index) for value in self.selection.of(arg.vertex)]
         elif type(arg) is Attr:
             values = self.selection.of_tensor(arg.path) or []
         elif type(arg) is ByMode:
@@ -321,9 +311,17 @@ def _last_uses(vertices: tuple[Vertex, ...], output: Any) -> dict[int, list[str]
 class _Context:
     """A call in the masked run."""
 
-    def __init__(self, interpreter: _Interpreter, call: Call | OperatorVertex):
+    def __init__(self, interpreter: _Interpreter, call: Call | OperatorVertex, vertex: Vertex):
         self.interpreter = interpreter
         self.call = call
+        self.vertex = vertex
+
+    @property
+    def module(self) -> nn.Module | None:
+        """The module that is called, where it is one."""
+        if not isinstance(self.vertex, ModuleVertex):
+            return None
+        return self.interpreter.model.dag.get_submodule(self.vertex.target)
 
     def __getitem__(self, name: str) -> Any:
         return self.interpreter.value(self.arg(name))
@@ -358,22 +356,21 @@ def _over(context: _Context, name: str = "input") -> tuple[set[int], dict[int, T
     return axes, {axis: mask for axis in axes if (mask := masks[axis]) is not None}
 
 
-def _with_neutral(number: float) -> _Rule:
+def _with_neutral(number: float, name: str = "input") -> _Rule:
     """A reduction in which what is removed has no part once it holds a certain number."""
 
     def reduce(context: _Context) -> Any:
-        masks = context.masks()
+        masks = context.masks(name)
         axes = reduced_axes(context["dim"], len(masks)) if context.arg("dim") is not None else set(range(len(masks)))
         touched = {axis: mask for axis in axes if (mask := masks[axis]) is not None}
         if not touched:
             return None
-        value = context["input"]
+        value = context[name]
         number_here = bool(number) if value.dtype == torch.bool else number
         for axis, mask in touched.items():
             value = filled(value, mask, axis, number_here)
-        row = OPERATORS[context.call.operator]
-        arguments = {name: context[name] for name in context.call.args if name != "input"}
-        return row.function(value, **arguments)
+        arguments = {key: context[key] for key in context.call.args}
+        return called(OPERATORS[context.call.operator], {**arguments, name: value})
 
     return reduce
 
@@ -382,6 +379,16 @@ _MASKED["softmax"] = _MASKED["log_softmax"] = _MASKED["logsumexp"] = _with_neutr
 _MASKED["amax"] = _with_neutral(float("-inf"))
 _MASKED["amin"] = _with_neutral(float("inf"))
 _MASKED["prod"] = _MASKED["all"] = _with_neutral(1.0)
+
+
+@_masked("norm", "vector_norm")
+def _norm(context: _Context) -> Any:
+    """Zeros have no part in a norm, unless the smallest number counts most in it."""
+    power, name = ("p", "input") if context.call.operator == "norm" else ("ord", "x")
+    order = context[power]
+    if isinstance(order, (int, float)) and order < 0:
+        return _with_neutral(float("inf"), name)(context)
+    return None
 
 
 def _weights(value: Tensor, touched: dict[int, Tensor]) -> Tensor:
@@ -502,13 +509,13 @@ def _group_norm(context: _Context) -> Any:
 def _batch_norm(context: _Context) -> Any:
     """Statistics of the batch, over dimensions that lose channels: standardised weights."""
     masks = context.masks()
-    touched = {axis: m for axis, m in enumerate(masks) if m is not None and axis != 1}
+    channels = channel_axis(len(masks), context.module)
+    first = channels + 1 if context.call.operator == "instance_norm" else 0
+    dims = [axis for axis in range(first, len(masks)) if axis != channels]
+    touched = {axis: mask for axis in dims if (mask := masks[axis]) is not None}
     if not touched or isinstance(context.call.args.get("running_mean"), (Ref, Attr)):
         return None
     value = context["input"]
-    dims = [axis for axis in range(value.dim()) if axis != 1]
-    if context.call.operator == "instance_norm":
-        dims = dims[1:]
     mean, squares, count = _moments(value, touched, dims)
     result = (value - mean) * (squares / count + context["eps"]).rsqrt()
-    return _scaled(context, result, lambda tensor: tensor.reshape(-1, *[1] * (value.dim() - 2)))
+    return _scaled(context, result, lambda tensor: tensor.reshape(-1, *[1] * (value.dim() - channels - 1)))

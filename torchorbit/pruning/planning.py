@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from tabulate import tabulate
@@ -20,7 +20,7 @@ class Cut:
     """What a removal cuts from one dimension of a parameter or buffer.
 
     Attributes:
-        tensor: its path, as in ``state_dict()``.
+        tensor: its path, as in ``state_dict()``; of several that by which the model uses it first.
         module: the layer that holds it, as PyTorch prints it; where a block does, the operator that reads it.
         dim: the dimension.
         indices: positions that go.
@@ -41,10 +41,17 @@ class Plan:
     Attributes:
         cuts: in the order in which the model uses the tensors.
         parameters: how many parameters go in all. What two cuts have in common counts once.
+        also: other paths of tensors that have several -> the one that the cuts name.
     """
 
     cuts: tuple[Cut, ...]
     parameters: int
+    also: Mapping[str, str] = field(default_factory=dict)
+
+    def of_tensor(self, path: str) -> tuple[Cut, ...]:
+        """The cuts of a parameter or buffer, by any of its paths."""
+        path = self.also.get(path, path)
+        return tuple([cut for cut in self.cuts if cut.tensor == path])
 
     def __str__(self) -> str:
         rows = []
@@ -55,16 +62,20 @@ class Plan:
         return f"{table}\n{self.parameters:,} parameters will be removed"
 
 
-def plan(removed: Mapping[Orbit, Iterable[int]]) -> Plan:
+def plan(removed: Mapping[Orbit, Iterable[int]], *, allow_empty: bool = False) -> Plan:
     """Say what a removal would cut, without doing it.
 
     Args:
         removed: orbit -> positions of the units to remove, as for `torchorbit.remove_channels`.
+        allow_empty: let an orbit lose all of its units. What else of the branch would go, and the constants that would
+            be left of it, is not listed.
 
     Raises:
-        ValueError: a position is out of range, or an orbit would lose all of its units.
+        ValueError: a position is out of range, or an orbit would lose all of its units and may not.
         TypeError: ``removed`` holds something else than orbits and integers.
     """
+    if not isinstance(removed, Mapping):
+        raise TypeError(f"removed is a {type(removed).__name__}, expected a dict of orbits and positions of units")
     first = next(iter(removed), None)
     if first is None:
         return Plan((), 0)
@@ -72,7 +83,7 @@ def plan(removed: Mapping[Orbit, Iterable[int]]) -> Plan:
         raise TypeError(f"{first!r} is no Orbit; find_orbits gives them")
     orbits = first._orbits
     dag = orbits.model.dag
-    selection = Selection(removed, dag)
+    selection = Selection(removed, dag, allow_empty=allow_empty)
     trainable = dict(dag.named_parameters(remove_duplicate=False))
     readers = _readers(orbits.model.graph.vertices)
     cuts: list[Cut] = []
@@ -92,7 +103,9 @@ def plan(removed: Mapping[Orbit, Iterable[int]]) -> Plan:
                 left[dim] = int(mask.sum())
         if path in trainable:
             gone += tensor.numel() - int(np.prod(left))
-    return Plan(tuple(cuts), gone)
+    named = [path for path, _ in (*trainable.items(), *dag.named_buffers(remove_duplicate=False))]
+    firsts = {path: selection.first_path(path) for path in named}
+    return Plan(tuple(cuts), gone, {path: first for path, first in firsts.items() if first not in (None, path)})
 
 
 def _holder(module: nn.Module, reader: str) -> str:

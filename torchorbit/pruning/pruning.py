@@ -45,15 +45,16 @@ def prune(
         round_to: numbers of channels are multiples of this, where an orbit is wide enough. Whole heads and groups are
             not rounded.
         frozen: what must stay as it is, as for `torchorbit.find_orbits`.
-        inplace: change ``dag`` itself.
+        inplace: change ``dag`` itself. The model that it was converted from shares its parameters, and no longer runs.
         optimizer: its state is cut along.
 
     Returns:
         The smaller graph.
 
     Raises:
-        ValueError: not exactly one of ``ratio`` and ``flops`` is given; one is out of range; or so few FLOPs cannot be
-            reached, and the message says which can.
+        ValueError: not exactly one of ``ratio`` and ``flops`` is given; one is out of range; the graph is on the meta
+            device; or so few FLOPs cannot be reached, and the message says which can.
+        TypeError: ``round_to`` is no whole number, or ``optimizer`` no optimiser.
     """
     if (ratio is None) == (flops is None):
         raise ValueError(f"give either ratio or flops; given ratio={ratio}, flops={flops}")
@@ -61,9 +62,16 @@ def prune(
         raise ValueError(f"ratio={ratio}, expected a share from 0 up to but not including 1")
     if flops is not None and not flops > 0:
         raise ValueError(f"flops={flops}, expected a fraction below 1 or a number of FLOPs")
+    if not isinstance(round_to, (int, np.integer)) or isinstance(round_to, bool):
+        raise TypeError(f"round_to={round_to!r}, expected a whole number of channels")
     if round_to < 1:
         raise ValueError(f"round_to={round_to}, expected a positive number of channels")
     orbits = find_orbits(dag, frozen=frozen)
+    if any(parameter.is_meta for parameter in dag.parameters()):
+        raise ValueError(
+            "the graph is on the meta device, where weights have no magnitude: give it weights, or choose what goes by "
+            "find_orbits and remove_channels"
+        )
     if ratio == 0:
         widths = [orbit.width for orbit in orbits]
     elif ratio is not None:

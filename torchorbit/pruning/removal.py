@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchorbit.graph.dag import Container, DagModule, Graph, blank
-from torchorbit.graph.shapes import complete
+from torchorbit.graph.flatten import keep_shapes
+from torchorbit.graph.shapes import complete, pick
 from torchorbit.graph.vertices import (
     Attr,
     ByMode,
@@ -29,6 +30,7 @@ from torchorbit.graph.vertices import (
     vertex_args,
     walk_args,
 )
+from torchorbit.graph.writing import Writer
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.rules import RESIZES, Labelled, Mixing
 from torchorbit.orbits.selection import Mask, Selection
@@ -36,6 +38,11 @@ from torchorbit.pruning.emptying import Emptied
 from torchorbit.pruning.history import Pruning, continued
 from torchorbit.pruning.optimizers import cut_state
 from torchorbit.pruning.resizing import RESIZERS, Resized, restored, smaller_shape
+
+# What makes a module this graph and no other; the rest, hooks say, stays when a graph is changed in place.
+_OF_A_GRAPH = (
+    "graph", "provenance", "training", "_levels", "_parameters", "_buffers", "_non_persistent_buffers_set", "_modules",
+)  # fmt: skip
 
 
 def remove_channels(
@@ -55,8 +62,9 @@ def remove_channels(
     Args:
         dag: the graph that `torchorbit.find_orbits` was given.
         removed: orbit -> positions of the units to remove.
-        inplace: change ``dag`` itself; its parameters stay the same objects, smaller. Otherwise ``dag`` is left as it
-            was and shares nothing with the result.
+        inplace: change ``dag`` itself; its parameters stay the same objects, smaller. The model that it was converted
+            from has these parameters, too, and no longer runs. Hooks of the graph stay, those of its blocks go with
+            the blocks. Otherwise ``dag`` is left as it was and shares nothing with the result.
         optimizer: has the graph's parameters; its state (momenta, averages) is cut along with them, so that training
             goes on without a jump. Where the graph is a new one, it has the new one's parameters from then on.
         allow_empty: let an orbit lose all of its units, and with them the branch that they stood in: its layers go, and
@@ -71,13 +79,15 @@ def remove_channels(
         ValueError: an orbit is not one of this graph's, a position is out of range, or an orbit would lose all of its
             units and may not, or cannot because the rest of the model needs more than a constant of it. The graph is
             then untouched.
-        TypeError: ``removed`` holds something else than orbits and integers.
+        TypeError: ``removed`` holds something else than orbits and integers, or ``optimizer`` is none.
     """
     selection = Selection(removed, dag, allow_empty=allow_empty)
     if selection.orbits is None:
         from torchorbit.orbits.discovery import find_orbits
 
         selection.adopt(find_orbits(dag))
+    if optimizer is not None and not (hasattr(optimizer, "state") and hasattr(optimizer, "param_groups")):
+        raise TypeError(f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
     parameters = list(dag.parameters())
     cut = _Cut(selection, dag)
     units = sum(len(positions) for positions in selection.removed.values())
@@ -101,7 +111,7 @@ class _Cut:
         self.orbits: Orbits = selection.orbits
         self.model = self.orbits.model
         self.dag = dag
-        self.settled: dict[int, tuple[str, dict[str, Any]]] = {}  # id of a leaf -> its class, its numbers
+        self.settled: dict[int, list[_Leaf]] = {}  # id of a leaf -> it, and those that take its place in other calls
         self.cuts: dict[nn.Parameter, tuple[torch.Size, list[Tensor | None]]] = {}
         self.made: dict[int, Tensor] = {}  # id of an old tensor -> new one
         self.made_parameters: dict[nn.Parameter, nn.Parameter] = {}
@@ -115,27 +125,15 @@ class _Cut:
 
     def graph(self) -> Graph:
         old = self.model.graph
-        vertices: list[Vertex] = []
-        shapes: dict[str, Any] = {}
+        writer = Writer(vertex.name for vertex in old.vertices)
+        vertices, shapes, add = writer.vertices, writer.shapes, writer.add
         renamed: dict[str, str] = {}
-        taken = {vertex.name for vertex in old.vertices}
-
         emptied = self.emptied
 
         def change(value: Any) -> Any:
             if type(value) is Ref and value.vertex in renamed:
                 return Ref(renamed[value.vertex], value.index)
             return value
-
-        def add(wanted: str, operator: str, args: dict[str, Any], shape: Any) -> str:
-            name, count = wanted, 0
-            while name in taken:
-                count += 1
-                name = f"{wanted}_{count}"
-            taken.add(name)
-            vertices.append(OperatorVertex(name, operator, args))
-            shapes[name] = shape
-            return name
 
         for vertex in old.vertices:
             if isinstance(vertex, InputVertex):
@@ -173,10 +171,10 @@ class _Cut:
             if isinstance(vertex, OperatorVertex):
                 written = dataclasses.replace(vertex, operator=call.operator, args=args)
             else:
-                self.settled[id(self.dag.get_submodule(vertex.target))] = (vertex.leaf, call.args)
                 positional = map_args(self.sized(vertex.args), changed)
                 named = map_args(self.sized(vertex.kwargs), changed)
-                written = dataclasses.replace(vertex, args=positional, kwargs=named)
+                target = self.settle(vertex, call) if vertex.leaf else vertex.target
+                written = dataclasses.replace(vertex, target=target, args=positional, kwargs=named)
             vertices.append(written)
             full = list(shape) if after else shape
             for axis, mask in keeps:
@@ -214,6 +212,31 @@ class _Cut:
         if resize is not None:
             resize(answer)
         return answer
+
+    def settle(self, vertex: ModuleVertex, call: Resized) -> str:
+        """Note the numbers that the leaf of a vertex keeps; returns the path of the leaf that has them.
+
+        Nothing ties the calls of a leaf without weights. Where they need other numbers each has a leaf of its own.
+        """
+        numbers = _numbers(vertex.leaf, call)
+        leaves = self.settled.setdefault(id(self.dag.get_submodule(vertex.target)), [])
+        for leaf in leaves:
+            if leaf.numbers == numbers:
+                return leaf.path if leaf is not leaves[0] else vertex.target
+        path, count = vertex.target, 0
+        if leaves:
+            owner, _, name = path.rpartition(".")
+            taken = {*self.dag.get_submodule(owner)._modules, *[leaf.path.rpartition(".")[2] for leaf in self.twins()]}
+            while name in taken:
+                count += 1
+                name = f"{path.rpartition('.')[2]}_{count}"
+            path = f"{owner}.{name}" if owner else name
+        leaves.append(_Leaf(path, vertex.target, vertex.leaf, numbers))
+        return path
+
+    def twins(self) -> list[_Leaf]:
+        """Leaves that take the place of others in some of their calls."""
+        return [leaf for leaves in self.settled.values() for leaf in leaves[1:]]
 
     def all_mixing(self, name: str) -> list[Mixing]:
         found: dict[Mixing, None] = {}
@@ -257,7 +280,7 @@ class _Cut:
         """What is kept of the dimensions of an argument that is a tensor."""
         kind = type(arg)
         if kind is Ref:
-            return self.kept([_item(value, arg.index) for value in self.selection.of(arg.vertex)])
+            return self.kept([pick(value, arg.index) for value in self.selection.of(arg.vertex)])
         if kind is Attr:
             values = self.selection.of_tensor(arg.path)
             return None if values is None else self.selection.masks(values)
@@ -267,7 +290,7 @@ class _Cut:
 
     def shape_of(self, arg: Any) -> Any:
         if type(arg) is Ref:
-            return _item(self.model.graph.shapes[arg.vertex], arg.index)
+            return pick(self.model.graph.shapes[arg.vertex], arg.index)
         if type(arg) is Attr:
             return self.model.tensor_at(arg.path).shape
         return self.shape_of(arg.evaluation) if type(arg) is ByMode else None
@@ -290,8 +313,13 @@ class _Cut:
         self.modules: dict[int, nn.Module] = {id(self.dag): smaller}
         self.gone = self.no_longer_used(graph)
         self.fill(smaller, self.dag, "")
+        for leaf in self.twins():
+            owner, _, name = leaf.path.rpartition(".")
+            made = self.leaf(self.dag.get_submodule(leaf.source), leaf.source, leaf)
+            smaller.get_submodule(owner)._modules[name] = made
         if self.emptied is not None:
             self.add_constants(smaller)
+        keep_shapes(smaller)
         return smaller
 
     def no_longer_used(self, graph: Graph) -> frozenset[str]:
@@ -373,9 +401,10 @@ class _Cut:
             found = self.indices[id(mask)] = torch.from_numpy(np.flatnonzero(mask)).to(device)
         return found
 
-    def leaf(self, module: nn.Module, path: str) -> nn.Module:
-        settled = self.settled.get(id(module))
-        if settled is None or not settled[0]:
+    def leaf(self, module: nn.Module, path: str, leaf: _Leaf | None = None) -> nn.Module:
+        if leaf is None:
+            leaf = next(iter(self.settled.get(id(module), ())), None)
+        if leaf is None:
             return self.whole(module, path)
         made = copy.copy(module)
         # Its hooks and lists are its own, so that a change of one module is none of the other.
@@ -385,7 +414,7 @@ class _Cut:
         }
         made.__dict__ = {**own, "_parameters": {}, "_buffers": {}, "_modules": {}}
         self.fill(made, module, path)
-        _settle(made, *settled)
+        _settle(made, leaf)
         return made
 
     def whole(self, module: nn.Module, path: str) -> nn.Module:
@@ -419,9 +448,25 @@ class _Cut:
                         setattr(module, name, back.get(id(parameter), parameter))
                     else:
                         module._parameters[name] = back.get(id(parameter), parameter)
-        hooks = {key: value for key, value in dag.__dict__.items() if key not in smaller.__dict__}
         dag.__class__ = type(smaller)
-        dag.__dict__ = {**smaller.__dict__, **hooks}
+        dag.__dict__.update({key: smaller.__dict__[key] for key in _OF_A_GRAPH})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Leaf:
+    """A leaf of the smaller graph.
+
+    Attributes:
+        path: where it is.
+        source: path of the leaf of the whole graph that it was.
+        kind: its name in the table of leaf modules.
+        numbers: those that follow from what it is called with, by the attributes that keep them.
+    """
+
+    path: str
+    source: str
+    kind: str
+    numbers: dict[str, Any]
 
 
 def cut_tensor(tensor: Tensor, kept: list[Tensor | None]) -> Tensor:
@@ -434,12 +479,6 @@ def cut_tensor(tensor: Tensor, kept: list[Tensor | None]) -> Tensor:
 
 def _positions(mask: Mask) -> tuple[int, ...]:
     return tuple(np.flatnonzero(mask).tolist())
-
-
-def _item(value: Any, index: tuple[int | str, ...]) -> Any:
-    for item in index:
-        value = value[item]
-    return value
 
 
 def _needed(vertices: list[Vertex], output: Any) -> list[Vertex]:
@@ -460,40 +499,47 @@ def _used(vertices: Iterable[Vertex]) -> set[str]:
     return used | {arg.path for vertex in vertices for arg in walk_args(vertex_args(vertex)) if type(arg) is Attr}
 
 
-def _settle(module: Any, leaf: str, args: dict[str, Any]) -> None:
+def _numbers(leaf: str, call: Resized) -> dict[str, Any]:
+    """The numbers that a leaf keeps, as far as they follow from a call of it."""
+    args = call.args
+    if leaf == "ChannelShuffle" or leaf.startswith(("Conv1", "Conv2", "Conv3", "ConvTranspose")):
+        return {"groups": args["groups"]}
+    if leaf in ("LayerNorm", "RMSNorm"):
+        return {"normalized_shape": tuple(args["normalized_shape"])}
+    if leaf == "Unflatten":
+        return {"unflattened_size": tuple(args["sizes"])}
+    if leaf.startswith(("ConstantPad", "ZeroPad")):
+        return {"padding": args["pad"]}
+    numbers = {"num_groups": args["num_groups"]} if leaf == "GroupNorm" else {}
+    if leaf.startswith(("BatchNorm", "InstanceNorm", "GroupNorm")):
+        # An instance norm also takes a sample without a batch.
+        masks = call.masks()
+        axis = len(masks) - 1 - int(leaf[-2]) if leaf.startswith("InstanceNorm") else 1
+        mask = masks[axis]
+        if mask is not None:
+            numbers["num_channels" if leaf == "GroupNorm" else "num_features"] = int(mask.sum())
+    return numbers
+
+
+def _settle(module: Any, leaf: _Leaf) -> None:
     """Set the numbers that a leaf keeps beside its tensors."""
+    for name, number in leaf.numbers.items():
+        setattr(module, name, number)
+    kind = leaf.kind
     weight: Any = getattr(module, "weight", None)
-    if leaf.startswith("ConvTranspose"):
-        module.groups = args["groups"]
+    if kind.startswith("ConvTranspose"):
         module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
-    elif leaf.startswith("Conv"):
-        module.groups = args["groups"]
+    elif kind.startswith("Conv"):
         module.in_channels, module.out_channels = weight.shape[1] * module.groups, weight.shape[0]
-    elif leaf == "Linear":
+    elif kind == "Linear":
         module.out_features, module.in_features = weight.shape
-    elif leaf == "Bilinear":
+    elif kind == "Bilinear":
         module.out_features, module.in1_features, module.in2_features = weight.shape
-    elif leaf == "Embedding":
+    elif kind == "Embedding":
         module.embedding_dim = weight.shape[1]
-    elif leaf.startswith(("BatchNorm", "InstanceNorm")):
-        tensor = weight if weight is not None else module.running_mean
-        if tensor is not None:
-            module.num_features = tensor.shape[0]
-    elif leaf in ("LayerNorm", "RMSNorm"):
-        module.normalized_shape = tuple(args["normalized_shape"])
-    elif leaf == "GroupNorm":
-        module.num_groups = args["num_groups"]
-        if weight is not None:
-            module.num_channels = weight.shape[0]
-    elif leaf == "PReLU":
+    elif kind == "PReLU":
         module.num_parameters = weight.shape[0]
-    elif leaf == "Unflatten":
-        module.unflattened_size = tuple(args["sizes"])
-    elif leaf.startswith(("ConstantPad", "ZeroPad")):
-        module.padding = args["pad"]
-    elif leaf == "ChannelShuffle":
-        module.groups = args["groups"]
-    elif leaf in ("RNN", "LSTM", "GRU"):
+    elif kind in ("RNN", "LSTM", "GRU"):
         module.input_size = module.weight_ih_l0.shape[1]
         module.hidden_size = module.weight_hh_l0.shape[1]
         module._init_flat_weights()  # it keeps a list of its weights, which a copy of it shares

@@ -23,8 +23,9 @@ class Resized:
         args: its arguments.
         shape: shape of the result before, or containers of shapes.
         result: what is kept of the result's dimensions, or containers of that.
-        before: operations on the operand to be put before the call: (operator, arguments).
-        after: and after it.
+        masks_of: gives what is kept of the dimensions of an argument, by its name.
+        shape_of: gives the shape of an argument before, by its name.
+        after: operations on the result to be put after the call: (operator, arguments).
     """
 
     def __init__(
@@ -261,10 +262,11 @@ def kept_groups(groups: int, *masks: Mask | None) -> int:
 @_resizer("conv1d", "conv2d", "conv3d")
 def _convolution(call: Resized) -> None:
     groups = call.args.get("groups", 1)
-    masks = call.masks("weight")[0], call.masks()[1]
+    channels = 1 - len(call.shape_of("weight"))  # a sample may have no batch
+    masks = call.masks("weight")[0], call.masks()[channels]
     if not isinstance(groups, int):
         # As many groups as there are samples, or channels in all samples: weights that depend on the input.
-        recorded = call.shape_of("input")[1] // call.shape_of("weight")[1]
+        recorded = call.shape_of("input")[channels] // call.shape_of("weight")[1]
         kept = kept_groups(recorded, *masks)
         divisor = math.gcd(kept, recorded)
         if kept != recorded:

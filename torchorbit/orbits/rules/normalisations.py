@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from torch import nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
 from torchorbit.orbits.labels import Dim
 from torchorbit.orbits.rules.registry import Operands, rule
+
+
+def channel_axis(rank: int, module: nn.Module | None) -> int:
+    """Where a normalisation finds channels: instance norms also take a sample without a batch."""
+    unbatched = module._get_no_batch_dim() if isinstance(module, _InstanceNorm) else None
+    return 0 if rank == unbatched else 1
 
 
 def _per_channel(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     dims = list(x.dims)
+    axis = channel_axis(len(dims), operands.module)
     beside = [operands.maybe(name) for name in ("running_mean", "running_var", "weight", "bias")]
-    dims[1] = operands.labels.meet(dims[1], *[tensor.dims[0] for tensor in beside if tensor is not None])
+    dims[axis] = operands.labels.meet(dims[axis], *[tensor.dims[0] for tensor in beside if tensor is not None])
     return dims
 
 

@@ -1,0 +1,131 @@
+"""What the vertices of a graph cost when units of its orbits are removed, without removing them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from torchorbit.graph.costs import Priced, priced_vertices
+from torchorbit.graph.shapes import pick
+from torchorbit.graph.vertices import Attr, ByMode, Ref
+from torchorbit.orbits.labels import Array, Dim, arrays_of
+from torchorbit.orbits.rules import Labelled, Reading
+
+if TYPE_CHECKING:
+    from torchorbit.orbits.orbit import Orbits
+
+
+class Costs:
+    """FLOPs of every vertex, for what is kept.
+
+    Args:
+        orbits: those of a graph.
+    """
+
+    def __init__(self, orbits: Orbits):
+        self.orbits = orbits
+        model, readings = orbits.model, orbits.readings
+        self.vertices: list[tuple[Priced, dict[str, Any], Any]] = []
+        for priced in priced_vertices(model.graph, model.calls):
+            name = priced.name
+            args = {key: [_value(reading, arg) for reading in readings] for key, arg in priced.args.items()}
+            args = {key: values for key, values in args.items() if _holds_tensor(values[0])}
+            result = [reading.values[name] for reading in readings]
+            for mixing in [mixing for reading in readings for mixing in reading.mixing.get(name, ())]:
+                # It works on the full length, with zeros where channels are gone.
+                args[mixing.argument] = [_unlabelled(value, mixing.axis) for value in args[mixing.argument]]
+                result = [_unlabelled(value, mixing.result_axis) for value in result]
+            self.vertices.append((priced, args, result))
+
+    def total(self, keep: dict[int, Any] | None = None) -> float:
+        """FLOPs of one sample; ``keep`` says for readings which units are kept, by their numbers."""
+        return sum(self.each(keep).values())
+
+    def each(self, keep: dict[int, Any] | None = None) -> dict[str, float]:
+        """FLOPs of one sample, for every vertex that costs any."""
+        masks = {} if keep is None else {n: kept[self.orbits.components[n]] for n, kept in keep.items()}
+        lengths: dict[tuple[int, ...], int] = {}
+
+        def shape(values: list[Labelled]) -> tuple[int, ...]:
+            first = values[0]
+            if not masks:
+                return first.shape
+            return tuple(
+                [
+                    self._length([value.dims[axis] for value in values], length, masks, lengths)
+                    for axis, length in enumerate(first.shape)
+                ]
+            )
+
+        return {
+            priced.name: priced.flops(partial(_operand, args, shape), _shapes(result, shape))
+            for priced, args, result in self.vertices
+        }
+
+    def labels(self) -> Iterator[tuple[str, list[tuple[int, Array]]]]:
+        """Every vertex that costs anything, with the label arrays of its operands and its result, by reading."""
+        for priced, args, result in self.vertices:
+            found = []
+            for number in range(len(self.orbits.readings)):
+                for value in [*[values[number] for values in args.values()], result[number]]:
+                    for tensor in _tensors_in(value):
+                        found += [(number, array) for dim in tensor.dims for array in arrays_of(dim)]
+            yield priced.name, found
+
+    def _length(self, dims: list[Dim], length: int, masks: dict[int, Any], known: dict[tuple[int, ...], int]) -> int:
+        key = tuple([id(dim) for dim in dims])
+        found = known.get(key)
+        if found is None:
+            kept: Any = None
+            for number, dim in enumerate(dims):
+                for array in arrays_of(dim) if number in masks else ():
+                    mask = masks[number][array]
+                    kept = mask if kept is None else kept & mask
+            found = length if kept is None else int(np.count_nonzero(kept))
+            if kept is not None:
+                known[key] = found
+        return found
+
+
+def _unlabelled(value: Labelled, axis: int) -> Labelled:
+    return Labelled(value.shape, [None if n == axis else dim for n, dim in enumerate(value.dims)])
+
+
+def _value(reading: Reading, arg: Any) -> Any:
+    kind = type(arg)
+    if kind is Ref:
+        return pick(reading.values[arg.vertex], arg.index)
+    if kind is Attr:
+        return reading.attributes[arg.path]
+    if kind is ByMode:
+        return _value(reading, arg.evaluation)
+    if kind in (tuple, list):
+        return tuple([_value(reading, item) for item in arg])
+    return None
+
+
+def _tensors_in(value: Any) -> Iterator[Labelled]:
+    if isinstance(value, Labelled):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _tensors_in(item)
+
+
+def _holds_tensor(value: Any) -> bool:
+    return isinstance(value, Labelled) or (isinstance(value, tuple) and any(map(_holds_tensor, value)))
+
+
+def _operand(args: dict[str, list[Any]], shape: Callable[[list[Labelled]], tuple[int, ...]], name: str) -> Any:
+    return _shapes(args.get(name), shape)
+
+
+def _shapes(values: list[Any] | None, shape: Callable[[list[Labelled]], tuple[int, ...]]) -> Any:
+    if values is None or values[0] is None:
+        return None
+    if isinstance(values[0], tuple):
+        return tuple([_shapes(list(items), shape) for items in zip(*values, strict=True)])
+    return shape(values)
