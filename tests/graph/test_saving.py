@@ -14,7 +14,8 @@ from torch import nn
 import torchorbit
 from tests.models import Computes, assert_equal, assert_same, outcome, stir
 from torchorbit.graph import saving
-from torchorbit.graph.saving import pack, unpack
+from torchorbit.graph.loading import unpack
+from torchorbit.graph.saving import pack
 
 X = torch.randn(2, 4, 8)
 
@@ -305,9 +306,9 @@ def test_a_missing_folder_is_named(tmp_path):
         lambda data: b"[" * 100_000,
         lambda data: b'{"format": ' + b"1" * 10_000 + b"}",
         lambda data: data.replace(b"torchorbit-graph", b"something-else"),
-        lambda data: data.replace(b'"version": 1', b'"version": 2'),
-        lambda data: data.replace(b'"version": 1', b'"version": "1"'),
-        lambda data: data.replace(b'"version": 1', b'"version": null'),
+        lambda data: data.replace(b'"version": 2', b'"version": 3'),
+        lambda data: data.replace(b'"version": 2', b'"version": "1"'),
+        lambda data: data.replace(b'"version": 2', b'"version": null'),
     ],
 )
 def test_a_damaged_graph_file_is_an_error(dag, tmp_path, damage):
