@@ -42,7 +42,11 @@ LEAF_MODULES["StochasticDepth"] = StochasticDepth
 _STAND_INS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     "timm.layers.drop.DropPath": (
         "StochasticDepth",
-        lambda module: {"p": float(module.drop_prob or 0.0), "scale_by_keep": bool(module.scale_by_keep)},
+        lambda module: {
+            "p": float(module.drop_prob or 0.0),
+            "mode": "row",
+            "scale_by_keep": bool(module.scale_by_keep),
+        },
     ),
     "torchvision.ops.stochastic_depth.StochasticDepth": (
         "StochasticDepth",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.dag import Container, DagModule, Provenance
 from torchorbit.graph.files import CARD_FILE, FORMAT, GRAPH_FILE, VERSION, WEIGHTS_FILE
-from torchorbit.graph.modules import leaf_config, leaf_name
+from torchorbit.graph.modules import leaf_config, leaf_name, make_leaf
 from torchorbit.graph.vertices import (
     Attr,
     ByMode,
@@ -116,7 +116,7 @@ class _Packer:
                     self.leaves[id(module.get_submodule(vertex.target))] = vertex.leaf
             node["vertices"] = [_pack_vertex(vertex) for vertex in module.graph.vertices]
             node["output"] = _pack_arg(module.graph.output)
-        elif isinstance(module, Container):
+        elif isinstance(module, Container) or (id(module) not in self.leaves and _only_holds_tensors(module)):
             node["kind"] = "container"
         else:
             name = self.leaves.get(id(module)) or leaf_name(module)
@@ -154,6 +154,18 @@ class _Packer:
         key = self.names.setdefault(id(tensor), name)
         self.tensors.setdefault(key, tensor)
         return key
+
+
+def _only_holds_tensors(module: nn.Module) -> bool:
+    """Whether a leaf that no vertex calls has tensors that its class would have in other shapes: they were pruned."""
+    name = leaf_name(module)
+    if name is None:
+        return False
+    config = leaf_config(module, name)
+    made = make_leaf(name, {key: value for key, value in config.items() if value is not None})
+    expected = {key: tensor.shape for key, tensor in (*made.named_parameters(), *made.named_buffers())}
+    given = {key: tensor.shape for key, tensor in (*module.named_parameters(), *module.named_buffers())}
+    return any(given.get(key) != shape for key, shape in expected.items())
 
 
 def _pack_vertex(vertex: Vertex) -> dict[str, Any]:
