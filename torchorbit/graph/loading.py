@@ -53,6 +53,7 @@ _MAX_NAME = 1024
 _MAX_TEXT = 65_536
 _MAX_MODULES = 100_000
 _MAX_TYPES = 64  # of named tuples
+_MAX_ARGUMENTS = 1_000_000  # values in all arguments together
 
 _DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _MEMORY_FORMATS = {str(m).removeprefix("torch."): m for m in (torch.contiguous_format, torch.preserve_format)} | {
@@ -527,8 +528,12 @@ class _Arguments:
 
     def __init__(self) -> None:
         self.types: dict[tuple[str, tuple[str, ...]], type] = {}
+        self.count = 0
 
     def read(self, data: Any, where: str, depth: int = 0) -> Any:
+        self.count += 1
+        if self.count > _MAX_ARGUMENTS:
+            raise CheckpointError(f"{where}: the arguments of the graph hold more than {_MAX_ARGUMENTS} values")
         kind = type(data)
         if data is None or kind is bool:
             return data

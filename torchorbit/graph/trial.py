@@ -289,7 +289,8 @@ def _empty(shape: Sequence[int], dtype: torch.dtype = _FLOAT) -> Tensor:
 def _bounded(result: Any) -> Any:
     """A result, if it is a tensor or several, and none is too large."""
     for tensor in result if isinstance(result, (tuple, list)) else (result,):
-        if isinstance(tensor, Tensor) and (tensor.numel() > MAX_ELEMENTS or tensor.dim() > _MAX_RANK):
+        # A product of integers of Python: one of 64 bits may have gone round.
+        if isinstance(tensor, Tensor) and (math.prod(tensor.shape) > MAX_ELEMENTS or tensor.dim() > _MAX_RANK):
             raise ValueError(f"a result has shape {tuple(tensor.shape)!s:.200}, more than {MAX_ELEMENTS} elements")
     return result
 
