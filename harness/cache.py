@@ -19,6 +19,7 @@ import logging
 import os
 import sys
 import types
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -200,6 +201,8 @@ class _Description:
         return self.callable_or_object(value, inner)
 
     def callable_or_object(self, value: Any, inner: Callable[[Any], str]) -> str:
+        if isinstance(value, weakref.ref):
+            return f"reference to {inner(value())}"
         if isinstance(value, functools.partial):
             return f"partial({inner(value.func)}, {inner(value.args)}, {inner(value.keywords)})"
         if isinstance(value, types.MethodType):
@@ -267,14 +270,11 @@ def _reached(name: str) -> frozenset[str]:
 @functools.cache
 def _imports(module: str) -> frozenset[str]:
     """The modules from which a module takes names; packages that only pass names on are looked through."""
-    tree = _parsed(module)
-    if tree is None:
-        return frozenset()
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in _import_statements(module):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             source = _absolute(module, node)
             found.update(_origin(source, alias.name) for alias in node.names)
     return frozenset(found)
@@ -285,9 +285,9 @@ def _origin(module: str, name: str) -> str:
     """Where a name comes from that is imported from a module."""
     if _path_of(f"{module}.{name}") is not None:
         return f"{module}.{name}"
-    path, tree = _path_of(module), _parsed(module)
-    if path is not None and path.name == "__init__.py" and tree is not None:
-        for node in ast.walk(tree):
+    path = _path_of(module)
+    if path is not None and path.name == "__init__.py":
+        for node in _import_statements(module):
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     if (alias.asname or alias.name) == name:
@@ -306,12 +306,14 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
 
 
 @functools.cache
-def _parsed(module: str) -> ast.Module | None:
+def _import_statements(module: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
+    """They alone are kept: the trees of all of timm take a quarter of a gigabyte."""
     path = _path_of(module)
     try:
-        return None if path is None else ast.parse(path.read_bytes())
+        tree = ast.parse("" if path is None else path.read_bytes())
     except (OSError, SyntaxError, ValueError):
-        return None
+        return ()
+    return tuple([node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))])
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar
 import click
 
 from harness.errors import HarnessError, UsageError, one_line
+from zoo.cli import COMMANDS
 
 if TYPE_CHECKING:
     from harness.backends import BackendName
@@ -32,7 +33,11 @@ class _Stop:
 class _Contents(click.Group):
     """A group whose help lists its commands under headings, in the order of their definition."""
 
-    sections: ClassVar = {"One model": ("convert", "explain", "show"), "All of timm": ("sweep", "tables", "diff")}
+    sections: ClassVar = {
+        "One model": ("convert", "explain", "show"),
+        "All of timm": ("sweep", "tables", "diff"),
+        "Pruned models": ("prune", "publish", "publish-tables", "pull", "zoo"),
+    }
 
     def list_commands(self, context: click.Context) -> list[str]:
         return [name for names in self.sections.values() for name in names]
@@ -345,6 +350,10 @@ def diff(old: Path, new: Path, only_swept: bool, out: Path | None) -> None:
         raise click.exceptions.Exit(1)
 
 
+for command in COMMANDS:
+    commands.add_command(command)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
@@ -371,9 +380,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        return _fail(one_line(error), 1)
+        return _fail(str(error) if _is_ours(error) else one_line(error), 1)
     # Without standalone mode click returns the code of an Exit, and None where nothing was said.
     return result if isinstance(result, int) else 0
+
+
+def _is_ours(error: Exception) -> bool:
+    """Whether the message of an error says all, without the name of its type."""
+    from torchorbit.errors import TorchorbitError
+
+    return isinstance(error, TorchorbitError)
 
 
 def _fail(message: str, code: int) -> int:

@@ -284,7 +284,8 @@ class _Sweep:
     def _kept(self, outcome: Outcome, record: Record) -> Record:
         """Take account of a record that a worker made."""
         self.cached += outcome.cached
-        if self._cache is not None and outcome.fingerprint is not None:
+        if self._cache is not None and outcome.fingerprint is not None and self._backend.remote:
+            # What the worker put into its own is not here.
             self._cache.put(record, outcome.fingerprint, self._verify)
         return self._keep(record)
 
@@ -335,7 +336,10 @@ class _Queue:
                 del self._waiting[name]
                 self._running[name] = 0
                 return name, None
-            free = self._memory_bytes - sum(self._running.values())
+            # Whoever asks has room for a job. Where as many as there can be seem to run, some have ended and nobody has
+            # said so yet: those that may use least, for all that is known.
+            ended = max(len(self._running) - (self._jobs - 1), 0)
+            free = self._memory_bytes - sum(sorted(self._running.values())[ended:])
             share = self._memory_bytes // self._jobs
             for name, needed in self._waiting.items():
                 wanted = min(max(int(needed * _MEMORY_MARGIN), share), self._memory_bytes)

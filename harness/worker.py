@@ -62,7 +62,13 @@ def run(job: Job, progress: Progress = lambda record: None) -> Outcome:
     if not inquiry.cached:
         record.seconds = round(time.perf_counter() - started, 3)
         record.peak_rss_mb = round(memory.peak_rss_mb(), 1)
+    if job.cache is not None and inquiry.fingerprint is not None and not inquiry.put_off:
+        # Here, so that the next model finds it, which may start before anybody else has seen this record.
+        Cache(Path(job.cache)).put(record, inquiry.fingerprint, job.verify)
     memory.release_memory()
+    # What is left are modules that were imported and caches that were filled on the way: hundreds of thousands of
+    # objects after the first model. The next collection is to see that job's remains alone, or it takes half a second.
+    gc.freeze()
     return Outcome(
         job.model,
         None if inquiry.put_off else record,
@@ -194,7 +200,7 @@ def settle_process() -> None:
     warnings.simplefilter("ignore")
     logging.getLogger("timm").setLevel(logging.ERROR)
     # What has been imported stays. Left to itself, the collector would go through all of it again and again while a
-    # model is built; frozen and switched off, it is called once after each job and sees that job's remains alone.
+    # model is built; frozen and switched off, it is called once after each job.
     gc.collect()
     gc.freeze()
     gc.disable()

@@ -12,6 +12,7 @@ from torchorbit.graph.dag import DagModule  # noqa: E402
 from torchorbit.graph.loading import load  # noqa: E402
 from torchorbit.orbits import Orbit, Orbits, check_rule, find_orbits, register_rule  # noqa: E402
 from torchorbit.pruning import Flops, Plan, flops, plan, prune, remove_channels, verify_removal  # noqa: E402
+from torchorbit.sharing import from_pretrained, transforms  # noqa: E402
 
 __version__ = "0.1.0"
 
@@ -37,10 +38,12 @@ __all__ = [
     "explain",
     "find_orbits",
     "flops",
+    "from_pretrained",
     "load",
     "plan",
     "prune",
     "register_rule",
     "remove_channels",
+    "transforms",
     "verify_removal",
 ]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -208,3 +210,32 @@ def test_models_that_do_not_fit_side_by_side_run_alone(out: Path) -> None:
     assert by_name["vit_small_patch16_224"].verified == "numeric"
     assert by_name["vit_base_patch16_224"].verified == "shape"
     assert "by numbers it needs about 1.0 GiB of memory, and 1.0 GiB may be used" in str(summary)
+
+
+def test_a_worker_that_asks_has_room_though_nobody_has_said_so_yet() -> None:
+    """joblib asks for the next job before it hands out the result of the last one."""
+    waiting = harness.sweep._Queue(dict.fromkeys("abcd", 0), memory_bytes=8, jobs=2)
+    assert [waiting.next() for _ in range(3)] == [("a", 4), ("b", 4), ("c", 4)]
+    waiting.done("b")
+    assert waiting.next() == ("d", 4)
+
+    unequal = harness.sweep._Queue({"large": 6, "small": 1, "other": 6}, memory_bytes=10, jobs=2)
+    assert [unequal.next(), unequal.next()] == [("large", 7), ("small", 3)]
+    # It may be the small one that has ended.
+    assert unequal.next() == ("", None)
+    unequal.done("large")
+    assert unequal.next() == ("other", 7)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks Linux what the process took")
+def test_the_main_process_stays_small(out: Path) -> None:
+    program = (
+        "import re, sys; from pathlib import Path; from harness.cli import main; "
+        "code = main(sys.argv[1:]); "
+        "print('PEAK', re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text()).group(1)); sys.exit(code)"
+    )
+    # The cache is asked for every model of timm that matches, which reads the sources of nearly all of it.
+    arguments = ["sweep", *NAMES, "test_*", "--out", str(out)]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.rsplit("PEAK", 1)[1]) / 1024 < 500

@@ -196,12 +196,10 @@ def test_the_whole_graph_is_left_alone_and_shares_nothing():
     assert all(torch.equal(p.grad, grads[name]) for name, p in dag.named_parameters())
 
 
-@pytest.mark.parametrize(
-    "rnn", [nn.LSTM(6, 8, bidirectional=True), nn.GRU(6, 8, num_layers=2), nn.RNN(6, 8), nn.LSTM(6, 8, proj_size=4)]
-)
+@pytest.mark.parametrize("rnn", [nn.LSTM(6, 8, bidirectional=True), nn.GRU(6, 8, num_layers=2), nn.RNN(6, 8)])
 def test_a_recurrent_layer_is_left_alone(rnn):
     """It keeps a list of its weights beside them, which its copy must not write to."""
-    width = (rnn.proj_size or rnn.hidden_size) * (2 if rnn.bidirectional else 1)
+    width = rnn.hidden_size * (2 if rnn.bidirectional else 1)
     model = Computes(lambda m, x: m.head(m.rnn(m.stem(x))[0]), stem=nn.Linear(3, 6), rnn=rnn, head=nn.Linear(width, 4))
     dag, orbits = graph(stir(model).eval(), torch.randn(2, 5, 3))
     x = torch.randn(2, 5, 3)

@@ -94,10 +94,12 @@ class DagModule(nn.Module):
     Attributes:
         graph: the vertices and the output.
         provenance: how the graph was recorded; None in nested blocks.
+        manifest: what the checkpoint that it comes from says of it (`zoo.manifest.Manifest`); pruning passes it on.
     """
 
     graph: Graph
     provenance: Provenance | None
+    manifest: Any = None
     _levels: Any = None  # what `torchorbit.graph.flatten.one_level` keeps
 
     @property
@@ -175,6 +177,57 @@ class DagModule(nn.Module):
         from torchorbit.graph.saving import save
 
         save(self, folder)
+
+    def save_pretrained(self, folder: str | Path, **details: Any) -> Any:
+        """Save the model as a checkpoint: what `save` writes, and what there is to know about it.
+
+        Args:
+            folder: where to; made if absent, and put in place as a whole.
+            **details: name, source, step, accuracy, preprocessing and dtype, as `zoo.checkpoint.save_checkpoint` takes
+                them. What the model's ``manifest`` says is kept where nothing else is given.
+
+        Returns:
+            What was written about it, a `zoo.manifest.Manifest`.
+
+        Raises:
+            CheckpointError: as `save`; or the folder holds something else.
+        """
+        from zoo.checkpoint import save_checkpoint
+
+        return save_checkpoint(self, folder, **details)
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        hub: str | Path | None = None,
+        private: bool = False,
+        revision: str | None = None,
+        tag: str | None = None,
+        token: str | None = None,
+        **details: Any,
+    ) -> Any:
+        """Publish the model as a checkpoint.
+
+        Args:
+            repo: ``"organisation/name"``.
+            hub: a folder, or the address of a hub; by default the Hugging Face Hub.
+            private: make a new repository one that only its owner sees.
+            revision: branch to publish to; ``main`` by default.
+            tag: name to give the publication.
+            token: by default the one that ``hf auth login`` keeps.
+            **details: as for `save_pretrained`.
+
+        Returns:
+            Which commit it is, and what it changed: a `zoo.hubs.Publication`.
+
+        Raises:
+            CheckpointError: as `save`.
+            HubError: the hub refuses, or cannot be reached.
+        """
+        from zoo.publishing import push
+
+        return push(self, repo, hub=hub, private=private, revision=revision, tag=tag, token=token, **details)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = self.__dict__.copy()

@@ -21,6 +21,7 @@ def flatten(dag: DagModule) -> DagModule:
     """See `DagModule.flatten`."""
     provenance = dag.provenance or Provenance()
     flat = blank(flat_graph(dag), provenance)
+    flat.manifest = dag.manifest
     _fill(flat, dag, {id(dag): flat})
     return flat
 

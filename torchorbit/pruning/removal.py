@@ -282,6 +282,7 @@ class _Cut:
         graph = self.graph()
         self.share = share
         smaller = blank(graph, self.dag.provenance)
+        smaller.manifest = self.dag.manifest
         self.modules: dict[int, nn.Module] = {id(self.dag): smaller}
         self.gone = self.no_longer_used(graph)
         self.fill(smaller, self.dag, "")

@@ -1,0 +1,259 @@
+"""A checkpoint: a folder that holds a graph, its weights, and what there is to know about them."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+
+import torchorbit
+from torchorbit.errors import CheckpointError
+from torchorbit.graph.dag import DagModule
+from torchorbit.graph.saving import CARD_FILE, GRAPH_FILE, WEIGHTS_FILE
+from zoo.cards import card
+from zoo.manifest import (
+    MANIFEST_FILE,
+    Accuracy,
+    Cost,
+    File,
+    Manifest,
+    Preprocessing,
+    Source,
+    Step,
+    Versions,
+    Width,
+    read_manifest,
+)
+from zoo.plots import PLOT_FILE, write_plot
+
+CHECKPOINT_FILES = (MANIFEST_FILE, GRAPH_FILE, WEIGHTS_FILE, PLOT_FILE)
+"""What a checkpoint consists of, apart from its card, which depends on where it is."""
+
+_DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
+_CHUNK = 2**20
+
+
+def versions(timm: str | None = None) -> Versions:
+    """Of what runs here."""
+    return Versions(torchorbit=torchorbit.__version__, torch=torch.__version__, timm=timm)
+
+
+def manifest_of(dag: DagModule) -> Manifest:
+    """What is known of a graph: that of the checkpoint that it comes from, or else what it says of itself.
+
+    Args:
+        dag: an outermost graph.
+
+    Raises:
+        CheckpointError: it is a block of a graph.
+    """
+    if dag.provenance is None:
+        raise CheckpointError(
+            "this is a block of a graph; save the outermost DagModule, or convert the block by itself"
+        )
+    if dag.manifest is not None:
+        return dag.manifest
+    source = dag.provenance.source
+    cost = cost_of(dag)
+    return Manifest(
+        name=source.rpartition(".")[2],
+        source=Source(model=source, weights="not recorded"),
+        before=cost,
+        after=cost,
+        widths=tuple(Width(layer=path, before=width, after=width) for path, width in widths_of(dag).items()),
+    )
+
+
+def cost_of(dag: DagModule) -> Cost:
+    """What a graph costs, for one input of the recorded size."""
+    flops = torchorbit.flops(dag)
+    return Cost(
+        gflops=round(flops.total / 1e9, 6),
+        kmapp=None if math.isnan(flops.kmapp) else round(flops.kmapp, 3),
+        parameters=sum(parameter.numel() for parameter in dag.parameters()),
+    )
+
+
+def widths_of(dag: DagModule) -> dict[str, int]:
+    """Path of every convolution and linear layer -> its output channels, in the order of the model."""
+    found = {}
+    for path, module in dag.named_modules():
+        width = getattr(module, "out_channels", None) or getattr(module, "out_features", None)
+        if isinstance(width, int):
+            found[path] = width
+    return found
+
+
+def save_checkpoint(
+    dag: DagModule,
+    folder: str | Path,
+    *,
+    name: str | None = None,
+    source: Source | None = None,
+    step: Step | None = None,
+    accuracy: Iterable[Accuracy] = (),
+    preprocessing: Preprocessing | None = None,
+    dtype: torch.dtype | None = None,
+) -> Manifest:
+    """Save a graph as a checkpoint: ``checkpoint.json``, ``graph.json``, ``model.safetensors``, a card and a plot.
+
+    What the graph's manifest says is kept where nothing else is given.
+
+    Args:
+        dag: an outermost graph with weights.
+        folder: where to; made if absent, and put in place as a whole. An earlier checkpoint there is replaced.
+        name: what to call the model.
+        source: what was pruned.
+        step: what was done to it since its manifest was written.
+        accuracy: what was measured of it. Figures that the manifest has are dropped when the weights are not those
+            that they are of, which is to say when ``step`` is given.
+        preprocessing: how an image becomes an input.
+        dtype: floating point weights are saved as this; as they are by default.
+
+    Returns:
+        What was written about it.
+
+    Raises:
+        CheckpointError: the graph holds what the format has no name for; or the folder holds something else.
+    """
+    folder = Path(folder)
+    _check_free(folder)
+    known = manifest_of(dag)
+    steps = known.steps
+    after = cost_of(dag)
+    if step is not None:
+        steps = (*steps, step)
+    elif after != known.after:
+        steps = (*steps, Step(criterion="not recorded", selector="not recorded", target="", versions=versions()))
+    changed = len(steps) > len(known.steps)
+    if dtype is not None:
+        dag = copy.deepcopy(dag).to(dtype)
+    found = {_DTYPES[p.dtype] for p in dag.parameters() if p.dtype in _DTYPES}
+    now = widths_of(dag)
+    manifest = known.model_copy(
+        update={
+            "name": name or known.name,
+            "source": source or known.source,
+            "steps": steps,
+            "after": after,
+            "accuracy": (*(() if changed else known.accuracy), *accuracy),
+            "preprocessing": preprocessing or known.preprocessing,
+            # Where norms are kept in another type, the type of the layers says how exact the model is.
+            "dtype": min(found, key=lambda kind: int(kind[-2:]), default="float32"),
+            "widths": tuple(w.model_copy(update={"after": now.get(w.layer, 0)}) for w in known.widths),
+        }
+    )
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
+        made = Path(aside) / "checkpoint"
+        dag.save(made)
+        write_plot(manifest, made / PLOT_FILE)
+        files = {name: _file(made / name) for name in (GRAPH_FILE, WEIGHTS_FILE, PLOT_FILE)}
+        manifest = manifest.model_copy(update={"files": files})
+        (made / MANIFEST_FILE).write_text(manifest.text(), encoding="utf-8")
+        (made / CARD_FILE).write_text(card(manifest, folder.name, published=False), encoding="utf-8")
+        if folder.exists():
+            # The manifest last: before it is there, the checkpoint is one whose files are not those that it names.
+            for file in (GRAPH_FILE, WEIGHTS_FILE, PLOT_FILE, CARD_FILE, MANIFEST_FILE):
+                (made / file).replace(folder / file)
+        else:
+            made.replace(folder)
+    return manifest
+
+
+def load_checkpoint(folder: str | Path, *, device: torch.device | str | None = None) -> DagModule:
+    """Load a checkpoint, after its files were compared with the hashes in its manifest.
+
+    Args:
+        folder: of the checkpoint.
+        device: where the weights go.
+
+    Returns:
+        The graph, which carries the manifest.
+
+    Raises:
+        CheckpointError: a file is missing, or not the one that was saved; or the graph is not valid.
+    """
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    dag = torchorbit.load(folder)
+    dag.manifest = manifest
+    return dag if device is None else dag.to(device)
+
+
+def check_files(folder: Path, manifest: Manifest, spoiled: Callable[[Path], object] = lambda path: None) -> None:
+    """Compare the files of a checkpoint with the hashes in its manifest.
+
+    Args:
+        folder: of the checkpoint.
+        manifest: of the checkpoint.
+        spoiled: called with a file that is another one, before the error is raised.
+
+    Raises:
+        CheckpointError: one is missing, or not the one that was saved.
+    """
+    for name in (GRAPH_FILE, WEIGHTS_FILE):
+        if name not in manifest.files:
+            raise CheckpointError(f"the manifest in '{folder}' names no {name}")
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            if name not in (GRAPH_FILE, WEIGHTS_FILE):
+                continue
+            raise CheckpointError(f"'{folder}' holds no {name}, which its manifest names")
+        if path.stat().st_size != expected.size or sha256(path) != expected.sha256:
+            spoiled(path)
+            raise CheckpointError(
+                f"'{path}' is not the file that was saved: its SHA-256 differs from the one in {MANIFEST_FILE}"
+            )
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def copy_checkpoint(source: Path, folder: Path) -> None:
+    """Copy the files of a checkpoint into a folder of their own, in one step.
+
+    Raises:
+        CheckpointError: the folder holds something else.
+    """
+    _check_free(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:
+        made = Path(aside) / "checkpoint"
+        made.mkdir()
+        for name in (*CHECKPOINT_FILES, CARD_FILE):
+            if (source / name).exists():
+                shutil.copyfile(source / name, made / name)
+        if folder.exists():
+            for file in sorted(made.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
+                file.replace(folder / file.name)
+        else:
+            made.replace(folder)
+
+
+def _check_free(folder: Path) -> None:
+    """A folder with something else in it is not written to."""
+    if folder.is_dir():
+        if not (folder / MANIFEST_FILE).exists() and not (folder / GRAPH_FILE).exists() and any(os.scandir(folder)):
+            raise CheckpointError(f"'{folder}' holds something that is no checkpoint; choose another folder")
+    elif folder.exists():
+        raise CheckpointError(f"'{folder}' is a file; choose a folder")
+
+
+def _file(path: Path) -> File:
+    return File(sha256=sha256(path), size=path.stat().st_size)

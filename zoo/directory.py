@@ -1,0 +1,217 @@
+"""A plain directory as a hub: for labs without internet, and for whoever wants no other.
+
+It is laid out as the cache of the Hugging Face Hub, with the history beside it::
+
+    models--organisation--name/
+        blobs/<SHA-256>           every file that was ever published, once
+        snapshots/<commit>/...    the files of a commit, as links into blobs
+        commits/<commit>.json     parent, message and time of a commit, and its files
+        refs/<branch or tag>      the id of a commit
+        tags/<tag>                marks the names that do not move
+
+A commit is written aside and renamed into place before a branch points to it, so that whoever reads sees all of it or
+nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, TypedDict
+
+from filelock import FileLock
+from typing_extensions import override
+
+from harness.files import replace_text
+from zoo.errors import HubError
+from zoo.hubs import MAIN, Content, Hub, RemoteFile, RepoType, check_repo, check_revision, digest
+from zoo.manifest import MANIFEST_FILE
+
+
+class _File(TypedDict):
+    sha256: str
+    size: int
+
+
+class DirectoryHub(Hub):
+    """A directory with repositories.
+
+    Args:
+        folder: it is made when something is published.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.absolute()
+        self.address = str(self.folder)
+
+    @override
+    def files(self, repo: str, revision: str, repo_type: RepoType = "model") -> dict[str, RemoteFile] | None:
+        place = self._place(repo, repo_type)
+        commit = self._found(place, revision)
+        if commit is None:
+            return None
+        return {
+            path: RemoteFile(size=file["size"], sha256=file["sha256"])
+            for path, file in self._commit(place, commit)["files"].items()
+        }
+
+    @override
+    def commit(
+        self,
+        repo: str,
+        contents: Mapping[str, Content],
+        *,
+        message: str,
+        private: bool,
+        revision: str,
+        repo_type: RepoType = "model",
+    ) -> str:
+        check_revision(revision)
+        place = self._place(repo, repo_type)
+        with self._writing(place, private):
+            if (place / "tags" / revision).exists():
+                raise HubError(f"{revision!r} is a tag of {repo}, which does not move; publish to a branch")
+            parent = self._found(place, revision) or self._found(place, MAIN)
+            files = dict(self._commit(place, parent)["files"]) if parent else {}
+            for path, content in contents.items():
+                files[path] = self._keep(place, content)
+            details = {
+                "parent": parent,
+                "message": message,
+                "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+                "files": dict(sorted(files.items())),
+            }
+            commit = digest(json.dumps(details, sort_keys=True).encode(), "sha1")
+            self._lay_out(place, commit, files)
+            replace_text(place / "commits" / f"{commit}.json", json.dumps(details, indent=1) + "\n")
+            replace_text(place / "refs" / revision, commit)
+        return commit
+
+    @override
+    def resolve(self, repo: str, revision: str, repo_type: RepoType = "model") -> str:
+        place = self._place(repo, repo_type)
+        if not (place / "refs").is_dir():
+            raise HubError(f"the hub in {self.address} has no repository {repo}")
+        commit = self._found(place, revision)
+        if commit is None:
+            names = ", ".join(sorted(path.name for path in (place / "refs").iterdir()))
+            raise HubError(f"{repo} in {self.address} has no revision {revision!r}; it has {names}, and commits")
+        return commit
+
+    @override
+    def tag(self, repo: str, name: str, commit: str, repo_type: RepoType = "model") -> None:
+        check_revision(name)
+        place = self._place(repo, repo_type)
+        with self._writing(place, private=False):
+            earlier = self._found(place, name)
+            if earlier == commit and (place / "tags" / name).exists():
+                return
+            if earlier is not None:
+                raise HubError(f"{repo} has a revision {name!r} already, commit {earlier}; choose another tag")
+            replace_text(place / "tags" / name, commit)
+            replace_text(place / "refs" / name, commit)
+
+    @override
+    def fetch(
+        self,
+        repo: str,
+        names: Iterable[str],
+        *,
+        revision: str,
+        local_files_only: bool = False,
+        cache_dir: Path | None = None,
+    ) -> Path:
+        # It is on this machine, or where this machine sees it: there is nothing to copy.
+        return self._place(repo, "model") / "snapshots" / self.resolve(repo, revision)
+
+    @override
+    def repositories(self, owner: str | None = None) -> list[str]:
+        found = []
+        for place in sorted(self.folder.glob("models--*--*")):
+            _, theirs, name = place.name.split("--", 2)
+            if owner in (None, theirs):
+                files = self.files(f"{theirs}/{name}", MAIN) if os.access(place / "refs", os.X_OK) else None
+                if files is not None and MANIFEST_FILE in files:
+                    found.append(f"{theirs}/{name}")
+        return found
+
+    @override
+    def url(self, repo: str, commit: str, repo_type: RepoType = "model") -> str:
+        return str(self._place(repo, repo_type) / "snapshots" / commit)
+
+    # -- on the disk
+
+    def _place(self, repo: str, repo_type: RepoType) -> Path:
+        check_repo(repo)
+        return self.folder / f"{repo_type}s--{repo.replace('/', '--')}"
+
+    @contextmanager
+    def _writing(self, place: Path, private: bool) -> Iterator[None]:
+        """Keep others from writing to a repository, which is made if absent."""
+        try:
+            new = not place.exists()
+            for name in ("blobs", "snapshots", "commits", "refs", "tags"):
+                (place / name).mkdir(parents=True, exist_ok=True)
+            if new and private:
+                place.chmod(0o700)
+            with FileLock(place / ".lock"):
+                yield
+        except OSError as error:
+            raise HubError(f"cannot write to {place}: {error.strerror or error}") from error
+
+    def _found(self, place: Path, revision: str) -> str | None:
+        check_revision(revision)
+        try:
+            return (place / "refs" / revision).read_text(encoding="ascii").strip()
+        except FileNotFoundError:
+            return revision if (place / "commits" / f"{revision}.json").exists() else None
+        except OSError as error:
+            raise HubError(f"cannot read {place}: {error.strerror or error}") from error
+
+    def _commit(self, place: Path, commit: str) -> Any:
+        path = place / "commits" / f"{commit}.json"
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise HubError(f"{path} is damaged: {error}") from error
+
+    def _keep(self, place: Path, content: Content) -> _File:
+        """Put a file among the blobs, if it is not there."""
+        sha256 = digest(content, "sha256")
+        blob = place / "blobs" / sha256
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        if not blob.exists() or blob.stat().st_size != size:
+            handle, name = tempfile.mkstemp(prefix=".", dir=blob.parent)
+            os.close(handle)
+            aside = Path(name)
+            try:
+                if isinstance(content, Path):
+                    shutil.copyfile(content, aside)
+                else:
+                    aside.write_bytes(content)
+                aside.chmod(0o444)
+                aside.replace(blob)
+            finally:
+                aside.unlink(missing_ok=True)
+        return {"sha256": sha256, "size": size}
+
+    def _lay_out(self, place: Path, commit: str, files: Mapping[str, _File]) -> None:
+        """Make the folder of a commit."""
+        final = place / "snapshots" / commit
+        if final.exists():
+            return
+        with tempfile.TemporaryDirectory(prefix=".", dir=final.parent) as aside:
+            made = Path(aside) / commit
+            made.mkdir()
+            for name, file in files.items():
+                path = made / name
+                path.parent.mkdir(parents=True, exist_ok=True)
+                up = Path(*[".."] * (len(Path(name).parts) + 1))
+                path.symlink_to(up / "blobs" / file["sha256"])
+            made.replace(final)

@@ -1,0 +1,213 @@
+"""What publishing and pulling need of a hub, and which hub is meant."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from zoo.errors import HubError
+
+RepoType = Literal["model", "dataset"]
+Content = Path | bytes
+"""What a file is to hold: what is in another one, or these bytes."""
+
+MAIN = "main"
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file that a hub has.
+
+    Attributes:
+        size: in bytes.
+        sha256: of its bytes; None where the hub only tells the other one.
+        git_sha1: what git calls it.
+    """
+
+    size: int
+    sha256: str | None = None
+    git_sha1: str | None = None
+
+    def holds(self, content: Content) -> bool:
+        """Whether it has these bytes."""
+        size = content.stat().st_size if isinstance(content, Path) else len(content)
+        if size != self.size:
+            return False
+        if self.sha256 is not None:
+            return digest(content, "sha256") == self.sha256
+        return digest(content, "sha1", f"blob {size}\0".encode()) == self.git_sha1
+
+
+@dataclass(frozen=True)
+class Publication:
+    """What came of publishing.
+
+    Attributes:
+        repo: the repository.
+        commit: the commit that has it; None where nothing was done and there is none.
+        changed: files that the commit added or changed; none where all was there already.
+        url: where to look at it.
+        dry_run: nothing was done.
+    """
+
+    repo: str
+    commit: str | None
+    changed: tuple[str, ...]
+    url: str
+    dry_run: bool = False
+
+    def __str__(self) -> str:
+        files = ", ".join(self.changed)
+        if self.dry_run:
+            return f"{self.repo}: would publish {files}" if files else f"{self.repo}: nothing to publish, all is there"
+        if not self.changed:
+            return f"{self.repo}: nothing to publish, all is there already in commit {self.commit} ({self.url})"
+        return f"{self.repo}: published {files} in commit {self.commit} ({self.url})"
+
+
+class Hub(ABC):
+    """Repositories with revisions.
+
+    Attributes:
+        address: as users name it; None for the Hugging Face Hub.
+    """
+
+    address: str | None
+
+    @abstractmethod
+    def files(self, repo: str, revision: str, repo_type: RepoType = "model") -> dict[str, RemoteFile] | None:
+        """Path -> file, of a revision; None where there is no such repository or revision.
+
+        Raises:
+            HubError: it may not be seen, or the hub cannot be reached.
+        """
+
+    @abstractmethod
+    def commit(
+        self,
+        repo: str,
+        contents: Mapping[str, Content],
+        *,
+        message: str,
+        private: bool,
+        revision: str,
+        repo_type: RepoType = "model",
+    ) -> str:
+        """Add or replace files in one commit, in a repository and on a branch that are made if absent.
+
+        Returns:
+            The id of the commit.
+
+        Raises:
+            HubError: the hub refuses, or cannot be reached.
+        """
+
+    @abstractmethod
+    def resolve(self, repo: str, revision: str, repo_type: RepoType = "model") -> str:
+        """The id of the commit that a branch, a tag or a commit's id means.
+
+        Raises:
+            HubError: there is none, or the hub cannot be reached.
+        """
+
+    @abstractmethod
+    def tag(self, repo: str, name: str, commit: str, repo_type: RepoType = "model") -> None:
+        """Name a commit. Naming it again the same is no error.
+
+        Raises:
+            HubError: another commit has the name; or the hub refuses, or cannot be reached.
+        """
+
+    @abstractmethod
+    def fetch(
+        self,
+        repo: str,
+        names: Iterable[str],
+        *,
+        revision: str,
+        local_files_only: bool = False,
+        cache_dir: Path | None = None,
+    ) -> Path:
+        """Have files of a model on this machine.
+
+        Returns:
+            A folder with those of them that the revision has.
+
+        Raises:
+            HubError: there is no such repository or revision, it may not be seen, or the hub cannot be reached.
+        """
+
+    @abstractmethod
+    def repositories(self, owner: str | None = None) -> list[str]:
+        """The models of torchorbit that the hub has, all or those of one owner.
+
+        Raises:
+            HubError: the hub cannot be reached.
+        """
+
+    @abstractmethod
+    def url(self, repo: str, commit: str, repo_type: RepoType = "model") -> str:
+        """Where to look at a commit."""
+
+    def discard(self, path: Path) -> None:
+        """A fetched file is not what was published: see that it is not used again, where the hub did not make it."""
+        return
+
+
+def choose(hub: str | Path | None, token: str | None = None) -> Hub:
+    """The hub that is meant.
+
+    Args:
+        hub: None or ``"hf"`` for the Hugging Face Hub, the address of another server that speaks its language, or a
+            folder.
+        token: for the server.
+    """
+    if hub is None or hub == "hf" or str(hub).startswith(("http://", "https://")):
+        from zoo.hugging_face import HuggingFaceHub
+
+        return HuggingFaceHub(None if hub in (None, "hf") else str(hub), token)
+    from zoo.directory import DirectoryHub
+
+    return DirectoryHub(Path(os.path.expanduser(hub)))  # noqa: PTH111 - of whatever kind it is
+
+
+def check_repo(repo: str) -> None:
+    """Make sure that a name can be one of a repository.
+
+    Raises:
+        HubError: it cannot.
+    """
+    owner, _, name = repo.partition("/")
+    if not all(_NAME.fullmatch(part) and ".." not in part and "--" not in part for part in (owner, name)):
+        raise HubError(f"{repo!r} is no name of a repository; expected 'organisation/name' in letters, digits and ._-")
+
+
+def check_revision(revision: str) -> None:
+    """Make sure that a name can be one of a branch, tag or commit.
+
+    Raises:
+        HubError: it cannot.
+    """
+    if not _NAME.fullmatch(revision) or ".." in revision:
+        raise HubError(f"{revision!r} is no name of a revision; expected letters, digits and ._-")
+
+
+def digest(content: Content, algorithm: str, prefix: bytes = b"") -> str:
+    """A hash of a file or of bytes, in hexadecimal digits."""
+    found = hashlib.new(algorithm, prefix, usedforsecurity=False)
+    if isinstance(content, bytes):
+        found.update(content)
+        return found.hexdigest()
+    with content.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            found.update(chunk)
+    return found.hexdigest()

@@ -1,0 +1,120 @@
+"""From the name of a model in timm, or from a checkpoint, to a pruned checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+import torchorbit
+from harness.errors import UsageError
+from harness.models import VERSIONS, build, check_name, example_input
+from torchorbit.graph.dag import DagModule
+from torchorbit.graph.saving import GRAPH_FILE
+from zoo.checkpoint import load_checkpoint, manifest_of, save_checkpoint, sha256, versions
+from zoo.manifest import MANIFEST_FILE, Manifest, Preprocessing, Source, Step
+
+import timm.data  # isort: skip - after torchorbit, which lets it import torchvision
+
+
+def make_checkpoint(
+    model: str,
+    out: Path,
+    *,
+    flops: float | None = None,
+    ratio: float | None = None,
+    round_to: int = 1,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    command: str | None = None,
+    stage: Callable[[str], object] = lambda name: None,
+) -> Manifest:
+    """Prune a model by magnitude, and save it as a checkpoint.
+
+    Args:
+        model: a name in timm, with a tag where certain weights are wanted; or the folder of a checkpoint.
+        out: where the checkpoint goes.
+        flops: what `torchorbit.prune` takes.
+        ratio: what `torchorbit.prune` takes.
+        round_to: what `torchorbit.prune` takes.
+        weights: file with the model's state dict.
+        pretrained: load timm's weights from its hub.
+        seed: of the weights that timm initialises the model with, where none are loaded.
+        dtype: of the weights in the checkpoint.
+        command: what was typed, for the checkpoint to tell.
+        stage: told of every stage that begins.
+
+    Returns:
+        What was written about the checkpoint.
+
+    Raises:
+        UsageError: there is no such model, or the arguments exclude each other.
+        ValueError: ``flops`` or ``ratio`` is out of range or cannot be reached.
+        CheckpointError: the checkpoint cannot be loaded, or ``out`` holds something else.
+    """
+    folder = Path(model)
+    stage("load")
+    if (folder / MANIFEST_FILE).exists() or (folder / GRAPH_FILE).exists():
+        if weights is not None or pretrained:
+            raise UsageError(f"{model} is a checkpoint, which has its weights: leave --weights and --pretrained out")
+        dag = load_checkpoint(folder) if (folder / MANIFEST_FILE).exists() else torchorbit.load(folder)
+    else:
+        dag = _converted(model, weights=weights, pretrained=pretrained, seed=seed)
+    manifest = manifest_of(dag)
+    stage("prune")
+    pruned = torchorbit.prune(dag, flops=flops, ratio=ratio, round_to=round_to)
+    target = f"flops={flops:g}" if flops is not None else f"ratio={ratio:g}"
+    step = Step(
+        criterion="magnitude",
+        selector="uniform",
+        target=target,
+        round_to=round_to,
+        seed=None if manifest.steps or weights is not None or pretrained else seed,
+        command=command,
+        versions=versions(VERSIONS["timm"]),
+    )
+    stage("save")
+    stem = manifest.name if not manifest.steps else manifest.source.model
+    kept = torchorbit.flops(pruned).total / 1e9 / manifest.before.gflops if manifest.before.gflops else 1.0
+    return save_checkpoint(pruned, out, name=f"{stem}.pruned-{kept:.2f}", step=step, dtype=dtype)
+
+
+def _converted(name: str, *, weights: Path | None, pretrained: bool, seed: int) -> DagModule:
+    """Build a model of timm and convert it; the graph carries what is known of the model."""
+    if weights is not None and pretrained:
+        raise UsageError("--weights and --pretrained exclude each other: both say which weights to load")
+    check_name(name)
+    torch.manual_seed(seed)
+    model = build(name, weights=weights, pretrained=pretrained)
+    dag = torchorbit.convert(model, example_input(model))
+    configuration = getattr(model, "pretrained_cfg", None) or {}
+    tag = configuration.get("tag")
+    architecture = configuration.get("architecture") or name
+    repository = configuration.get("hf_hub_id")
+    full_name = f"{architecture}.{tag}" if pretrained and tag else name
+    if weights is not None:
+        origin, base = f"{weights.name} (SHA-256 {sha256(weights)})", None
+    elif pretrained:
+        origin = str(repository or configuration.get("url") or "timm")
+        base = repository
+    else:
+        origin, base = f"as timm initialises them, seed {seed}", None
+    source = Source(
+        model=full_name, weights=origin, base_model=base, license=configuration.get("license") if pretrained else None
+    )
+    found = timm.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
+    preprocessing = Preprocessing(
+        input_size=tuple(found["input_size"]),
+        interpolation=found["interpolation"],
+        mean=tuple(map(float, found["mean"])),
+        std=tuple(map(float, found["std"])),
+        crop_pct=float(found["crop_pct"]),
+        crop_mode=found["crop_mode"],
+    )
+    dag.manifest = manifest_of(dag).model_copy(
+        update={"name": full_name, "source": source, "preprocessing": preprocessing}
+    )
+    return dag

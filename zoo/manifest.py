@@ -1,0 +1,211 @@
+"""What a checkpoint says about itself: where it comes from, what was done to it, what it costs, what it is good for.
+
+It is the file ``checkpoint.json`` beside the graph and the weights. Like these it may come from a stranger: nothing in
+it is believed before it has the types and bounds that are declared here, and nothing in it is a path elsewhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from torchorbit.errors import CheckpointError
+
+MANIFEST_FILE = "checkpoint.json"
+_MOST_BYTES = 16 * 2**20
+_MOST_ENTRIES = 100_000
+
+_Text = Annotated[str, Field(max_length=2000)]
+_Count = Annotated[int, Field(ge=0, le=2**62)]
+_Size = Annotated[int, Field(ge=1, le=2**20)]
+_Figure = Annotated[float, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Preprocessing(_Part):
+    """How an image becomes an input, in the terms of `timm.data.resolve_data_config`.
+
+    Attributes:
+        input_size: channels, height and width.
+        interpolation: of the resize; ``"random"`` is bilinear.
+        mean: of each channel, subtracted from values from 0 to 1.
+        std: of each channel.
+        crop_pct: side of the crop over the side of the resized image.
+        crop_mode: ``"center"`` resizes the shorter side and crops, ``"border"`` the longer one and pads, ``"squash"``
+            both.
+    """
+
+    input_size: tuple[_Size, _Size, _Size]
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"] = "bicubic"
+    mean: tuple[float, ...] = Field(max_length=64)
+    std: tuple[Annotated[float, Field(gt=0)], ...] = Field(max_length=64)
+    crop_pct: Annotated[float, Field(gt=0, le=10)] = 0.875
+    crop_mode: Literal["center", "border", "squash"] = "center"
+
+
+class Source(_Part):
+    """The model that was pruned.
+
+    Attributes:
+        model: its name in timm, with the tag of its weights; or the class that was converted.
+        weights: where its weights come from.
+        base_model: the hub's repository of those weights.
+        license: of those weights, as the hub abbreviates it.
+    """
+
+    model: _Text
+    weights: _Text
+    base_model: _Text | None = None
+    license: _Text | None = None
+
+
+class Versions(_Part):
+    """What a step was done with."""
+
+    torchorbit: _Text
+    torch: _Text
+    timm: _Text | None = None
+
+
+class Step(_Part):
+    """One pruning.
+
+    Attributes:
+        criterion: what the units were scored by.
+        selector: how their number was chosen.
+        target: what was asked for, as ``"flops=0.5"``.
+        round_to: what numbers of channels are multiples of.
+        data: what the criterion saw; None for one that looks at weights only.
+        seed: of whatever was drawn.
+        command: what was typed.
+        versions: what it was done with.
+    """
+
+    criterion: _Text
+    selector: _Text
+    target: _Text
+    round_to: _Count = 1
+    data: _Text | None = None
+    seed: int | None = None
+    command: _Text | None = None
+    versions: Versions
+
+
+class Cost(_Part):
+    """What a model costs, for one input of the recorded size.
+
+    Attributes:
+        gflops: 10^9 FLOPs, two per multiply-accumulate.
+        kmapp: thousands of FLOPs per pixel; None where the input is no image.
+        parameters: how many numbers are trained.
+    """
+
+    gflops: _Figure
+    kmapp: _Figure | None = None
+    parameters: _Count
+
+
+class Accuracy(_Part):
+    """Top-1 accuracy, from 0 to 1.
+
+    Attributes:
+        dataset: what it was measured on.
+        split: which part of it.
+        input_size: channels, height and width.
+        before: of the source; None where that was not measured.
+        after: of this model.
+    """
+
+    dataset: _Text
+    split: _Text
+    input_size: tuple[_Size, _Size, _Size]
+    before: Annotated[float, Field(ge=0, le=1)] | None = None
+    after: Annotated[float, Field(ge=0, le=1)]
+
+
+class Width(_Part):
+    """Output channels of a layer in the source and here."""
+
+    layer: _Text
+    before: _Count
+    after: _Count
+
+
+class File(_Part):
+    """A file of the checkpoint."""
+
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    size: _Count
+
+
+class Manifest(_Part):
+    """What a checkpoint says about itself.
+
+    Attributes:
+        format: that it is a checkpoint.
+        version: of the format.
+        name: of the model, to call it by.
+        source: what was pruned.
+        steps: what was done to it, the last one last; none where it was only converted.
+        before: what the source costs.
+        after: what this model costs.
+        accuracy: what was measured.
+        preprocessing: how an image becomes an input; None where it takes none.
+        dtype: of the weights.
+        widths: of the source's layers and of this model's, in the order of the source.
+        files: name -> its hash and size; never one in another folder.
+    """
+
+    format: Literal["torchorbit-checkpoint"] = "torchorbit-checkpoint"
+    version: Literal[1] = 1
+    name: _Text
+    source: Source
+    steps: tuple[Step, ...] = Field(default=(), max_length=1000)
+    before: Cost
+    after: Cost
+    accuracy: tuple[Accuracy, ...] = Field(default=(), max_length=1000)
+    preprocessing: Preprocessing | None = None
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] = "float32"
+    widths: tuple[Width, ...] = Field(default=(), max_length=_MOST_ENTRIES)
+    files: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}$")], File] = Field(
+        default={}, max_length=100
+    )
+
+    def text(self) -> str:
+        """The manifest as JSON."""
+        return self.model_dump_json(indent=1) + "\n"
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read what a checkpoint says about itself.
+
+    Args:
+        folder: the checkpoint.
+
+    Returns:
+        The manifest. Whether the files are those that it names is for `zoo.checkpoint.check_files` to find out.
+
+    Raises:
+        CheckpointError: there is none, or it is no manifest that this version can read.
+    """
+    path = folder / MANIFEST_FILE
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise CheckpointError(f"'{path}' has {path.stat().st_size} bytes, at most {_MOST_BYTES} are read")
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"'{folder}' holds no {MANIFEST_FILE}; expected the folder of a checkpoint") from None
+    except OSError as error:
+        raise CheckpointError(f"'{path}' cannot be read: {error.strerror or error}") from None
+    try:
+        return Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "all of it"
+        more = f", and {error.error_count() - 1} more" if error.error_count() > 1 else ""
+        raise CheckpointError(f"'{path}' is no manifest of a checkpoint: {place}: {first['msg']}{more}") from None

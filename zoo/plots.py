@@ -1,0 +1,41 @@
+"""The plot on a model's card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from zoo.manifest import Manifest
+
+PLOT_FILE = "widths.png"
+
+_MOST_LAYERS = 400
+_GREY, _BLUE, _TEXT = "#d5d9e0", "#2f6fde", "#4a5261"
+
+
+def write_plot(manifest: Manifest, path: Path) -> None:
+    """Draw the width of every layer before and after.
+
+    Args:
+        manifest: of the model.
+        path: of the image, a PNG. The same manifest gives the same bytes.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    widths = [width for width in manifest.widths if width.after][:_MOST_LAYERS]
+    figure = Figure(figsize=(9, 3), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    places = range(len(widths))
+    axes.bar(places, [width.before for width in widths], width=0.9, color=_GREY, label=manifest.source.model)
+    axes.bar(places, [width.after for width in widths], width=0.9, color=_BLUE, label=manifest.name)
+    axes.set_xlabel("convolutions and linear layers, from input to output", color=_TEXT)
+    axes.set_ylabel("output channels", color=_TEXT)
+    axes.set_xticks([])
+    axes.margins(x=0.01)
+    axes.tick_params(colors=_TEXT)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=_TEXT)
+    # Without the version of what drew it, which would make other bytes of the same picture.
+    figure.savefig(path, metadata={"Software": None})
