@@ -175,18 +175,17 @@ ACTIONS = [
 
 
 def changed_document(data: bytes, chance: random.Random) -> bytes:
-    mutator = Mutator(json.loads(data), chance)
-    for _ in range(chance.choice([1, 1, 1, 2, 3])):
-        mutator.change()
-    limit = sys.getrecursionlimit()
-    sys.setrecursionlimit(20_000)  # so that what is nested deeply can be written
-    previous = sys.get_int_max_str_digits()
+    limit, digits = sys.getrecursionlimit(), sys.get_int_max_str_digits()
+    sys.setrecursionlimit(20_000)  # so that what is nested deeply can be written, and numbers of many digits
     sys.set_int_max_str_digits(0)
     try:
+        mutator = Mutator(json.loads(data), chance)
+        for _ in range(chance.choice([1, 1, 1, 2, 3])):
+            mutator.change()
         return json.dumps(mutator.document).encode()
     finally:
         sys.setrecursionlimit(limit)
-        sys.set_int_max_str_digits(previous)
+        sys.set_int_max_str_digits(digits)
 
 
 def changed_bytes(data: bytes, chance: random.Random) -> bytes:

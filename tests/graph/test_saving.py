@@ -96,6 +96,16 @@ def test_the_dtype_survives(dag, tmp_path, dtype):
     assert_equal(outcome(again, X.to(dtype)), outcome(dag, X.to(dtype)))
 
 
+def test_an_argument_that_is_none_and_not_by_default_survives(tmp_path):
+    model = nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.BatchNorm1d(4)).train()
+    dag = torchorbit.convert(model, X)
+    dag.save(tmp_path)
+    again = torchorbit.load(tmp_path)
+    assert (again.get_submodule("0").momentum, again.get_submodule("1").momentum) == (None, 0.1)
+    assert_equal(outcome(again, X), outcome(dag, X))
+    assert_equal(dict(again.state_dict()), dict(dag.state_dict()))
+
+
 def test_weights_in_any_memory_layout_survive(tmp_path):
     model = (
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3))

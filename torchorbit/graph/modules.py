@@ -126,7 +126,7 @@ def leaf_name(module: nn.Module) -> str | None:
 
 
 def leaf_config(module: nn.Module, name: str) -> dict[str, Any]:
-    """The constructor arguments with which a leaf can be made again."""
+    """The constructor arguments with which a leaf can be made again; None is left out where it is the default."""
     qualified = f"{type(module).__module__}.{type(module).__qualname__}"
     if qualified in _STAND_INS:
         return _STAND_INS[qualified][1](module)
@@ -134,8 +134,16 @@ def leaf_config(module: nn.Module, name: str) -> dict[str, Any]:
     config = {}
     for argument in names:
         value = getattr(module, _KEPT_AS.get((name, argument), argument))
-        config[argument] = value is not None if argument == "bias" and not isinstance(value, bool) else value
+        value = value is not None if argument == "bias" and not isinstance(value, bool) else value
+        if value is not None or argument not in _none_by_default(name):
+            config[argument] = value
     return config
+
+
+@functools.cache
+def _none_by_default(name: str) -> frozenset[str]:
+    parameters = inspect.signature(LEAF_MODULES[name].__init__).parameters.values()
+    return frozenset([p.name for p in parameters if p.default is None])
 
 
 def make_leaf(name: str, config: dict[str, Any]) -> nn.Module:

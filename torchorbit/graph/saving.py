@@ -127,8 +127,7 @@ class _Packer:
                 )
             node["kind"] = "leaf"
             node["class"] = name
-            config = leaf_config(module, name)
-            node["config"] = {key: _pack_arg(value) for key, value in config.items() if value is not None}
+            node["config"] = {key: _pack_arg(value) for key, value in leaf_config(module, name).items()}
         prefix = f"{path}." if path else ""
         parameters = {
             name: None if tensor is None else [self.tensor(prefix + name, tensor), tensor.requires_grad]
@@ -161,8 +160,7 @@ def _only_holds_tensors(module: nn.Module) -> bool:
     name = leaf_name(module)
     if name is None:
         return False
-    config = leaf_config(module, name)
-    made = make_leaf(name, {key: value for key, value in config.items() if value is not None})
+    made = make_leaf(name, leaf_config(module, name))
     expected = {key: tensor.shape for key, tensor in (*made.named_parameters(), *made.named_buffers())}
     given = {key: tensor.shape for key, tensor in (*module.named_parameters(), *module.named_buffers())}
     return any(given.get(key) != shape for key, shape in expected.items())

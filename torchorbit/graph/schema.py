@@ -32,11 +32,11 @@ _KINDS = {
     "tensor|number|none": "min max pad.value bernoulli.p",
     "tensors": "tensors operands",
     "number": """
-        alpha beta min_val max_val negative_slope lower upper threshold lambd p start end step low high mean std
+        alpha beta eps min_val max_val negative_slope lower upper threshold lambd p start end step low high mean std
         dropout_p init dropout correction softplus.beta local_response_norm.k LocalResponseNorm.k Threshold.value
         ConstantPad1d.value ConstantPad2d.value ConstantPad3d.value Embedding.norm_type
     """,
-    "number|none": "eps momentum nan posinf neginf scale max_norm",
+    "number|none": "rms_norm.eps RMSNorm.eps momentum nan posinf neginf scale max_norm",
     "number|numbers|none": "scale_factor",
     "number|str": "norm.p ord",
     "number|str|none": "norm_type",
