@@ -31,7 +31,7 @@ _NIGHTLY_PAGES = (
     "summary.md",
 )
 
-_BENCHMARKS = ("conversion", "orbits", "latency")
+_BENCHMARKS = ("conversion", "orbits", "latency", "loading")
 
 
 def _install(session: nox.Session, *extras: str) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 import torchorbit
 from torchorbit import comparing
-from torchorbit.graph.saving import pack, unpack
+from torchorbit.graph.loading import unpack
+from torchorbit.graph.saving import pack
 
 TOLERANCE = 1e-5
 """Largest difference between two outputs, over the largest output, at which they count as equal."""

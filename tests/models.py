@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import torchorbit
-from torchorbit.graph.saving import pack, unpack
+from torchorbit.graph.loading import unpack
+from torchorbit.graph.saving import pack
 from torchorbit.graph.vertices import ModuleVertex, OperatorVertex
 
 #: What the outputs of a graph and of its source may differ by, relative to the largest output.

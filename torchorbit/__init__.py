@@ -9,7 +9,7 @@ from torchorbit.conversion import convert  # noqa: E402
 from torchorbit.errors import CheckpointError, ConversionError, GraphRunError, TorchorbitError  # noqa: E402
 from torchorbit.explaining import Explanation, explain  # noqa: E402
 from torchorbit.graph.dag import DagModule  # noqa: E402
-from torchorbit.graph.saving import load  # noqa: E402
+from torchorbit.graph.loading import load  # noqa: E402
 from torchorbit.orbits import Orbit, Orbits, check_rule, find_orbits, register_rule  # noqa: E402
 from torchorbit.pruning import Flops, Plan, flops, plan, prune, remove_channels, verify_removal  # noqa: E402
 from torchorbit.sharing import from_pretrained, transforms  # noqa: E402

@@ -49,4 +49,15 @@ class GraphRunError(TorchorbitError, RuntimeError):
 
 
 class CheckpointError(TorchorbitError):
-    """A saved graph is not valid, or a graph cannot be saved."""
+    """A saved graph is not valid, or a graph cannot be saved.
+
+    The message may quote what a file holds; of a long one, the middle is left out.
+    """
+
+    def __init__(self, message: str):
+        if len(message) > _LONGEST_MESSAGE:
+            message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
+        super().__init__(message)
+
+
+_LONGEST_MESSAGE = 2000

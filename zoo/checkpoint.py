@@ -17,7 +17,7 @@ import torch
 import torchorbit
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.saving import CARD_FILE, GRAPH_FILE, WEIGHTS_FILE
+from torchorbit.graph.files import CARD_FILE, GRAPH_FILE, WEIGHTS_FILE
 from torchorbit.pruning.history import Figures, figures
 from zoo.cards import card
 from zoo.manifest import (

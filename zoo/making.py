@@ -12,7 +12,7 @@ import torchorbit
 from harness.errors import UsageError
 from harness.models import VERSIONS, build, check_name, example_input
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.saving import GRAPH_FILE
+from torchorbit.graph.files import GRAPH_FILE
 from zoo.checkpoint import load_checkpoint, manifest_of, save_checkpoint, sha256, versions
 from zoo.manifest import MANIFEST_FILE, Manifest, Preprocessing, Source, Step
 

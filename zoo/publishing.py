@@ -15,7 +15,7 @@ import pandas
 from harness.records import read_records
 from harness.tables import coverage_table, write_tables
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.saving import CARD_FILE
+from torchorbit.graph.files import CARD_FILE
 from zoo.cards import card, index_card
 from zoo.checkpoint import CHECKPOINT_FILES, check_files, load_checkpoint, save_checkpoint
 from zoo.errors import HubError

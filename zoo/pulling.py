@@ -14,7 +14,7 @@ import torch
 import torchorbit
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.saving import CARD_FILE
+from torchorbit.graph.files import CARD_FILE
 from zoo.checkpoint import CHECKPOINT_FILES, check_files, copy_checkpoint, load_checkpoint
 from zoo.errors import HubError
 from zoo.hubs import MAIN, Hub, choose

@@ -15,7 +15,8 @@ from torch import nn
 
 import torchorbit
 from tests.models import Computes
-from torchorbit.graph.saving import pack, unpack
+from torchorbit.graph.loading import unpack
+from torchorbit.graph.saving import pack
 
 X = torch.randn(2, 4)
 
@@ -200,7 +201,7 @@ def test_no_module_is_imported_for_a_file():
     """In a process of its own: what a load imports beyond what torchorbit itself does."""
     code = (
         "import json, sys, torch, torchorbit\n"
-        "from torchorbit.graph.saving import unpack\n"
+        "from torchorbit.graph.loading import unpack\n"
         "document = json.loads(sys.stdin.read())\n"
         "before = set(sys.modules)\n"
         "try:\n    unpack(document, {})\nexcept torchorbit.CheckpointError as error:\n    print(error)\n"

@@ -14,7 +14,8 @@ from torch import nn
 import torchorbit
 from tests.models import Computes, assert_equal, assert_same, outcome, stir
 from torchorbit.graph import saving
-from torchorbit.graph.saving import pack, unpack
+from torchorbit.graph.loading import unpack
+from torchorbit.graph.saving import pack
 
 X = torch.randn(2, 4, 8)
 
@@ -93,6 +94,16 @@ def test_the_dtype_survives(dag, tmp_path, dtype):
     dag.to(dtype).save(tmp_path)
     again = torchorbit.load(tmp_path)
     assert_equal(outcome(again, X.to(dtype)), outcome(dag, X.to(dtype)))
+
+
+def test_an_argument_that_is_none_and_not_by_default_survives(tmp_path):
+    model = nn.Sequential(nn.BatchNorm1d(4, momentum=None), nn.BatchNorm1d(4)).train()
+    dag = torchorbit.convert(model, X)
+    dag.save(tmp_path)
+    again = torchorbit.load(tmp_path)
+    assert (again.get_submodule("0").momentum, again.get_submodule("1").momentum) == (None, 0.1)
+    assert_equal(outcome(again, X), outcome(dag, X))
+    assert_equal(dict(again.state_dict()), dict(dag.state_dict()))
 
 
 def test_weights_in_any_memory_layout_survive(tmp_path):
@@ -305,9 +316,9 @@ def test_a_missing_folder_is_named(tmp_path):
         lambda data: b"[" * 100_000,
         lambda data: b'{"format": ' + b"1" * 10_000 + b"}",
         lambda data: data.replace(b"torchorbit-graph", b"something-else"),
-        lambda data: data.replace(b'"version": 1', b'"version": 2'),
-        lambda data: data.replace(b'"version": 1', b'"version": "1"'),
-        lambda data: data.replace(b'"version": 1', b'"version": null'),
+        lambda data: data.replace(b'"version": 2', b'"version": 3'),
+        lambda data: data.replace(b'"version": 2', b'"version": "1"'),
+        lambda data: data.replace(b'"version": 2', b'"version": null'),
     ],
 )
 def test_a_damaged_graph_file_is_an_error(dag, tmp_path, damage):

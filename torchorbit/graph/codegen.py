@@ -6,6 +6,7 @@ Every vertex is one line, and a value is deleted after its last use.
 
 from __future__ import annotations
 
+import functools
 import keyword
 import linecache
 import math
@@ -42,6 +43,23 @@ def _check_fixed(given: Any, recorded: Any, name: str) -> None:
         raise RuntimeError(f"input '{name}' was recorded as {recorded!r}, and {given!r} is given")
 
 
+def _power(base: Any, exponent: Any) -> Any:
+    """``base ** exponent`` of numbers, as long as that is a size a tensor can have."""
+    if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > _MAX_BITS:
+        raise OverflowError(f"{base} ** {exponent} is no size")
+    return base**exponent
+
+
+def _shifted(number: int, by: int) -> int:
+    """``number << by``, as long as that is a size a tensor can have."""
+    if by > _MAX_BITS:
+        raise OverflowError(f"{number} << {by} is no size")
+    return number << by
+
+
+# Python computes with integers of any length, for as long as that takes.
+_MAX_BITS = 256
+
 #: Everything that generated code can see. Underscores keep it apart from the names of inputs and vertices, and
 #: ``_py_`` what numbers go through from the operators of the same name (``round``).
 NAMESPACE: dict[str, Any] = {
@@ -52,17 +70,20 @@ NAMESPACE: dict[str, Any] = {
     "_nan": math.nan,
     "_slice": slice,
     "_getattr": getattr,
-    **{f"_py_{function.__name__}": function for function in (abs, int, float, round, bool)},
+    **{f"_py_{function.__name__}": function for function in (abs, int, float, round, bool, complex)},
+    "_py_power": _power,
+    "_py_shifted": _shifted,
     "_check_fixed": _check_fixed,
 }
 RESERVED = frozenset({*NAMESPACE, *keyword.kwlist, "self"})
+_TYPE_PREFIX = "_type_"  # of the named tuples that one graph needs
 
 
 def is_valid_name(name: object) -> bool:
     """Whether a vertex may be called this: an identifier that hides nothing generated code uses."""
-    return (
-        isinstance(name, str) and bool(_IDENTIFIER.match(name)) and name not in RESERVED and not name.startswith("__")
-    )
+    if not isinstance(name, str) or not _IDENTIFIER.match(name) or name in RESERVED:
+        return False
+    return not name.startswith(("__", _TYPE_PREFIX))
 
 
 #: Names of `DagModule` itself, which a submodule or parameter of a source model may also have.
@@ -95,9 +116,14 @@ def attribute(path: str) -> str:
 
 def computed(expr: Expr, value: Callable[[Any], Any]) -> Any:
     """The value of an expression, given what its operands are."""
-    operands = {f"operand_{n}": value(operand) for n, operand in enumerate(expr.operands)}
-    written = Expr(expr.operator, tuple([Ref(name) for name in operands]))
-    return eval(argument(written, {}), {**NAMESPACE, **operands})  # closed: `argument` wrote it
+    return _function(expr.operator)(*[value(operand) for operand in expr.operands])
+
+
+@functools.cache
+def _function(operator: str) -> Callable[..., Any]:
+    """Arithmetic as a function of its operands."""
+    names = ["first", "second"][: EXPRESSIONS[operator].count("{")]
+    return eval(f"lambda {', '.join(names)}: {EXPRESSIONS[operator].format(*names)}", NAMESPACE)  # closed: a table
 
 
 def argument(arg: Any, types: dict[str, Any]) -> str:
@@ -131,6 +157,8 @@ def argument(arg: Any, types: dict[str, Any]) -> str:
         return f"_torch.device({str(arg)!r})"
     if kind is float and not math.isfinite(arg):
         return "_nan" if arg != arg else "_inf" if arg > 0 else "(-_inf)"
+    if kind is complex:
+        return f"_py_complex({argument(arg.real, types)}, {argument(arg.imag, types)})"
     if kind in (int, float) and arg < 0:
         return f"({arg!r})"
     if kind in (torch.dtype, torch.memory_format, torch.layout):
@@ -138,7 +166,7 @@ def argument(arg: Any, types: dict[str, Any]) -> str:
     if arg is Ellipsis:
         return "..."
     if isinstance(arg, tuple):  # a named tuple
-        name = next((n for n, known in types.items() if known is kind), f"_type_{len(types)}_{kind.__name__}")
+        name = next((n for n, known in types.items() if known is kind), f"{_TYPE_PREFIX}{len(types)}_{kind.__name__}")
         types[name] = kind
         return f"{name}({', '.join([argument(a, types) for a in arg])})"
     return repr(arg)

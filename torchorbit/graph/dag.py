@@ -238,10 +238,6 @@ class DagModule(nn.Module):
         return (blank, (graph, provenance), state)
 
 
-codegen.SHADOWED.update(name for name in dir(DagModule) if name not in dir(nn.Module))
-codegen.SHADOWED.update(("graph", "provenance"))
-
-
 class _Root(DagModule):
     """The outermost level: it says which vertex failed, and lets no other size through that was not recorded."""
 
@@ -271,6 +267,10 @@ class _Root(DagModule):
             )
         if not provenance.free_batch and [shape[:1] for shape in given] != [shape[:1] for shape in recorded]:
             raise GraphRunError("", f"the batch size is fixed: recorded with inputs {recorded}, given {given}")
+
+
+codegen.SHADOWED.update(name for name in dir(_Root) if name not in dir(nn.Module))
+codegen.SHADOWED.update(("graph", "provenance", "_kept"))
 
 
 def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:

@@ -6,14 +6,15 @@ Classes of other libraries that do the same thing stand under the class here tha
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from torchorbit.errors import CheckpointError
+from torchorbit.graph.schema import is_of_kind, kind_of
 from torchorbit.nn import StochasticDepth
 
 _NAMES = """
@@ -41,7 +42,11 @@ LEAF_MODULES["StochasticDepth"] = StochasticDepth
 _STAND_INS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     "timm.layers.drop.DropPath": (
         "StochasticDepth",
-        lambda module: {"p": float(module.drop_prob or 0.0), "scale_by_keep": bool(module.scale_by_keep)},
+        lambda module: {
+            "p": float(module.drop_prob or 0.0),
+            "mode": "row",
+            "scale_by_keep": bool(module.scale_by_keep),
+        },
     ),
     "torchvision.ops.stochastic_depth.StochasticDepth": (
         "StochasticDepth",
@@ -87,7 +92,7 @@ def _find(cls: type) -> str | None:
     own: set[str] = set()
     for base in cls.__mro__:
         if base in _BY_CLASS:
-            used = {*dir(base), *_constructor_arguments(base), *_members(base)} - _HARMLESS
+            used = {*dir(base), *_constructor_arguments(_BY_CLASS[base]), *_members(base)} - _HARMLESS
             changed = [name for name in own & used if getattr(cls, name) is not getattr(base, name, None)]
             return None if changed else _BY_CLASS[base]
         own.update(vars(base))
@@ -121,16 +126,24 @@ def leaf_name(module: nn.Module) -> str | None:
 
 
 def leaf_config(module: nn.Module, name: str) -> dict[str, Any]:
-    """The constructor arguments with which a leaf can be made again."""
+    """The constructor arguments with which a leaf can be made again; None is left out where it is the default."""
     qualified = f"{type(module).__module__}.{type(module).__qualname__}"
     if qualified in _STAND_INS:
         return _STAND_INS[qualified][1](module)
-    names = _EXTRA[name] if name in _EXTRA else _constructor_arguments(LEAF_MODULES[name])
+    names = _config_arguments(name)
     config = {}
     for argument in names:
         value = getattr(module, _KEPT_AS.get((name, argument), argument))
-        config[argument] = value is not None if argument == "bias" and not isinstance(value, bool) else value
+        value = value is not None if argument == "bias" and not isinstance(value, bool) else value
+        if value is not None or argument not in _none_by_default(name):
+            config[argument] = value
     return config
+
+
+@functools.cache
+def _none_by_default(name: str) -> frozenset[str]:
+    parameters = inspect.signature(LEAF_MODULES[name].__init__).parameters.values()
+    return frozenset([p.name for p in parameters if p.default is None])
 
 
 def make_leaf(name: str, config: dict[str, Any]) -> nn.Module:
@@ -142,24 +155,59 @@ def make_leaf(name: str, config: dict[str, Any]) -> nn.Module:
     if name not in LEAF_MODULES:
         raise CheckpointError(f"module class '{name}' is not in the table of leaf modules; nothing is imported by name")
     cls = LEAF_MODULES[name]
-    allowed = _EXTRA[name] if name in _EXTRA else _constructor_arguments(cls)
+    allowed = _config_arguments(name)
     unknown = sorted(set(config) - set(allowed))
     if unknown:
         raise CheckpointError(f"module class '{name}' takes no argument {unknown}; it takes {sorted(allowed)}")
+    for argument, value in config.items():
+        kind = kind_of(name, argument, leaf=True)
+        if not is_of_kind(value, kind):
+            expected = kind.replace("|", " or ")
+            raise CheckpointError(f"module class '{name}': '{argument}' is {value!r:.100}, expected {expected}")
+    if config.get("num_layers", 1) > _MAX_LAYERS:
+        raise CheckpointError(f"module class '{name}': {config['num_layers']} layers, at most {_MAX_LAYERS} are made")
+    bare = _bare(name)
     try:
-        with torch.device("meta"):
-            return cls(**config)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"module class '{name}' refuses {config}: {error}") from error
+        module = bare(**config, device="meta") if _has_tensors(name) else bare(**config)
+    except Exception as error:
+        raise CheckpointError(f"module class '{name}' refuses {config!r:.500}: {error}") from error
+    module.__class__ = cls
+    return module
 
 
-_arguments: dict[type, tuple[str, ...]] = {}
+_MAX_LAYERS = 256  # of a recurrent layer, which is made one by one
 
 
-def _constructor_arguments(cls: type[nn.Module]) -> tuple[str, ...]:
-    if cls not in _arguments:
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        skipped = {"self", "device", "dtype"}
-        _arguments[cls] = tuple(p.name for p in named if p.name not in skipped and not p.name.startswith("_"))
-    return _arguments[cls]
+@functools.cache
+def _bare(name: str) -> type[nn.Module]:
+    """The class without its initial values, which take longer than all else on the meta device."""
+    cls = LEAF_MODULES[name]
+    return type(cls.__name__, (cls,), {"reset_parameters": lambda self: None, "__module__": cls.__module__})
+
+
+@functools.cache
+def _has_tensors(name: str) -> bool:
+    return "device" in _all_arguments(name) or issubclass(LEAF_MODULES[name], nn.RNNBase)
+
+
+@functools.cache
+def _all_arguments(name: str) -> tuple[str, ...]:
+    parameters = inspect.signature(LEAF_MODULES[name].__init__).parameters.values()
+    return tuple([p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)])
+
+
+@functools.cache
+def _constructor_arguments(name: str) -> tuple[str, ...]:
+    skipped = {"self", "device", "dtype"}
+    return tuple([found for found in _all_arguments(name) if found not in skipped and not found.startswith("_")])
+
+
+def _config_arguments(name: str) -> tuple[str, ...]:
+    return _EXTRA[name] if name in _EXTRA else _constructor_arguments(name)
+
+
+@functools.cache
+def forward_arguments(name: str) -> inspect.Signature:
+    """The signature with which a leaf is called."""
+    signature = inspect.signature(LEAF_MODULES[name].forward)
+    return signature.replace(parameters=[p for key, p in signature.parameters.items() if key != "self"])

@@ -1,0 +1,429 @@
+"""A trial run of a graph that comes from a file: on meta tensors, with the shapes that it was recorded with.
+
+Nothing is computed and nothing allocated. It finds what no look at a single vertex can: operands whose shapes do not
+fit each other, values of the wrong kind, and results that are larger than a model has any use for.
+
+A file may say anything, so that every loop here has a bound: on the calls of all blocks together, on the pieces that
+an operator returns, on the elements of a result. What most models consist of is answered by a formula instead of
+by the operator itself, which takes up to a millisecond on meta.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from torchorbit.errors import CheckpointError
+from torchorbit.graph.calls import tensor_of
+from torchorbit.graph.codegen import computed
+from torchorbit.graph.dag import DagModule
+from torchorbit.graph.operators import OPERATORS
+from torchorbit.graph.schema import is_of_kind, kind_of
+from torchorbit.graph.shapes import called, shapes_in
+from torchorbit.graph.vertices import (
+    Attr,
+    ByMode,
+    Expr,
+    InputVertex,
+    ModuleVertex,
+    OperatorVertex,
+    Ref,
+    SameDevice,
+    SameDtype,
+    Size,
+    Vertex,
+)
+
+#: Calls of vertices in one run, a block counted as often as it is called; the largest model of timm has 5,102.
+MAX_CALLS = 50_000
+#: Elements of one result.
+MAX_ELEMENTS = 2**31 - 1
+#: Tensors that one call of an operator returns.
+MAX_PIECES = 65_536
+_MAX_RANK = 64
+
+_META = torch.device("meta")
+_FLOAT = torch.float32  # stands for every floating point dtype: a model can be cast after it was recorded
+_COMPLEX = torch.complex64
+
+_SAME_SHAPE_LEAVES = """
+    ReLU ReLU6 GELU SiLU Mish Sigmoid Tanh Hardswish Hardsigmoid Hardtanh ELU CELU SELU LeakyReLU Softplus Softsign
+    Softshrink Hardshrink Tanhshrink Threshold LogSigmoid Dropout Identity StochasticDepth
+"""
+_SAME_SHAPE_OPERATORS = """
+    relu relu6 gelu silu mish sigmoid tanh hardswish hardsigmoid elu leaky_relu softplus exp log sqrt rsqrt square abs
+    neg sin cos dropout clone contiguous detach
+"""
+_SAME_SHAPE = frozenset((_SAME_SHAPE_LEAVES + _SAME_SHAPE_OPERATORS).split())
+_ARITHMETIC = frozenset({"add", "sub", "mul", "div"})
+_BATCH_NORMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
+_CONVOLUTIONS = {"Conv1d": 1, "Conv2d": 2, "Conv3d": 3}
+_RECURRENT = ("RNN", "LSTM", "GRU")
+
+
+@torch.no_grad()
+def try_out(dag: DagModule, input_shapes: Sequence[Any], input_dtypes: Sequence[str]) -> None:
+    """Run a graph on meta tensors, and keep the shapes of the results in the graph and its blocks.
+
+    Args:
+        dag: an outermost graph, in which every name refers to something that is there.
+        input_shapes: the shape of each input, or containers of shapes; None where it is fixed.
+        input_dtypes: the dtypes of the tensors in the inputs, as far as they are known.
+
+    Raises:
+        CheckpointError: a vertex does not run, or its result is too large.
+    """
+    calls = _count(dag, {})
+    if calls > MAX_CALLS:
+        raise CheckpointError(f"the graph calls {calls} vertices in a run, more than the {MAX_CALLS} that it may")
+    dtypes = (_DTYPES.get(name, _FLOAT) for name in input_dtypes)
+    values = {}
+    for vertex, shape in zip(dag.graph.inputs, input_shapes, strict=True):
+        values[vertex.name] = vertex.fixed[0] if vertex.fixed else _inputs(shape, dtypes)
+        if not vertex.fixed:
+            dag.graph.shapes[vertex.name] = shape
+    _Trial().block(dag, values, "")
+
+
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}
+
+
+def _usual(dtype: torch.dtype) -> torch.dtype:
+    return _FLOAT if dtype.is_floating_point else _COMPLEX if dtype.is_complex else dtype
+
+
+_DTYPES = {name: _usual(dtype) for name, dtype in _DTYPES.items()}
+
+
+def _inputs(shape: Any, dtypes: Iterator[torch.dtype]) -> Any:
+    if isinstance(shape, torch.Size):
+        return _bounded(_empty(shape, next(dtypes, _FLOAT)))
+    if isinstance(shape, dict):
+        return {key: _inputs(item, dtypes) for key, item in shape.items()}
+    return None if shape is None else tuple([_inputs(item, dtypes) for item in shape])
+
+
+def _count(dag: DagModule, known: dict[int, int]) -> int:
+    """Calls of vertices in one run of a block; blocks within it may be called from many places."""
+    if id(dag) not in known:
+        total = len(dag.graph.vertices)
+        for vertex in dag.graph.vertices:
+            if isinstance(vertex, ModuleVertex) and not vertex.leaf:
+                inner = dag.get_submodule(vertex.target)
+                assert isinstance(inner, DagModule)
+                total += _count(inner, known)
+        known[id(dag)] = total
+    return known[id(dag)]
+
+
+class _Trial:
+    def __init__(self) -> None:
+        self.tensors: dict[int, Tensor] = {}  # id of a parameter or buffer -> what stands for it
+        self.unclear: set[int] = set()  # ids of blocks that are called with several sizes
+
+    def block(self, dag: DagModule, values: dict[str, Any], path: str) -> Any:
+        """What a block returns; ``values`` are its inputs by name."""
+        run = _Block(self, dag, values)
+        shapes = dag.graph.shapes
+        for vertex in dag.graph.vertices:
+            if isinstance(vertex, InputVertex):
+                continue
+            try:
+                inner = run.inner(vertex)
+                if inner is not None:
+                    assert isinstance(vertex, ModuleVertex)
+                    given = {i.name: run.value(a) for i, a in zip(inner.graph.inputs, vertex.args, strict=True)}
+                    values[vertex.name] = self.block(inner, given, f"{path}{vertex.name}/")
+                    continue
+                values[vertex.name] = result = _bounded(run.call(vertex))
+            except CheckpointError:
+                raise
+            except Exception as error:
+                reason = " ".join(str(error).split())[:500]
+                raise CheckpointError(
+                    f"vertex '{path}{vertex.name}' does not run on the inputs that the graph was recorded with: "
+                    f"{type(error).__name__}: {reason}"
+                ) from error
+            if result is not None and id(dag) not in self.unclear:
+                shape = shapes_in(result)
+                if shapes.setdefault(vertex.name, shape) != shape:
+                    self.unclear.add(id(dag))
+        if id(dag) in self.unclear:
+            shapes.clear()
+        try:
+            return run.value(dag.graph.output)
+        except Exception as error:
+            raise CheckpointError(f"the output of '{path}' cannot be computed: {error}") from error
+
+    def like(self, tensor: Tensor) -> Tensor:
+        found = self.tensors.get(id(tensor))
+        if found is None:
+            found = self.tensors[id(tensor)] = _empty(tensor.shape, _usual(tensor.dtype))
+        return found
+
+
+class _Block:
+    """One run of one block."""
+
+    def __init__(self, trial: _Trial, dag: DagModule, values: dict[str, Any]):
+        self.trial = trial
+        self.dag = dag
+        self.values = values
+
+    def inner(self, vertex: Vertex) -> DagModule | None:
+        """The block that a vertex calls."""
+        if not isinstance(vertex, ModuleVertex) or vertex.leaf:
+            return None
+        module = self.dag.get_submodule(vertex.target)
+        return module if isinstance(module, DagModule) else None
+
+    def call(self, vertex: Vertex) -> Any:
+        if isinstance(vertex, OperatorVertex):
+            return self.operator(vertex)
+        assert isinstance(vertex, ModuleVertex)
+        args = [self.value(arg) for arg in vertex.args]
+        kwargs = {name: self.value(arg) for name, arg in vertex.kwargs.items()}
+        for arg in (*args, *kwargs.values()):
+            if not _is_operand(arg, nested=vertex.leaf in _RECURRENT):
+                raise TypeError(f"a {type(arg).__name__} is no argument of a {vertex.leaf}")
+        module = self.dag.get_submodule(vertex.target)
+        if vertex.leaf in _RECURRENT:
+            return _recurrent(module, *args, **kwargs)
+        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
+            shape = _leaf_shape(vertex.leaf, module, args[0])
+            if shape is not None:
+                return _empty(shape, args[0].dtype)
+        state = {
+            name: self.trial.like(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())
+        }
+        if not state:
+            return module(*args, **kwargs)
+        return torch.func.functional_call(module, state, tuple(args), kwargs)
+
+    def operator(self, vertex: OperatorVertex) -> Any:
+        name = vertex.operator
+        args = {}
+        some_tensor = False
+        row = OPERATORS[name]
+        for key, arg in vertex.args.items():
+            kind = kind_of(name, key)
+            if type(arg) is ByMode:
+                self.check(self.value(arg.training), kind, key)
+                arg = arg.training if vertex.training_only else arg.evaluation
+            args[key] = value = self.value(arg)
+            self.check(value, kind, key)
+            some_tensor = some_tensor or _has_tensor(value)
+        if name == "check":
+            return None
+        if "device" in row.parameters and (name != "to" or "device" in args):
+            args["device"] = _META
+        elif not some_tensor:
+            # In Python, `"a" * 1_000_000_000` is arithmetic, too.
+            raise TypeError("none of its operands is a tensor")
+        if name == "assign":
+            args["value"].expand(args["target"].shape)
+            return None
+        shape = _operator_shape(name, args)
+        if shape is not None:
+            first = args["query"] if name == "scaled_dot_product_attention" else args["input"]
+            return _empty(shape, first.dtype if isinstance(first, Tensor) else _FLOAT)
+        _check_pieces(name, args)
+        return called(row, args)
+
+    def check(self, value: Any, kind: str, name: str) -> None:
+        if not is_of_kind(value, kind):
+            raise TypeError(f"argument '{name}' is {value!r:.100}, expected {kind.replace('|', ' or ')}")
+
+    def value(self, arg: Any) -> Any:
+        """What an argument stands for; where evaluation and training differ, that of evaluation."""
+        kind = type(arg)
+        if kind is Ref:
+            value = self.values[arg.vertex]
+            for item in arg.index:
+                if not isinstance(value, (tuple, list, dict)):
+                    raise TypeError(f"'{arg.vertex}' is a {type(value).__name__} where {arg.index} is read from it")
+                value = value[item]
+            return value
+        if kind is Attr:
+            owner, _, name = arg.path.rpartition(".")
+            tensor = tensor_of(self.dag.get_submodule(owner), name)
+            return None if tensor is None else self.trial.like(tensor)
+        if kind is Size:
+            return self.tensor(arg.value).size(arg.dim)
+        if kind is Expr:
+            return computed(arg, self.value)
+        if kind is ByMode:
+            self.value(arg.training)
+            return self.value(arg.evaluation)
+        if kind is SameDevice:
+            return self.tensor(arg.value).device
+        if kind is SameDtype:
+            return self.tensor(arg.value).dtype
+        if kind is slice:
+            return slice(self.value(arg.start), self.value(arg.stop), self.value(arg.step))
+        if kind is tuple or kind is list:
+            return kind([self.value(item) for item in arg])
+        if kind is dict:
+            return {key: self.value(item) for key, item in arg.items()}
+        if kind is torch.dtype:
+            return _usual(arg)
+        if isinstance(arg, tuple):  # a named tuple
+            return kind(*[self.value(item) for item in arg])
+        return arg
+
+    def tensor(self, arg: Any) -> Tensor:
+        value = self.value(arg)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"a {type(value).__name__} has no size, dtype or device")
+        return value
+
+
+def _empty(shape: Sequence[int], dtype: torch.dtype = _FLOAT) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=_META)
+
+
+def _bounded(result: Any) -> Any:
+    """A result, if it is a tensor or several, and none is too large."""
+    for tensor in result if isinstance(result, (tuple, list)) else (result,):
+        # A product of integers of Python: one of 64 bits may have gone round.
+        if isinstance(tensor, Tensor) and (math.prod(tensor.shape) > MAX_ELEMENTS or tensor.dim() > _MAX_RANK):
+            raise ValueError(f"a result has shape {tuple(tensor.shape)!s:.200}, more than {MAX_ELEMENTS} elements")
+    return result
+
+
+def _is_operand(value: Any, *, nested: bool) -> bool:
+    if nested and isinstance(value, tuple):
+        return all(isinstance(item, Tensor) for item in value)
+    return value is None or isinstance(value, Tensor)
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    return isinstance(value, (tuple, list)) and any(_has_tensor(item) for item in value)
+
+
+def _check_pieces(operator: str, args: dict[str, Any]) -> None:
+    """Refuse operators that return more tensors than can be made in reasonable time."""
+    pieces = 1
+    if operator in ("unbind", "split"):
+        length = args["input"].shape[args.get("dim", 0)]
+        size = args.get("split_size_or_sections", 1)
+        pieces = length // max(size, 1) if isinstance(size, int) else len(size)
+    elif operator == "chunk":
+        pieces = args["chunks"]
+    elif operator == "tensor_split":
+        sections = args["indices_or_sections"]
+        pieces = sections if isinstance(sections, int) else len(sections)
+    if pieces > MAX_PIECES:
+        raise ValueError(f"it returns {pieces} tensors, more than the {MAX_PIECES} that it may")
+
+
+# -- formulas
+
+
+def _leaf_shape(leaf: str, module: Any, x: Tensor) -> Sequence[int] | None:
+    """The shape of what a leaf module returns, or None where there is no formula for it."""
+    shape = x.shape
+    if x.dtype is not _FLOAT:
+        return None
+    if leaf in _SAME_SHAPE:
+        return shape
+    if leaf in _BATCH_NORMS:
+        if len(shape) not in _BATCH_NORMS[leaf] or shape[1] != module.num_features:
+            raise ValueError(f"the input has shape {tuple(shape)}, expected {module.num_features} channels")
+        return shape
+    if leaf == "Linear":
+        if not shape or shape[-1] != module.in_features:
+            raise ValueError(f"the input has shape {tuple(shape)}, expected {module.in_features} features")
+        return (*shape[:-1], module.out_features)
+    if leaf in ("LayerNorm", "RMSNorm"):
+        expected = tuple(module.normalized_shape)
+        if not expected or shape[-len(expected) :] != expected:
+            raise ValueError(f"the input has shape {tuple(shape)}, expected it to end in {expected}")
+        return shape
+    dims = _CONVOLUTIONS.get(leaf)
+    if dims is None or len(shape) != dims + 2:
+        return None
+    if shape[1] != module.in_channels:
+        raise ValueError(f"the input has shape {tuple(shape)}, expected {module.in_channels} channels")
+    lengths = list(shape[2:])
+    if module.padding != "same":
+        padding = (0,) * dims if isinstance(module.padding, str) else module.padding
+        sizes = zip(lengths, padding, module.dilation, module.kernel_size, module.stride, strict=True)
+        if min(module.stride) < 1 or min(padding) < 0 or min(module.dilation) < 1 or min(module.kernel_size) < 1:
+            raise ValueError("stride, dilation and kernel size are at least 1, and padding at least 0")
+        lengths = [
+            (n + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for n, pad, dilation, kernel, stride in sizes
+        ]
+    if min(lengths) < 1 or math.prod(lengths) * module.out_channels * shape[0] > MAX_ELEMENTS:
+        raise ValueError(f"the input has shape {tuple(shape)}, and the result would have the lengths {lengths}")
+    return (shape[0], module.out_channels, *lengths)
+
+
+def _operator_shape(operator: str, args: dict[str, Any]) -> Sequence[int] | None:
+    """The shape of what an operator returns, or None where there is no formula for it."""
+    if operator in _ARITHMETIC and len(args) == 2:
+        shapes = [_float_shape(arg) for arg in args.values()]
+        return None if None in shapes or shapes == [(), ()] else _broadcast(*shapes)  # type: ignore[arg-type]
+    x = args.get("input")
+    if operator in _SAME_SHAPE:
+        return x.shape if isinstance(x, Tensor) and x.dtype is _FLOAT else None
+    if operator == "scaled_dot_product_attention":
+        query, key, value, mask = args["query"], args["key"], args["value"], args.get("attn_mask")
+        if args.get("enable_gqa") or query.dim() < 3 or not query.dim() == key.dim() == value.dim():
+            return None
+        if not query.dtype is key.dtype is value.dtype is _FLOAT:
+            return None
+        batch = query.shape[:-2]
+        if not batch == key.shape[:-2] == value.shape[:-2] or query.shape[-1] != key.shape[-1]:
+            return None
+        if key.shape[-2] != value.shape[-2]:
+            return None
+        scores = (*batch, query.shape[-2], key.shape[-2])
+        if mask is not None and _broadcast(mask.shape, scores) != scores:
+            return None
+        return (*query.shape[:-1], value.shape[-1])
+    return None
+
+
+def _float_shape(value: Any) -> tuple[int, ...] | None:
+    if isinstance(value, Tensor):
+        return tuple(value.shape) if value.dtype is _FLOAT else None
+    return () if isinstance(value, (int, float)) else None
+
+
+def _broadcast(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
+    if len(first) < len(second):
+        first, second = second, first
+    result = list(first)
+    for place, length in enumerate(second, len(first) - len(second)):
+        if result[place] != length:
+            if result[place] != 1 and length != 1:
+                raise ValueError(f"the operands have shapes {tuple(first)} and {tuple(second)}, which do not fit")
+            result[place] = length if result[place] == 1 else result[place]
+    return tuple(result)
+
+
+def _recurrent(module: nn.Module, input: Tensor, hx: Any = None) -> Any:
+    """The results of a recurrent layer, which on meta runs every time step."""
+    assert isinstance(module, nn.RNNBase)
+    if input.dim() not in (2, 3) or input.shape[-1] != module.input_size:
+        raise ValueError(f"the input has shape {tuple(input.shape)}, expected {module.input_size} features")
+    batch = () if input.dim() == 2 else (input.shape[0 if module.batch_first else 1],)
+    directions = 2 if module.bidirectional else 1
+    width = module.proj_size or module.hidden_size
+    hidden = (directions * module.num_layers, *batch, width)
+    cell = (directions * module.num_layers, *batch, module.hidden_size)
+    states = [hidden, cell] if isinstance(module, nn.LSTM) else [hidden]
+    if hx is not None:
+        given = hx if isinstance(hx, tuple) else (hx,)
+        if [tuple(state.shape) for state in given] != states:
+            raise ValueError(f"the states have the shapes {[tuple(state.shape) for state in given]}, expected {states}")
+    out = _bounded(_empty((*input.shape[:-1], directions * width)))
+    last = tuple([_bounded(_empty(state)) for state in states])
+    return out, last if isinstance(module, nn.LSTM) else last[0]
