@@ -161,7 +161,6 @@ def _earlier_records(out: Path, names: Sequence[str], *, verify: Depth, fresh: b
     """Read the records that a sweep starts from, and bring the file to where exactly those are in it."""
     if not out.exists():
         return {}
-    mend_last_line(out)
     records = read_records(out)
     selected = set(names)
     kept = [record for record in records if record.model not in selected or not (fresh or _less_than(record, verify))]
@@ -173,6 +172,8 @@ def _earlier_records(out: Path, names: Sequence[str], *, verify: Depth, fresh: b
             )
     if len(kept) < len(records):
         write_records(out, kept)
+    else:
+        mend_last_line(out)
     return {record.model: record for record in kept}
 
 

@@ -113,6 +113,27 @@ def test_records_of_other_versions_are_not_mixed_in(out: Path) -> None:
     assert out.read_text() == content
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"important": "x"}',
+        b"\x00\xff\xfe",
+        Record(model="test_vit", timm="9", torch="9", torchorbit="9").to_line().encode() + b'{"model": "b", "new": 1}',
+        Record(model="other", timm="9", torch="9", torchorbit="9").to_line().encode() + b'{"model": "b", "ti',
+    ],
+)
+def test_a_file_that_a_sweep_cannot_go_on_with_is_left_as_it_is(out: Path, content: bytes, fresh: bool) -> None:
+    out.parent.mkdir()
+    out.write_bytes(content)
+
+    with pytest.raises(HarnessError, match=r"records\.jsonl") as caught:
+        sweep(["test_vit"], out, jobs=1, fresh=fresh)
+
+    assert "\n" not in str(caught.value)
+    assert out.read_bytes() == content
+
+
 def test_models_that_fail_become_records_and_stop_nothing(out: Path) -> None:
     names = ["odd_unbuildable", "odd_unrunnable", "test_vit"]
 
