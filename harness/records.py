@@ -16,7 +16,6 @@ from typing import TypedDict
 from harness.errors import HarnessError
 from harness.files import replace_text
 
-
 _BEGINNING = '{"model": "'
 """What every line starts with."""
 

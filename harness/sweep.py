@@ -276,7 +276,8 @@ class _Sweep:
                 for name in waiting.take_back():
                     self._attempts[name] += 1
                     if self._attempts[name] < _MOST_ATTEMPTS:
-                        waiting.put(name, 0)
+                        # Beside others it would cost them their attempts, if it is what the worker died of.
+                        waiting.put(name, 0, alone=True)
                         continue
                     record = Record(model=name, **VERSIONS, stage="worker")
                     record.error = f"the worker that had it died, {_MOST_ATTEMPTS} times"
@@ -314,6 +315,7 @@ class _Queue:
         self._memory_bytes = memory_bytes
         self._jobs = jobs
         self._running: dict[str, int] = {}
+        self._alone: set[str] = set()
         # joblib asks for the next job in a thread of its own.
         self._lock = threading.Lock()
 
@@ -330,6 +332,13 @@ class _Queue:
         with self._lock:
             if self.empty:
                 return None
+            if self._alone:
+                name = next(iter(self._alone))
+                if self._running:
+                    return "", None
+                del self._waiting[name]
+                self._running[name] = self._memory_bytes or 0
+                return name, self._memory_bytes
             if self._memory_bytes is None:
                 if not self._waiting:
                     return None
@@ -352,21 +361,31 @@ class _Queue:
             # Something may come back that needs more than it got.
             return "", None
 
-    def put(self, name: str, needed: int) -> None:
-        """Let a model wait, with what is now known of the memory that it needs."""
+    def put(self, name: str, needed: int, *, alone: bool = False) -> None:
+        """Let a model wait, with what is now known of the memory that it needs.
+
+        Args:
+            name: The model.
+            needed: Bytes, 0 where that is not known.
+            alone: Run it before all others, and none beside it.
+        """
         with self._lock:
             self._waiting = {name: needed, **self._waiting}
+            if alone:
+                self._alone.add(name)
 
     def done(self, name: str) -> None:
         """A model no longer runs."""
         with self._lock:
             self._running.pop(name, None)
+            self._alone.discard(name)
 
     def take_back(self) -> list[str]:
         """The models that were running when a worker died."""
         with self._lock:
             lost = sorted(self._running)
             self._running.clear()
+            self._alone.difference_update(lost)
             return lost
 
 
