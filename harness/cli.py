@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import sys
@@ -240,14 +239,11 @@ def sweep(
     from harness.backends import Backend
     from harness.logs import write_to
     from harness.models import model_names
+    from harness.plugins import import_modules
     from harness.sweep import sweep as sweep_models
 
     write_to(sys.stderr, verbose=verbose, as_json=log_json)
-    for module in imports:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UsageError(f"--import {module}: {error}; it has to be a module that Python finds here") from None
+    import_modules(imports, str(Path.cwd()))
     names = model_names(patterns, exclude)
     records = None
     if cache:

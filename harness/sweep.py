@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import threading
@@ -23,7 +22,9 @@ from harness.errors import HarnessError
 from harness.jobs import Depth, Job, Outcome
 from harness.limits import memory_budget
 from harness.models import VERSIONS, expected_cost
+from harness.plugins import import_modules
 from harness.records import Record, Versions, append_record, mend_last_line, read_records, write_records
+from harness.redaction import redacted
 from harness.tables import coverage_table
 
 _LOG = logging.getLogger(__name__)
@@ -105,20 +106,19 @@ def sweep(
         timeout: Seconds after which a model is given up; None for never.
         backend: Where workers run; by default on this machine.
         cache: Where records of models are that have not changed; None to find out everything anew.
-        imports: Python modules to import first, here and in every worker, which register models with timm.
+        imports: Python modules to import first, here and in every worker, which register models with timm. They may be
+            in the current folder.
         progress: Show a progress bar, where there is a terminal.
 
     Returns:
         The summary.
 
     Raises:
-        ImportError: One of ``imports`` cannot be imported.
-        HarnessError: The file is no file of records, has records that were made with other versions, is being written
-            by another sweep, or cannot be written.
+        HarnessError: One of ``imports`` cannot be imported; or the file is no file of records, has records that were
+            made with other versions, is being written by another sweep, or cannot be written.
     """
     started = time.perf_counter()
-    for module in imports:
-        importlib.import_module(module)
+    import_modules(imports, str(Path.cwd()))
     with _alone(out), backend or Backend(jobs=jobs) as where:
         earlier = _earlier_records(out, names, verify=verify, fresh=fresh)
         todo = [name for name in names if name not in earlier]
@@ -260,6 +260,7 @@ class _Sweep:
                     measure=measure,
                     timeout=self._timeout,
                     imports=self._imports,
+                    folder=str(Path.cwd()),
                     cache=None if self._cache is None else str(self._cache.folder),
                     parent=None if self._backend.remote else os.getpid(),
                 )
@@ -293,6 +294,8 @@ class _Sweep:
 
     def _keep(self, record: Record) -> Record:
         """Put a record where nothing can lose it."""
+        record.error = record.error and redacted(record.error)
+        record.note = record.note and redacted(record.note)
         append_record(self._out, record)
         self.converted += record.converted
         self.failed += record.failed

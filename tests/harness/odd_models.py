@@ -181,6 +181,11 @@ def odd_other_slow(**kwargs: Any) -> nn.Module:
 
 
 @register_model
+def odd_indiscreet(**kwargs: Any) -> nn.Module:
+    raise ValueError(f"no file {Path.home()}/weights.pth, token hf_abcdEFGH1234")
+
+
+@register_model
 def odd_leaky(**kwargs: Any) -> nn.Module:
     """Holds on to half a gigabyte."""
     _leaked.append(torch.ones(2**27, device="cpu"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +39,39 @@ def log(stream: io.StringIO, *, verbose: bool = False, as_json: bool = False) ->
     return stream.getvalue().splitlines()
 
 
+def test_a_folder_with_letters_that_json_escapes_is_left_out_too(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/jürgen")
+    write_to(stream, verbose=True, as_json=True)
+    bad = Record(model="vgg11", **VERSIONS, stage="build", error="no file '/home/jürgen/a', nor /home/jürgensen/b")
+
+    logging.getLogger("harness.sweep").info("", extra={"record": bad})
+    logging.getLogger("harness.sweep").warning(r"no b'/home/j\xc3\xbcrgen/c' nor \"/home/j\u00fcrgen/d\"")
+
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert first["error"] == "no file '~/a', nor /home/jürgensen/b"
+    assert second["message"] == r"no b'~/c' nor \"~/d\""
+
+
+def test_warnings_and_the_logs_of_others_are_lines_of_json_too(
+    stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging, "lastResort", logging.lastResort)
+    others = logging.getLogger("of_somebody_else")
+    # As where no test runner has set up a log for everybody.
+    monkeypatch.setattr(others, "propagate", False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        write_to(stream, verbose=False, as_json=True)
+        warnings.warn(f"two\nlines of {Path.home()}/x", stacklevel=1)
+        others.warning("%s", "of others")
+
+    first, second = (json.loads(line) for line in stream.getvalue().splitlines())
+    assert (first["level"], first["message"]) == ("warning", "UserWarning: two\nlines of ~/x")
+    assert (second["level"], second["message"]) == ("warning", "of others")
+
+
 def test_only_what_is_wrong_unless_asked(stream: io.StringIO) -> None:
     assert log(stream) == ["warning: the cache in ~/.cache cannot be written"]
 
@@ -65,6 +99,18 @@ def test_json_has_the_keys_of_a_record(stream: io.StringIO) -> None:
         ("Bearer hf_AbCdEfGhIjKlMn, denied", "Bearer ***, denied"),
         ("github_pat_11ABCDEFG0123456789", "***"),
         ("https://user:secret@proxy.local/simple", "https://***@proxy.local/simple"),
+        ("https://s3cret@proxy.local/simple", "https://***@proxy.local/simple"),
+        ("https://user:pass@word@proxy.local/", "https://***@proxy.local/"),
+        ("see https://proxy.local/timm@v1", "see https://proxy.local/timm@v1"),
+        ("Authorization: Bearer 0123456789abcdef", "Authorization: Bearer ***"),
+        ("{'authorization': 'Basic dXNlcjpwYXNz'}", "{'authorization': 'Basic ***'}"),
+        ("authorization=bearer 0123456789abcdef", "authorization=bearer ***"),
+        ("bearer of news", "bearer of news"),
+        ("pypi-AgEIcHlwaS5vcmcCJDU", "***"),
+        ("glpat-ABCdef-123_456789ab", "***"),
+        ("id AKIAIOSFODNN7EXAMPLE.", "id ***."),
+        ("gho_0123456789abcdef xoxb-1234567890-abc", "*** ***"),
+        ("GET /a?size=3&api_token=secret1&b=2", "GET /a?size=3&api_token=***&b=2"),
         ("half_precision hf_hub", "half_precision hf_hub"),
     ],
 )

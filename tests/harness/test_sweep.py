@@ -3,7 +3,9 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from joblib.externals.loky import get_reusable_executor
@@ -11,6 +13,7 @@ from joblib.externals.loky import get_reusable_executor
 import harness.sweep
 from harness.backends import Backend
 from harness.errors import HarnessError, UsageError
+from harness.jobs import Job, Outcome
 from harness.records import Record, append_record, read_records
 from harness.sweep import sweep
 
@@ -243,6 +246,36 @@ def test_two_sweeps_on_one_file_are_refused(out: Path) -> None:
     with harness.sweep._alone(out), pytest.raises(HarnessError, match="another sweep is writing"):
         sweep(NAMES, out, jobs=1)
     assert not out.exists()
+
+
+def test_errors_in_records_have_no_tokens_and_no_name_of_the_users_folder(out: Path) -> None:
+    (record,) = sweep(["odd_indiscreet"], out, jobs=1, imports=ODD).records
+
+    assert record.error == "ValueError: no file ~/weights.pth, token ***"
+    assert read_records(out) == [record]
+
+
+def test_the_utilisation_is_the_share_of_their_time_in_which_workers_had_a_job(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TwoWorkers(Backend):
+        """One of them has jobs for 30 seconds, the other one for 10 and waits for the rest."""
+
+        def outcomes(self, function: Callable[[Job], Outcome], jobs: Iterator[Job]) -> Iterator[Outcome]:
+            for job, seconds in zip(jobs, (20.0, 10.0, 10.0), strict=False):
+                yield Outcome("", busy_seconds=7.0)
+                yield Outcome(job.model, Record(model=job.model, **harness.sweep.VERSIONS), busy_seconds=seconds)
+
+    clock = SimpleNamespace(perf_counter=iter((100.0, 140.0)).__next__)
+    monkeypatch.setattr(harness.sweep, "time", clock)
+    summary = sweep(["test_vit", "test_resnet", "test_convnext"], out, backend=TwoWorkers(jobs=2))
+
+    assert summary.utilisation == pytest.approx(40 / 80)
+    assert "busy 50% of the time" in str(summary)
+
+
+def test_one_model_keeps_one_of_two_workers_busy_at_most(out: Path) -> None:
+    assert 0 < sweep(["test_vit"], out, jobs=2).utilisation <= 0.5
 
 
 def test_an_address_needs_a_cluster() -> None:
