@@ -91,6 +91,12 @@ def test_help_imports_neither_torch_nor_timm_nor_pandas() -> None:
         (["convert", "test_vit", "--out", "folder", "--weights", __file__, "--pretrained"], "exclude each other"),
         (["show", "test_vitt"], "did you mean 'test_vit'"),
         (["show", "test_vitt", "--no-orbits"], "did you mean 'test_vit'"),
+        (["sweep", "test_vit", "--exclude", "resnett*"], "matches 'resnett*'"),
+        (["sweep", "test_vit", "--memory", "nan"], "'--memory': nan is not a finite number"),
+        (["sweep", "test_vit", "--memory", "inf"], "'--memory': inf is not a finite number"),
+        (["sweep", "test_vit", "--timeout", "nan"], "'--timeout': nan is not a finite number"),
+        (["sweep", "test_vit", "--timeout", "Infinity"], "'--timeout': Infinity is not a finite number"),
+        (["show", "test_vit", "--import", "no_such_module"], "--import no_such_module: ModuleNotFoundError"),
         (["diff", "missing.jsonl", __file__], "'missing.jsonl' does not exist"),
         (["diff", __file__, __file__], "not a line of JSON"),
         (["diff", os.devnull, os.devnull], "has no records in it"),
@@ -276,6 +282,17 @@ def test_diff_prints_the_page_and_tells_by_its_exit_code_whether_something_was_l
     assert "Nothing lost, 1 newly convertible (1 model compared).\n" in out
 
 
+def test_a_page_of_changes_that_cannot_be_written_is_not_taken_for_a_loss(run: Run, tmp_path: Path) -> None:
+    write_records(tmp_path / "records.jsonl", [Record(model="test_vit", timm="1", torch="2", torchorbit="3")])
+    (tmp_path / "file").write_text("")
+
+    code, out, err = run("diff", "records.jsonl", "records.jsonl", "--out", "file/x.md")
+
+    assert (code, out) == (2, "")
+    assert err.startswith("torchorbit: cannot write file/x.md: ")
+    assert err.count("\n") == 1
+
+
 def test_diff_takes_models_that_are_missing_for_removed_unless_told_otherwise(run: Run, tmp_path: Path) -> None:
     records = [Record(model=name, timm="1", torch="2", torchorbit="3") for name in ("a", "b")]
     write_records(tmp_path / "old.jsonl", records)
@@ -311,6 +328,22 @@ def test_show_goes_on_where_there_is_no_record(run: Run, tmp_path: Path, records
         "records.jsonl has no record of test_vit" if records else "no record of test_vit: records.jsonl does not exist"
     )
     assert " orbits, " in out
+
+
+def test_show_shows_the_record_of_a_model_that_timm_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "my_models.py").write_text(MY_MODELS)
+    record = Record(model="my_net", timm="1", torch="2", torchorbit="3", params_m=0.37, converted=True)
+    write_records(tmp_path / "records.jsonl", [record])
+    show = ("show", "my_net", "--records", "records.jsonl")
+
+    without, with_it = console_script(tmp_path, *show), console_script(tmp_path, *show, "--import", "my_models")
+
+    assert (without.returncode, without.stderr) == (0, "")
+    assert "0.370 M" in without.stdout
+    assert "\nno orbits: timm " in without.stdout
+    assert " has no model 'my_net'" in without.stdout
+    assert (with_it.returncode, with_it.stderr) == (0, "")
+    assert with_it.stdout.index("0.370 M") < with_it.stdout.index("orbits, ")
 
 
 def test_show_without_orbits_imports_neither_torch_nor_timm(tmp_path: Path) -> None:

@@ -7,15 +7,16 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from harness.logs import redacted, write_to
 from harness.records import Record
+from tests.harness.examples import RESNET18, VERSIONS
 
-VERSIONS = {"timm": "1.0.31", "torch": "2.13.0", "torchorbit": "0.1.0"}
-GOOD = Record(model="resnet18", **VERSIONS, verified="shape", orbits=12, removable_flops=0.9989, seconds=1.26)
+GOOD = replace(RESNET18, verified="shape", seconds=1.26)
 BAD = Record(
     model="vgg11", **VERSIONS, stage="build", error=f"no file {Path.home()}/weights.pth, token hf_abcdEFGH1234"
 )
@@ -25,7 +26,10 @@ BAD = Record(
 def stream() -> Iterator[io.StringIO]:
     logger = logging.getLogger("harness")
     before = (logger.handlers[:], logger.level, logger.propagate)
-    yield io.StringIO()
+    last_resort = logging.lastResort
+    with warnings.catch_warnings():
+        yield io.StringIO()
+    logging.lastResort = last_resort
     logger.handlers[:], logger.propagate = before[0], before[2]
     logger.setLevel(before[1])
 
@@ -57,15 +61,13 @@ def test_a_folder_with_letters_that_json_escapes_is_left_out_too(
 def test_warnings_and_the_logs_of_others_are_lines_of_json_too(
     stream: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(logging, "lastResort", logging.lastResort)
     others = logging.getLogger("of_somebody_else")
     # As where no test runner has set up a log for everybody.
     monkeypatch.setattr(others, "propagate", False)
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        write_to(stream, verbose=False, as_json=True)
-        warnings.warn(f"two\nlines of {Path.home()}/x", stacklevel=1)
-        others.warning("%s", "of others")
+    warnings.simplefilter("always")
+    write_to(stream, verbose=False, as_json=True)
+    warnings.warn(f"two\nlines of {Path.home()}/x", stacklevel=1)
+    others.warning("%s", "of others")
 
     first, second = (json.loads(line) for line in stream.getvalue().splitlines())
     assert (first["level"], first["message"]) == ("warning", "UserWarning: two\nlines of ~/x")
