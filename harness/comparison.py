@@ -104,8 +104,8 @@ def compare(
         old: One record per model.
         new: One record per model.
         only_swept: Leave models out that have no new record.
-        in_timm: Models that are known not to have been removed from timm; one of these without a new record is lost, if it was
-            converted.
+        in_timm: Models that are known not to have been removed from timm; one of these that was converted, and has no
+            new record, is lost.
 
     Returns:
         The comparison.
