@@ -79,7 +79,9 @@ def tables(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """Sweep from scratch and compare with `results/`; what follows `--` goes to the sweep, patterns included.
+    """Sweep into a new file and compare with `results/`; what follows `--` goes to the sweep, patterns included.
+
+    What has not changed since an earlier sweep comes from the cache; after `--`, `--no-cache` finds out that anew, too.
 
     All of it stays in `runs/`: the records, the tables, and in `summary.md` the coverage and what changed. The session
     fails if something was lost. What NIGHTLY_UPGRADE names (`timm`, `timm torch torchvision`, `timm==1.0.20`) is

@@ -1,5 +1,12 @@
 """Runs the engine over timm: model names become jobs, workers turn jobs into records, tables are made from records.
 
-`models` and `weights` build what is swept, `worker` and `verification` find out about one model, `sweep` does so for
-all of them, `records` keeps what was found, `tables` shows it, and `cli` is the command line.
+- What is swept: `models` and `weights` build it, and `plugins` imports what registers models of the user's.
+- One model: `worker` finds out about it, with `verification`, `recall` and `meta` for its graph and `pruning` for what
+  can be removed from it; `cache` knows what was found out before.
+- All of them: `sweep` hands `jobs` to a `backends.Backend`, whose workers run `supervisor`, which starts and watches a
+  `process` for the models; `limits` and `memory` say what may be used and what is needed.
+- What was found out: `records` keeps it, `tables` shows it, `overview` shows it of one model, and `comparison` compares
+  two sweeps.
+- `cli` is the command line, with `errors` that it prints and `logs` that it writes; `redaction` keeps from these what
+  should not leave the machine, and `files` writes whole files.
 """

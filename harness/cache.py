@@ -1,9 +1,10 @@
 """A cache of records, addressed by what determines them.
 
-What determines a record is the model (its modules, their configuration, the sources of their classes and of what
-those import), the versions of timm and torch, and the sources of this project. A hash of all that is the model's
-*fingerprint*. timm has many names for one architecture: they have one fingerprint and one record. Building a model
-takes longer than reading a file, so what fingerprint a name has is remembered as well, by the sources of its function.
+What determines a record is the model (its modules, their configuration, the sources of their classes and of what they
+import, or its version where it is installed), the versions of timm and torch, and the sources of this project. A hash
+of all that is the model's *fingerprint*. timm has many names for one architecture: they have one fingerprint and one
+record. Building a model takes longer than reading a file, so what fingerprint a name has is remembered as well, by the
+sources of its function.
 
 Nothing in the cache is trusted: an entry that is not what was written is as good as none.
 """
@@ -14,13 +15,16 @@ import ast
 import enum
 import functools
 import hashlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
 import json
 import logging
 import os
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -243,28 +247,74 @@ def _name_key(name: str) -> str:
 def sources_digest(modules: Iterable[str]) -> list[str]:
     """Hashes of the sources of Python modules and of everything that they import.
 
-    torch, which has a version, is left out, and so is Python itself.
+    Of other packages that are installed, timm apart, it is the version. torch is left out, whose version is in every
+    fingerprint, and so is Python itself.
     """
-    reached: set[str] = set()
+    sources: set[str] = set()
+    installed: set[str] = set()
     for name in modules:
-        reached |= _reached(name)
-    return [f"{name} {_file_digest(name)}" for name in sorted(reached)]
+        reached = _reached(name)
+        sources |= reached[0]
+        installed |= reached[1]
+    return [
+        *(f"{name} {_file_digest(name)}" for name in sorted(sources)),
+        *(f"{package} {_version(package)}" for package in sorted(installed)),
+    ]
 
 
 @functools.cache
-def _reached(name: str) -> frozenset[str]:
-    """A module, and those of its package that it imports, directly or not."""
-    package = name.partition(".")[0]
-    if package in ("torch", "builtins", "torchorbit", "harness") or package in sys.stdlib_module_names:
-        return frozenset()
-    found: set[str] = set()
+def _reached(name: str) -> tuple[frozenset[str], frozenset[str]]:
+    """A module and those that it imports, directly or not; and the packages of which the version says enough."""
+    own = _package(name)
+    sources: set[str] = set()
+    around: set[str] = set()
+    installed: set[str] = set()
     waiting = [name]
     while waiting:
         module = waiting.pop()
-        if module not in found:
-            found.add(module)
-            waiting += [other for other in _imports(module) if other.partition(".")[0] == package]
-    return frozenset(found)
+        package = _package(module)
+        if module in sources or package in _KNOWN or package in sys.stdlib_module_names:
+            continue
+        if package not in (own, "timm") and _version(package) is not None:
+            installed.add(package)
+            continue
+        sources.add(module)
+        if package == "timm":
+            # timm is published for what it imports, and works with any version of that.
+            waiting += [other for other in _imports(module) if _package(other) == package]
+        else:
+            # Whoever imports a module runs the packages around it first.
+            around.update(_packages_around(module))
+            waiting += _imports(module)
+    return frozenset(sources | around), frozenset(installed)
+
+
+_KNOWN = frozenset({"", "torch", "builtins", "torchorbit", "harness"})
+"""Packages that are in every fingerprint anyway."""
+
+
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
+def _packages_around(module: str) -> Iterator[str]:
+    while module := module.rpartition(".")[0]:
+        yield module
+
+
+@functools.cache
+def _version(package: str) -> str | None:
+    """The version of a package; None if its sources are not where packages are installed, but where somebody works."""
+    path = _path_of(package)
+    names = _distributions().get(package)
+    if not names or (path is not None and not {"site-packages", "dist-packages"} & set(path.parts)):
+        return None
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in sorted(set(names)))
+
+
+@functools.cache
+def _distributions() -> Mapping[str, list[str]]:
+    return importlib.metadata.packages_distributions()
 
 
 @functools.cache
@@ -274,6 +324,8 @@ def _imports(module: str) -> frozenset[str]:
     for node in _import_statements(module):
         if isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
+            # `import a.b` is for whoever writes `a.b`, and with it comes all of `a`.
+            found.update(_package(alias.name) for alias in node.names if alias.asname is None)
         else:
             source = _absolute(module, node)
             found.update(_origin(source, alias.name) for alias in node.names)
@@ -283,6 +335,8 @@ def _imports(module: str) -> frozenset[str]:
 @functools.cache
 def _origin(module: str, name: str) -> str:
     """Where a name comes from that is imported from a module."""
+    if name == "*":
+        return module
     if _path_of(f"{module}.{name}") is not None:
         return f"{module}.{name}"
     path = _path_of(module)
@@ -319,20 +373,46 @@ def _import_statements(module: str) -> tuple[ast.Import | ast.ImportFrom, ...]:
 @functools.cache
 def _file_digest(module: str) -> str:
     path = _path_of(module)
-    return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 @functools.cache
 def _path_of(module: str) -> Path | None:
     """The file of a module written in Python, which is not imported for that."""
     loaded = sys.modules.get(module)
+    package, _, name = module.rpartition(".")
     if loaded is not None:
         origin: str | None = getattr(loaded, "__file__", None)
-        return Path(origin) if origin and origin.endswith(".py") else None
-    package, _, name = module.rpartition(".")
-    around = _path_of(package) if package else None
-    if around is None or around.name != "__init__.py":
+    elif not package:
+        spec = _spec(module)
+        origin = spec.origin if spec is not None and spec.has_location else None
+    else:
+        paths = [
+            path for folder in _folders(package) for path in (folder / f"{name}.py", folder / name / "__init__.py")
+        ]
+        origin = next((str(path) for path in paths if path.exists()), None)
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+@functools.cache
+def _folders(package: str) -> tuple[Path, ...]:
+    """Where the modules of a package are, which need have no file of its own; none for what is no package."""
+    loaded = sys.modules.get(package)
+    if loaded is not None:
+        return tuple(Path(folder) for folder in getattr(loaded, "__path__", ()))
+    around, _, name = package.rpartition(".")
+    if not around:
+        spec = _spec(package)
+        return tuple(Path(folder) for folder in (spec and spec.submodule_search_locations) or ())
+    return tuple(folder / name for folder in _folders(around) if (folder / name).is_dir())
+
+
+def _spec(package: str) -> importlib.machinery.ModuleSpec | None:
+    """What Python would import under a name without dots."""
+    try:
+        return importlib.util.find_spec(package)
+    except (ImportError, ValueError):
         return None
-    return next(
-        (path for path in (around.parent / f"{name}.py", around.parent / name / "__init__.py") if path.exists()), None
-    )

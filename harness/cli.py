@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import math
 import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -48,6 +48,19 @@ class _Contents(click.Group):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str()) for name in names])
 
 
+class _Positive(click.FloatRange):
+    """A number above zero that is neither infinite nor no number, which ranges let pass."""
+
+    def __init__(self) -> None:
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        number = super().convert(value, parameter, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", parameter, context)
+        return number
+
+
 @click.group(
     cls=_Contents,
     no_args_is_help=False,
@@ -68,6 +81,16 @@ _records_option = click.option(
     show_default=True,
     metavar="FILE",
     help="File of records that a sweep made.",
+)
+
+
+_import_option = click.option(
+    "--import",
+    "imports",
+    multiple=True,
+    metavar="MODULE",
+    help="Import this first, here and in every worker: it registers models of yours. It may be in the current folder; "
+    "may be given repeatedly.",
 )
 
 
@@ -131,18 +154,28 @@ def explain(model: str) -> None:
 @click.argument("model")
 @_records_option
 @click.option("--orbits/--no-orbits", default=True, show_default=True, help="Build the model and find its orbits.")
-def show(model: str, records: Path, orbits: bool) -> None:
+@_import_option
+def show(model: str, records: Path, orbits: bool, imports: Sequence[str]) -> None:
     """Show what the records say of a timm model, and its orbits.
 
-    MODEL is a name in timm. The orbits are found anew, without weights; with --no-orbits the model is not built.
+    MODEL is a name in timm, or of a model of which there is a record. The orbits are found anew, without weights; with
+    --no-orbits the model is not built.
     """
     from harness.overview import find_record, orbits_page, record_page
 
     record = find_record(records, model)
+    unknown = None
     if orbits or record is None:
         from harness.models import check_name
+        from harness.plugins import import_modules
 
-        check_name(model)
+        import_modules(imports, str(Path.cwd()))
+        try:
+            check_name(model)
+        except UsageError as error:
+            if record is None:
+                raise
+            unknown = str(error)
     if record is not None:
         click.echo(record_page(record))
     elif records.exists():
@@ -151,7 +184,10 @@ def show(model: str, records: Path, orbits: bool) -> None:
         click.echo(f"no record of {model}: {records} does not exist")
     if orbits:
         click.echo()
-        click.echo(orbits_page(model))
+        if unknown is None:
+            click.echo(orbits_page(model))
+        else:
+            click.echo(f"no orbits: {unknown}; with --import a module registers models of yours")
 
 
 @commands.command(short_help="Convert and verify every model, and keep records.")
@@ -182,13 +218,13 @@ def show(model: str, records: Path, orbits: bool) -> None:
 )
 @click.option(
     "--memory",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Positive(),
     metavar="GIB",
     help="What the workers may use together, on a cluster each.  [default: most of what is free]",
 )
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Positive(),
     default=300,
     show_default=True,
     metavar="SECONDS",
@@ -212,15 +248,9 @@ def show(model: str, records: Path, orbits: bool) -> None:
     show_default=True,
     help="Take records of models that did not change from $TORCHORBIT_CACHE or your cache folder, and keep them there.",
 )
-@click.option(
-    "--import",
-    "imports",
-    multiple=True,
-    metavar="MODULE",
-    help="Import this first, here and in every worker: it registers models of yours; may be given repeatedly.",
-)
+@_import_option
 @click.option("-v", "--verbose", is_flag=True, help="Log a line per model.")
-@click.option("--log-json", is_flag=True, help="Log in JSON, a line per model.")
+@click.option("--log-json", is_flag=True, help="Log in JSON, a line per model. What models print is left out.")
 def sweep(
     patterns: Sequence[str],
     exclude: Sequence[str],
@@ -245,14 +275,11 @@ def sweep(
     from harness.backends import Backend
     from harness.logs import write_to
     from harness.models import model_names
+    from harness.plugins import import_modules
     from harness.sweep import sweep as sweep_models
 
     write_to(sys.stderr, verbose=verbose, as_json=log_json)
-    for module in imports:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise UsageError(f"--import {module}: {error}; it has to be a module that Python finds here") from None
+    import_modules(imports, str(Path.cwd()))
     names = model_names(patterns, exclude)
     records = None
     if cache:
@@ -344,7 +371,11 @@ def diff(old: Path, new: Path, only_swept: bool, out: Path | None) -> None:
         raise UsageError(str(error)) from None
     page = changes_page(comparison)
     if out is not None:
-        replace_text(out, page)
+        try:
+            replace_text(out, page)
+        except OSError as error:
+            message = f"cannot write {out}: {error.strerror or error}; choose another file with --out"
+            raise UsageError(message) from None
     click.echo(page, nl=False)
     if comparison.lost:
         raise click.exceptions.Exit(1)

@@ -53,6 +53,7 @@ class Comparison:
         old_without_pruning: How many of the compared models the old records have no figures on pruning for.
         new_without_pruning: The same of the new records.
         by_shape_now: How many models were verified by numbers, and are by shape.
+        not_swept: Old records of models that never converted and are not among the new ones, though timm has them.
     """
 
     old_versions: Versions
@@ -68,13 +69,14 @@ class Comparison:
     old_without_pruning: int
     new_without_pruning: int
     by_shape_now: int
+    not_swept: list[Record]
 
 
 def compare_files(old_path: Path, new_path: Path, *, only_swept: bool = False) -> Comparison:
     """Compare two files of records.
 
     A model that is missing in the new file counts as removed, unless the new records were made with the installed timm
-    and that has the model: then a sweep was not finished, and the model is lost.
+    and that has the model: then a sweep was not finished, and the model is lost if it was converted.
 
     Args:
         old_path: The file to compare with.
@@ -102,7 +104,8 @@ def compare(
         old: One record per model.
         new: One record per model.
         only_swept: Leave models out that have no new record.
-        in_timm: Models that are known not to have been removed from timm; one of these without a new record is lost.
+        in_timm: Models that are known not to have been removed from timm; one of these that was converted, and has no
+            new record, is lost.
 
     Returns:
         The comparison.
@@ -111,12 +114,13 @@ def compare(
     after = {record.model: record for record in sorted(new, key=_by_name)}
     both = [(record, after[name]) for name, record in before.items() if name in after]
     missing = [] if only_swept else [record for name, record in before.items() if name not in after]
-    unswept = [
+    unswept = [record for record in missing if record.model in in_timm]
+    lost = [
         Loss(record.model, ("swept",), None, "it has no new record, but timm still has it")
-        for record in missing
-        if record.model in in_timm
+        for record in unswept
+        if record.converted
     ]
-    lost = unswept + [loss for was, now in both if (loss := _loss(was, now)) is not None]
+    lost += [loss for was, now in both if (loss := _loss(was, now)) is not None]
     return Comparison(
         old_versions=_versions(before.values()),
         new_versions=_versions(after.values()),
@@ -133,6 +137,7 @@ def compare(
         old_without_pruning=sum(was.says_nothing_of_pruning for was, _ in both),
         new_without_pruning=sum(now.says_nothing_of_pruning for _, now in both),
         by_shape_now=sum(was.verified == "numeric" and now.verified == "shape" for was, now in both),
+        not_swept=[record for record in unswept if not record.converted],
     )
 
 
@@ -268,6 +273,9 @@ def _remarks(comparison: Comparison) -> list[str]:
             f"{_models(comparison.by_shape_now)}, verified by numbers in the old records, "
             f"{'is' if comparison.by_shape_now == 1 else 'are'} verified by shape in the new ones."
         )
+    if comparison.not_swept:
+        names = ", ".join(record.model for record in comparison.not_swept)
+        remarks.append(f"Without a new record, though timm still has them, are models that never converted: {names}.")
     return remarks
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from harness.redaction import redacted
+
 
 class HarnessError(Exception):
     """Something could not be done. The command line prints it without a traceback and exits with code 1."""
@@ -18,8 +20,9 @@ def one_line(error: BaseException) -> str:
         error: Any exception.
 
     Returns:
-        The message with its line breaks made spaces, shortened where it is very long.
+        The message with its line breaks made spaces, without tokens and the name of the user's folder, shortened where
+        it is very long.
     """
-    message = " ".join(str(error).split())
+    message = redacted(" ".join(str(error).split()))
     text = f"{type(error).__name__}: {message}" if message else type(error).__name__
     return text if len(text) <= 500 else text[:497] + "..."

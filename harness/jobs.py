@@ -24,6 +24,7 @@ class Job:
         timeout: Seconds after which the model is given up.
         threads: Threads that its kernels may use.
         imports: Modules to import first, which register models with timm.
+        folder: Where these are looked for after what is installed: the current folder of the sweep.
         cache: Folder of the cache; None for none.
         parent: The process that started the worker, which is to end with it; None where others look after workers.
     """
@@ -37,6 +38,7 @@ class Job:
     timeout: float | None = None
     threads: int = 1
     imports: tuple[str, ...] = ()
+    folder: str = "."
     cache: str | None = None
     parent: int | None = None
 

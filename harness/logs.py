@@ -4,21 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import time
-from pathlib import Path
-from typing import TextIO
+import warnings
+from typing import Any, TextIO
 
 from harness.records import Record
-
-_TOKENS = re.compile(r"\b(?:hf|ghp|gho|ghs|ghr|github_pat)_[A-Za-z0-9_]{8,}|(?<=://)[^/@\s:]+:[^/@\s]+(?=@)")
-
-
-def redacted(text: str) -> str:
-    """A text without tokens, and with `~` in place of the user's folder."""
-    home = str(Path.home())
-    text = _TOKENS.sub("***", text)
-    return text.replace(home, "~") if len(home) > 1 else text
+from harness.redaction import redacted
 
 
 def line_of(record: Record) -> str:
@@ -52,11 +43,15 @@ class _AsJson(logging.Formatter):
             "event": "model" if known else "message",
         }
         line |= json.loads(found.to_line()) if isinstance(found, Record) else {"message": record.getMessage()}
-        return redacted(json.dumps(line))
+        # Not the finished line, in which some characters are written in another way.
+        return json.dumps({key: redacted(value) if isinstance(value, str) else value for key, value in line.items()})
 
 
 def write_to(stream: TextIO, *, verbose: bool, as_json: bool) -> None:
-    """Let the harness log to a stream, in place of what it did before.
+    """Let the harness log to a stream, in place of what it did before; and with it Python's warnings, and others' logs.
+
+    What models print is not in it: it goes to the log of the worker that has the model, at the level "debug", which is
+    shown where workers are set up for that.
 
     Args:
         stream: Standard error, for instance.
@@ -69,3 +64,10 @@ def write_to(stream: TextIO, *, verbose: bool, as_json: bool) -> None:
     logger.handlers[:] = [handler]
     logger.propagate = False
     logger.setLevel(logging.INFO if verbose or as_json else logging.WARNING)
+    # Whoever has set up no log of their own writes to this one, and not to standard error between its lines.
+    logging.lastResort = handler
+    warnings.showwarning = _log_warning
+
+
+def _log_warning(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    logging.getLogger("harness.warnings").warning("%s: %s", category.__name__, message)

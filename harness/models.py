@@ -41,9 +41,9 @@ def model_names(patterns: Sequence[str] = (), exclude: Sequence[str] = ()) -> li
         The names that match any of the patterns and none of the exclusions.
 
     Raises:
-        UsageError: A pattern matches nothing, or everything that matched is excluded.
+        UsageError: A pattern matches nothing, of names to leave out as well, or everything that matched is excluded.
     """
-    for pattern in patterns:
+    for pattern in (*patterns, *exclude):
         if not timm.list_models(pattern):
             raise UsageError(
                 f"no model of timm {timm.__version__} matches {pattern!r}; patterns are wildcards over names without "

@@ -1,13 +1,12 @@
-"""The process in which jobs run: ``python -m harness.process``, started and watched by `harness.supervisor`.
+"""The process in which jobs run, started and watched by `harness.supervisor`.
 
 Jobs come in on standard input and messages go out on what was standard output, as pickles behind their length. Whatever
-a model prints goes to standard error. The end of standard input is the end of whoever started the process, and ends it
-at once, whatever it is doing.
+a model prints goes to standard error, which the supervisor reads and logs at the level "debug". The end of standard
+input is the end of whoever started the process, and ends it at once, whatever it is doing.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
 import pickle
 import queue
@@ -53,14 +52,22 @@ def main() -> None:
     jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(sys.stdin.buffer, jobs), daemon=True).start()
 
+    from harness.errors import UsageError
+    from harness.jobs import Outcome
+    from harness.plugins import import_modules
+    from harness.records import Record
     from harness.worker import run, settle_process
 
     settle_process()
     send(answers, ("ready", None))
     while True:
         job = jobs.get()
-        for name in job.imports:
-            importlib.import_module(name)
+        try:
+            import_modules(job.imports, job.folder)
+        except UsageError as error:
+            record = Record(model=job.model, **job.versions, stage="worker", error=str(error))
+            send(answers, ("done", Outcome(job.model, record)))
+            continue
         send(answers, ("done", run(job, lambda record: send(answers, ("progress", record)))))
 
 
@@ -70,7 +77,3 @@ def _read(stream: BinaryIO, jobs: queue.SimpleQueue[Any]) -> None:
             jobs.put(receive(stream))
     except EOFError:
         os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -16,6 +16,9 @@ from typing import TypedDict
 from harness.errors import HarnessError
 from harness.files import replace_text
 
+_BEGINNING = '{"model": "'
+"""What every line starts with."""
+
 
 class Versions(TypedDict):
     """The versions that a record was made with."""
@@ -147,6 +150,29 @@ def read_records(path: Path) -> list[Record]:
     Raises:
         HarnessError: The file cannot be read, or one of its lines is no record.
     """
+    return list(_read(path)[0].values())
+
+
+def mend_last_line(path: Path) -> None:
+    """Complete a last line that lacks only its line break and cut off one that was not written to its end.
+
+    The next record then starts on a line of its own.
+
+    Raises:
+        HarnessError: The file is no file of records of this version, and is as it was; or it cannot be written.
+    """
+    if not path.exists():
+        return
+    _, text, whole = _read(path)
+    if text and not text.endswith("\n"):
+        try:
+            replace_text(path, text + "\n" if len(whole) == len(text) else whole)
+        except OSError as error:
+            raise _cannot_write(path, error) from None
+
+
+def _read(path: Path) -> tuple[dict[str, Record], str, str]:
+    """The records in a file by their models, all of its text, and the text without what was not written to its end."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -162,30 +188,20 @@ def read_records(path: Path) -> list[Record]:
                 record = Record.from_line(line)
                 records[record.model] = record
         except ValueError as error:
-            if number < len(lines):
-                message = f"{path}:{number}: {error}; remove the line, or move the file away and sweep again"
-                raise HarnessError(message) from None
-    return list(records.values())
+            if number == len(lines) and _is_half_a_record(line, after_others=bool(records)):
+                return records, text, text[: len(text) - len(line)]
+            message = f"{path}:{number}: {error}; remove the line, or move the file away and sweep again"
+            raise HarnessError(message) from None
+    return records, text, text
 
 
-def mend_last_line(path: Path) -> None:
-    """Complete a last line that lacks only its line break and cut off one that was not written to its end.
-
-    The next record then starts on a line of its own.
-    """
+def _is_half_a_record(line: str, *, after_others: bool) -> bool:
+    """Whether a last line that is no record is the beginning of one, and not what somebody else wrote."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return
-    whole, _, last = text.rpartition("\n")
-    if not last:
-        return
-    try:
-        Record.from_line(last)
+        json.loads(line)
     except ValueError:
-        replace_text(path, whole + "\n" if whole else "")
-    else:
-        replace_text(path, text + "\n")
+        return after_others or line.startswith(_BEGINNING) or _BEGINNING.startswith(line)
+    return False
 
 
 def append_record(path: Path, record: Record) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import logging
 import os
 import queue
 import signal
@@ -18,7 +19,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -27,11 +28,16 @@ from harness.limits import memory_budget
 from harness.process import receive, send
 from harness.records import Record
 
+_LOG = logging.getLogger(__name__)
+
 _POLL_SECONDS = 0.05
 """How often the memory of a process is looked at."""
 
 _START_SECONDS = 300
 """How long a process may take to import torch and timm."""
+
+_EXIT_SECONDS = 10
+"""How long a process may take to end that does not answer any more."""
 
 _LEFT_OVER_BYTES = 2**30
 """A process that holds on to so much more than it started with after a job is replaced by a new one."""
@@ -138,23 +144,31 @@ class _Process:
 
     def __init__(self) -> None:
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "harness.process"],
+            [sys.executable, "-c", _program()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             # Its own session: Ctrl-C is meant for the sweep, which ends it.
             start_new_session=True,
         )
         atexit.register(self.end)
         self._messages: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
+        self._last_words = ""
+        listening = threading.Thread(target=self._overhear, args=(self._popen.stderr,), daemon=True)
+        listening.start()
         threading.Thread(target=self._listen, daemon=True).start()
         self._memory = psutil.Process(self._popen.pid)
         try:
             message = self._messages.get(timeout=_START_SECONDS)
         except queue.Empty:
-            message = None
-        if message is None:
             self.end()
-            raise _NotStartedError(f"the process for models did not start{_why(self._popen.returncode)}")
+            raise _NotStartedError(f"the process for models did not start within {_START_SECONDS} seconds") from None
+        if message is None:
+            why = _why(self._exit_code())
+            self.end()
+            listening.join(_EXIT_SECONDS)
+            said = f": {self._last_words}" if self._last_words else ""
+            raise _NotStartedError(f"the process for models did not start, it ended{why}{said}")
         self._fresh_bytes = self._rss()
 
     @property
@@ -190,8 +204,8 @@ class _Process:
                     return _Failure(f"it took more than {job.timeout:g} seconds", record, seconds, peak)
                 continue
             if message is None:
-                self._popen.wait()
-                error = f"its process died{_why(self._popen.returncode)}"
+                code = self._exit_code()
+                error = "its process stopped answering" if code is None else f"its process died{_why(code)}"
                 return _Failure(error, record, time.perf_counter() - started, peak)
             kind, content = message
             if kind == "done":
@@ -211,6 +225,21 @@ class _Process:
                 with contextlib.suppress(OSError):
                     stream.close()
 
+    def _exit_code(self) -> int | None:
+        """The exit code of a process that does not answer any more; None where it does not end either."""
+        try:
+            return self._popen.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _overhear(self, stream: IO[bytes]) -> None:
+        """Read what models print: nobody else would, and once a pipe is full whoever prints has to wait."""
+        with stream:
+            # A line may have no end.
+            while words := stream.readline(4096):
+                self._last_words = words.decode(errors="replace").strip() or self._last_words
+                _LOG.debug("process %d printed: %s", self._popen.pid, self._last_words)
+
     def _listen(self) -> None:
         assert self._popen.stdout is not None
         try:
@@ -224,6 +253,14 @@ class _Process:
             return int(self._memory.memory_info().rss)
         except psutil.Error:
             return 0
+
+
+def _program() -> str:
+    """What a process for models runs.
+
+    It finds modules where this process does. With `-m` the current folder would come before what is installed.
+    """
+    return f"import sys; sys.path[:] = {sys.path!r}; from harness.process import main; main()"
 
 
 def _why(code: int | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 import os
 import threading
@@ -23,7 +22,9 @@ from harness.errors import HarnessError
 from harness.jobs import Depth, Job, Outcome
 from harness.limits import memory_budget
 from harness.models import VERSIONS, expected_cost
+from harness.plugins import import_modules
 from harness.records import Record, Versions, append_record, mend_last_line, read_records, write_records
+from harness.redaction import redacted
 from harness.tables import coverage_table
 
 _LOG = logging.getLogger(__name__)
@@ -105,20 +106,19 @@ def sweep(
         timeout: Seconds after which a model is given up; None for never.
         backend: Where workers run; by default on this machine.
         cache: Where records of models are that have not changed; None to find out everything anew.
-        imports: Python modules to import first, here and in every worker, which register models with timm.
+        imports: Python modules to import first, here and in every worker, which register models with timm. They may be
+            in the current folder.
         progress: Show a progress bar, where there is a terminal.
 
     Returns:
         The summary.
 
     Raises:
-        ImportError: One of ``imports`` cannot be imported.
-        HarnessError: The file is no file of records, has records that were made with other versions, is being written
-            by another sweep, or cannot be written.
+        HarnessError: One of ``imports`` cannot be imported; or the file is no file of records, has records that were
+            made with other versions, is being written by another sweep, or cannot be written.
     """
     started = time.perf_counter()
-    for module in imports:
-        importlib.import_module(module)
+    import_modules(imports, str(Path.cwd()))
     with _alone(out), backend or Backend(jobs=jobs) as where:
         earlier = _earlier_records(out, names, verify=verify, fresh=fresh)
         todo = [name for name in names if name not in earlier]
@@ -161,7 +161,6 @@ def _earlier_records(out: Path, names: Sequence[str], *, verify: Depth, fresh: b
     """Read the records that a sweep starts from, and bring the file to where exactly those are in it."""
     if not out.exists():
         return {}
-    mend_last_line(out)
     records = read_records(out)
     selected = set(names)
     kept = [record for record in records if record.model not in selected or not (fresh or _less_than(record, verify))]
@@ -173,6 +172,8 @@ def _earlier_records(out: Path, names: Sequence[str], *, verify: Depth, fresh: b
             )
     if len(kept) < len(records):
         write_records(out, kept)
+    else:
+        mend_last_line(out)
     return {record.model: record for record in kept}
 
 
@@ -259,6 +260,7 @@ class _Sweep:
                     measure=measure,
                     timeout=self._timeout,
                     imports=self._imports,
+                    folder=str(Path.cwd()),
                     cache=None if self._cache is None else str(self._cache.folder),
                     parent=None if self._backend.remote else os.getpid(),
                 )
@@ -275,7 +277,8 @@ class _Sweep:
                 for name in waiting.take_back():
                     self._attempts[name] += 1
                     if self._attempts[name] < _MOST_ATTEMPTS:
-                        waiting.put(name, 0)
+                        # Beside others it would cost them their attempts, if it is what the worker died of.
+                        waiting.put(name, 0, alone=True)
                         continue
                     record = Record(model=name, **VERSIONS, stage="worker")
                     record.error = f"the worker that had it died, {_MOST_ATTEMPTS} times"
@@ -291,6 +294,8 @@ class _Sweep:
 
     def _keep(self, record: Record) -> Record:
         """Put a record where nothing can lose it."""
+        record.error = record.error and redacted(record.error)
+        record.note = record.note and redacted(record.note)
         append_record(self._out, record)
         self.converted += record.converted
         self.failed += record.failed
@@ -313,6 +318,7 @@ class _Queue:
         self._memory_bytes = memory_bytes
         self._jobs = jobs
         self._running: dict[str, int] = {}
+        self._alone: set[str] = set()
         # joblib asks for the next job in a thread of its own.
         self._lock = threading.Lock()
 
@@ -329,6 +335,13 @@ class _Queue:
         with self._lock:
             if self.empty:
                 return None
+            if self._alone:
+                name = next(iter(self._alone))
+                if self._running:
+                    return "", None
+                del self._waiting[name]
+                self._running[name] = self._memory_bytes or 0
+                return name, self._memory_bytes
             if self._memory_bytes is None:
                 if not self._waiting:
                     return None
@@ -351,21 +364,31 @@ class _Queue:
             # Something may come back that needs more than it got.
             return "", None
 
-    def put(self, name: str, needed: int) -> None:
-        """Let a model wait, with what is now known of the memory that it needs."""
+    def put(self, name: str, needed: int, *, alone: bool = False) -> None:
+        """Let a model wait, with what is now known of the memory that it needs.
+
+        Args:
+            name: The model.
+            needed: Bytes, 0 where that is not known.
+            alone: Run it before all others, and none beside it.
+        """
         with self._lock:
             self._waiting = {name: needed, **self._waiting}
+            if alone:
+                self._alone.add(name)
 
     def done(self, name: str) -> None:
         """A model no longer runs."""
         with self._lock:
             self._running.pop(name, None)
+            self._alone.discard(name)
 
     def take_back(self) -> list[str]:
         """The models that were running when a worker died."""
         with self._lock:
             lost = sorted(self._running)
             self._running.clear()
+            self._alone.difference_update(lost)
             return lost
 
 

@@ -24,6 +24,7 @@ from harness.meta import QuickNormalisations
 from harness.models import VERSIONS, build_on_meta, build_with_random_weights, example_input, input_size
 from harness.recall import Recall
 from harness.records import Record
+from harness.redaction import redacted
 from harness.verification import (
     TOLERANCE,
     VerificationError,
@@ -56,7 +57,7 @@ def run(job: Job, progress: Progress = lambda record: None) -> Outcome:
     try:
         inquiry.find_out()
     except (torchorbit.TorchorbitError, VerificationError) as error:
-        record.error = " ".join(str(error).split())
+        record.error = redacted(" ".join(str(error).split()))
     except Exception as error:
         record.error = one_line(error)
     if not inquiry.cached:

@@ -54,6 +54,16 @@ def sweeps_to(project: Path, records: list[Record], code: int) -> None:
     )
 
 
+def torchorbit(project: Path, *arguments: str) -> None:
+    """Run the program of the environment."""
+    program = project / ".nox" / "environment" / "bin" / "torchorbit"
+    subprocess.run([program, *arguments], cwd=project, env=environment(project), check=True, capture_output=True)
+
+
+def environment(project: Path) -> dict[str, str]:
+    return os.environ | {"TORCHORBIT_CACHE": str(project / "cache")}
+
+
 def nightly(project: Path, *arguments: str, upgrade: str = "") -> subprocess.CompletedProcess[str]:
     pytest.importorskip("nox")
     return subprocess.run(
@@ -61,7 +71,7 @@ def nightly(project: Path, *arguments: str, upgrade: str = "") -> subprocess.Com
         capture_output=True,
         text=True,
         cwd=project,
-        env=os.environ | {"NIGHTLY_UPGRADE": upgrade},
+        env=environment(project) | {"NIGHTLY_UPGRADE": upgrade},
         check=False,
     )
 
@@ -79,6 +89,63 @@ def test_a_night_over_one_model_sweeps_it_and_compares_it_alone(project: Path) -
     assert "| channel prunable          |            1 | 100.00%      |" in summary
     assert f"# Changes: timm 0.1 -> {record.timm}, torch 2 -> {record.torch}, " in summary
     assert "\nNothing lost, 1 newly convertible, 1 newly prunable (1 model compared).\n" in summary
+
+
+MY_MODELS = """
+from torch import nn
+from timm.models import register_model
+from my_blocks import Better, Worse
+
+
+def net(block):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), block, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+@register_model
+def mine_better(**kwargs):
+    return net(Better())
+
+
+@register_model
+def mine_worse(**kwargs):
+    return net(Worse())
+"""
+MY_BLOCKS = """
+from torch import nn
+
+
+class Better(nn.Module):
+    def forward(self, x):
+        return x.relu()
+
+
+class Worse(nn.Module):
+    def forward(self, x):
+        return x.sigmoid()
+"""
+
+
+def test_a_night_with_one_model_that_was_made_worse_names_it_and_fails(project: Path) -> None:
+    (project / "my_models.py").write_text(MY_MODELS)
+    (project / "my_blocks.py").write_text(MY_BLOCKS)
+    arguments = ("mine_*", "--import", "my_models", "--jobs", "1")
+    torchorbit(project, "sweep", *arguments, "--out", "results/coverage.jsonl")
+
+    same = nightly(project, *arguments)
+    # What a forward does depends on the values of the input now, which no graph holds for all inputs.
+    worse = MY_BLOCKS.replace("x.sigmoid()", "x.sigmoid() if x.mean() > 0 else x")
+    (project / "my_blocks.py").write_text(worse)
+    night = nightly(project, *arguments)
+
+    assert same.returncode == 0, same.stderr
+    assert night.returncode == 1
+    better, lost = read_records(project / "runs" / "nightly.jsonl")
+    assert (better.model, better.prunable) == ("mine_better", True)
+    assert (lost.model, lost.converted, lost.stage) == ("mine_worse", False, "convert")
+    summary = (project / "runs" / "summary.md").read_text()
+    assert "\n1 lost (2 models compared).\n" in summary
+    assert "| mine_worse | converted, verified, prunable | convert | " in summary
+    assert "mine_better" not in summary
 
 
 def test_a_night_in_which_something_was_lost_fails_and_leaves_every_file(project: Path) -> None:
@@ -125,7 +192,7 @@ def test_models_count_as_removed_only_where_all_were_swept(
     assert ("1 removed" in (project / "runs" / "summary.md").read_text()) == removed
 
 
-def test_the_next_night_starts_from_scratch_and_an_upgrade_comes_after_the_pinned_versions(project: Path) -> None:
+def test_the_next_night_starts_with_new_files_and_an_upgrade_comes_after_the_pinned_versions(project: Path) -> None:
     write_records(project / "results" / "coverage.jsonl", [RECORD])
     sweeps_to(project, [RECORD], code=0)
     # Left by a night with which everything went well.
@@ -153,3 +220,20 @@ def test_a_night_whose_sweep_broke_off_leaves_no_page_of_the_night_before(projec
     assert night.returncode == 1
     assert "has no records in it" in night.stdout + night.stderr
     assert sorted(path.name for path in (project / "runs").iterdir()) == ["nightly.jsonl", "notes.md"]
+
+
+def test_a_night_on_github_begins_with_the_cache_of_the_newest_and_leaves_its_own() -> None:
+    yaml = pytest.importorskip("yaml")
+    sweep = yaml.safe_load((ROOT / ".github" / "workflows" / "nightly.yml").read_text())["jobs"]["sweep"]
+    steps = [(step.get("uses") or step["run"]).split("@")[0].split(" --")[0] for step in sweep["steps"]]
+    restore, night, save = map(steps.index, ("actions/cache/restore", "nox -s nightly", "actions/cache/save"))
+
+    assert restore < night < save
+    assert "always()" in sweep["steps"][save]["if"]
+    restored, saved = (sweep["steps"][place]["with"] for place in (restore, save))
+    assert restored["path"] == saved["path"] == "${{ env.TORCHORBIT_CACHE }}"
+    assert "TORCHORBIT_CACHE" in sweep["env"]
+    # No night has the key of another, and any other one's beginning is this one's.
+    assert restored["key"] == saved["key"]
+    assert "github.run_id" in saved["key"]
+    assert saved["key"].startswith(restored["restore-keys"])

@@ -128,6 +128,8 @@ def odd_talkative(**kwargs: Any) -> nn.Module:
     """Prints where messages go, and what is no message."""
     print("hello" * 100, flush=True)  # noqa: T201
     os.write(1, b"\0" * 64)
+    # More than a pipe holds that nobody reads.
+    os.write(2, b"hello again\n" * 20_000)
     return _Odd()
 
 
@@ -157,6 +159,75 @@ def odd_breaks_its_worker(**kwargs: Any) -> nn.Module:
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)
     return _Odd()
+
+
+@register_model
+def odd_always_breaks_its_worker(**kwargs: Any) -> nn.Module:
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(60)
+    raise AssertionError("unreachable")
+
+
+@register_model
+def odd_slow(**kwargs: Any) -> nn.Module:
+    time.sleep(4)
+    return _Odd()
+
+
+@register_model
+def odd_other_slow(**kwargs: Any) -> nn.Module:
+    time.sleep(4)
+    return _Odd()
+
+
+@register_model
+def odd_indiscreet(**kwargs: Any) -> nn.Module:
+    raise ValueError(f"no file {Path.home()}/weights.pth, token hf_abcdEFGH1234")
+
+
+@register_model
+def odd_leaky(**kwargs: Any) -> nn.Module:
+    """Holds on to half a gigabyte."""
+    _leaked.append(torch.ones(2**27, device="cpu"))
+    return _Odd()
+
+
+_leaked: list[Tensor] = []
+
+
+class _Rendezvous(_Odd):
+    """Large enough to have few beside it; writes down when it begins and ends, and waits a while for another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(3 * 16 * 16, 2**16)
+        if self.fc.weight.device.type == "cpu":
+            self.note("begins")
+
+    def note(self, what: str) -> None:
+        with Path(os.environ["ODD_FILE"]).open("a") as file:
+            file.write(f"{what}\n")
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type == "cpu" and x.dtype == torch.float32:
+            deadline = time.monotonic() + float(os.environ["ODD_SECONDS"])
+            while time.monotonic() < deadline and Path(os.environ["ODD_FILE"]).read_text().count("begins") < 2:
+                time.sleep(0.05)
+            self.note("ends")
+        return super().forward(x)
+
+
+@register_model
+def odd_rendezvous(**kwargs: Any) -> nn.Module:
+    return _Rendezvous()
+
+
+@register_model
+def odd_other_rendezvous(**kwargs: Any) -> nn.Module:
+    # Not the same as the other one, or its record would do.
+    model = _Rendezvous()
+    model.another = True
+    return model
 
 
 @register_model

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -191,10 +193,25 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(("changed", "matters"), [("inner.py", True), ("outer.py", True), ("other.py", False)])
+CACHED = (
+    "_reached",
+    "_imports",
+    "_origin",
+    "_import_statements",
+    "_file_digest",
+    "_path_of",
+    "_folders",
+    "_version",
+    "_distributions",
+)
+
+
+@pytest.mark.parametrize(
+    ("changed", "matters"), [("inner.py", True), ("outer.py", True), ("other.py", False), ("__init__.py", True)]
+)
 def test_a_change_touches_what_is_made_of_it(package: Path, changed: str, matters: bool) -> None:
     def digest() -> list[str]:
-        for name in ("_reached", "_imports", "_origin", "_import_statements", "_file_digest", "_path_of"):
+        for name in CACHED:
             getattr(caching, name).cache_clear()
         return sources_digest({"made_of_parts.outer"})
 
@@ -203,3 +220,96 @@ def test_a_change_touches_what_is_made_of_it(package: Path, changed: str, matter
         file.write("\nx = 1\n")
 
     assert (digest() != before) == matters
+
+
+def files(folder: Path, **texts: str) -> None:
+    for name, text in texts.items():
+        path = folder / (name.replace("__in__", "/") + ".py")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+MY_MODELS = """
+from torch import nn
+from timm.models import register_model
+from my_blocks import Block
+
+
+@register_model
+def my_net(**kwargs):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+"""
+MY_BLOCKS = """
+from torch import nn
+
+
+class Block(nn.Module):
+    def forward(self, x):
+        return x.relu()
+"""
+
+
+def test_a_change_in_another_package_that_a_model_is_made_of_is_noticed(tmp_path: Path) -> None:
+    files(tmp_path, my_models=MY_MODELS, my_blocks=MY_BLOCKS)
+    root = str(Path(caching.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root, "TORCHORBIT_CACHE": str(tmp_path / "cache")}
+    command = [
+        sys.executable,
+        "-m",
+        "harness.cli",
+        "sweep",
+        "my_net",
+        "--import",
+        "my_models",
+        "--jobs",
+        "1",
+        "--fresh",
+    ]
+
+    def swept() -> tuple[int, str]:
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+        return done.returncode, done.stdout
+
+    code, _ = swept()
+    again, out = swept()
+    assert (code, again) == (0, 0)
+    assert "1 from the cache" in out
+
+    files(tmp_path, my_blocks=MY_BLOCKS.replace("return x.relu()", "raise RuntimeError('no longer')"))
+    code, out = swept()
+    assert code == 1
+    assert "0 from the cache" in out
+    assert "no longer" in out
+
+
+def test_every_package_that_somebody_works_on_is_followed_however_it_is_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files(
+        tmp_path,
+        mine__in__start="import numpy\nimport ways_a.inner\nfrom ways_b import *\nfrom timm.layers import DropPath\n",
+        ways_a__in____init__="import ways_of_a\n",
+        ways_a__in__inner="",
+        ways_of_a="def late():\n    from ways_spaced.deep import inner\n",
+        ways_b__in____init__="from .one import *\nfrom .two import *\n",
+        ways_b__in__one="",
+        ways_b__in__two="import scipy.linalg, sys, torch.nn, not_there_at_all\n",
+        ways_spaced__in__deep__in__inner="",
+        ways_unused="",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    lines = dict(line.split(" ", 1) for line in sources_digest({"mine.start"}))
+
+    assert {name for name in lines if not name.startswith("timm.")} == {
+        *("mine", "mine.start", "ways_a", "ways_a.inner", "ways_of_a", "ways_b", "ways_b.one", "ways_b.two"),
+        *("ways_spaced", "ways_spaced.deep", "ways_spaced.deep.inner", "not_there_at_all", "numpy", "scipy"),
+    }
+    assert "timm.layers.drop" in lines
+    assert "timm.models.resnet" not in lines
+    assert lines["numpy"].startswith("numpy ")
+    assert all(len(lines[name]) == 64 for name in ("mine.start", "ways_of_a", "ways_spaced.deep.inner"))
+
+
+def test_a_model_of_timm_depends_on_sources_of_timm_alone() -> None:
+    assert all(line.startswith("timm.") for line in sources_digest({"timm.models.vision_transformer"}))

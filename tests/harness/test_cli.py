@@ -36,10 +36,25 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
     return run_command
 
 
-def in_new_process(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1])}
+ROOT = Path(cli.__file__).parents[1]
+
+
+def in_new_process(code: str, cwd: Path | None = None) -> str:
+    """Run a program that has to succeed; gives what it prints."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def console_script(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as the installed program does: the current folder is not where modules are found."""
+    script = cwd / "bin" / "torchorbit"
+    script.parent.mkdir(exist_ok=True)
+    script.write_text(f"import sys; sys.path.append({str(ROOT)!r}); from harness.cli import main; sys.exit(main())")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, cwd=cwd, env=environment, check=False
+        [sys.executable, str(script), *arguments], capture_output=True, text=True, cwd=cwd, env=environment, check=False
     )
 
 
@@ -57,10 +72,7 @@ def test_help_imports_neither_torch_nor_timm_nor_pandas() -> None:
         "sys.exit(bool({'torch', 'timm', 'pandas', 'joblib'} & set(sys.modules)))"
     )
 
-    process = in_new_process("-c", code)
-
-    assert process.returncode == 0, process.stderr
-    assert "--resume / --fresh" in process.stdout
+    assert "--resume / --fresh" in in_new_process(code)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +91,12 @@ def test_help_imports_neither_torch_nor_timm_nor_pandas() -> None:
         (["convert", "test_vit", "--out", "folder", "--weights", __file__, "--pretrained"], "exclude each other"),
         (["show", "test_vitt"], "did you mean 'test_vit'"),
         (["show", "test_vitt", "--no-orbits"], "did you mean 'test_vit'"),
+        (["sweep", "test_vit", "--exclude", "resnett*"], "matches 'resnett*'"),
+        (["sweep", "test_vit", "--memory", "nan"], "'--memory': nan is not a finite number"),
+        (["sweep", "test_vit", "--memory", "inf"], "'--memory': inf is not a finite number"),
+        (["sweep", "test_vit", "--timeout", "nan"], "'--timeout': nan is not a finite number"),
+        (["sweep", "test_vit", "--timeout", "Infinity"], "'--timeout': Infinity is not a finite number"),
+        (["show", "test_vit", "--import", "no_such_module"], "--import no_such_module: ModuleNotFoundError"),
         (["diff", "missing.jsonl", __file__], "'missing.jsonl' does not exist"),
         (["diff", __file__, __file__], "not a line of JSON"),
         (["diff", os.devnull, os.devnull], "has no records in it"),
@@ -135,8 +153,7 @@ def test_a_converted_model_loads_where_timm_cannot_be_imported(run: Run, tmp_pat
         "image, expected = torch.load('sample.pt'); actual = torchorbit.load('folder').eval()(image); "
         "assert (actual - expected).abs().max() <= 1e-5 * expected.abs().max()"
     )
-    process = in_new_process("-c", check, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
+    in_new_process(check, cwd=tmp_path)
 
 
 def test_converting_without_weights_saves_those_of_timms_initialisation(run: Run, tmp_path: Path) -> None:
@@ -182,6 +199,71 @@ def test_a_sweep_in_which_a_model_failed_exits_with_code_1(run: Run, tmp_path: P
     assert "test_vit (convert): it did not" in out
 
 
+MY_MODELS = """
+from torch import nn
+from timm.models import register_model
+
+print("hello")
+
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
+@register_model
+def my_net(**kwargs):
+    return Net()
+"""
+
+
+def test_modules_of_the_current_folder_come_after_those_that_are_installed(tmp_path: Path) -> None:
+    (tmp_path / "my_models.py").write_text(MY_MODELS)
+    (tmp_path / "timm").mkdir()
+    (tmp_path / "timm" / "__init__.py").write_text("raise RuntimeError('not this one')")
+    (tmp_path / "torch.py").write_text("raise RuntimeError('not this one')")
+
+    done = console_script(tmp_path, "sweep", "my_net", "test_vit", "--import", "my_models", "--jobs", "1", "--no-cache")
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [record.model for record in read_records(tmp_path / "runs" / "coverage.jsonl")] == ["my_net", "test_vit"]
+    assert "hello" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "ModuleNotFoundError: No module named 'my_models'; it has to be a module that Python finds here"),
+        ("def", "SyntaxError: invalid syntax"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_bad_usage(tmp_path: Path, text: str | None, message: str) -> None:
+    if text is not None:
+        (tmp_path / "my_models.py").write_text(text)
+
+    done = console_script(tmp_path, "sweep", "my_net", "--import", "my_models")
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"torchorbit: --import my_models: {message}")
+    assert done.stderr.count("\n") == 1
+
+
+def test_what_models_print_is_not_in_the_log(tmp_path: Path) -> None:
+    (tmp_path / "my_models.py").write_text(
+        MY_MODELS.replace('"hello"', 'sys.stderr.write("hello") and ""').replace("from torch", "import sys\nfrom torch")
+        + "\nfrom tests.harness import odd_models\n"
+    )
+    names = ("my_net", "odd_talkative", "test_vit")
+    arguments = ("sweep", *names, "--import", "my_models", "--jobs", "2", "--no-cache")
+
+    done = console_script(tmp_path, *arguments, "--log-json")
+
+    assert done.returncode == 0, done.stderr
+    assert {json.loads(line)["model"] for line in done.stderr.splitlines()} == set(names)
+    assert "hello" not in done.stdout
+
+
 def test_diff_prints_the_page_and_tells_by_its_exit_code_whether_something_was_lost(run: Run, tmp_path: Path) -> None:
     converts = Record(model="test_vit", timm="1", torch="2", torchorbit="3", converted=True, verified="shape")
     fails = replace(converts, converted=False, verified=None, stage="convert", error="it did not")
@@ -198,6 +280,17 @@ def test_diff_prints_the_page_and_tells_by_its_exit_code_whether_something_was_l
 
     assert code == 0
     assert "Nothing lost, 1 newly convertible (1 model compared).\n" in out
+
+
+def test_a_page_of_changes_that_cannot_be_written_is_not_taken_for_a_loss(run: Run, tmp_path: Path) -> None:
+    write_records(tmp_path / "records.jsonl", [Record(model="test_vit", timm="1", torch="2", torchorbit="3")])
+    (tmp_path / "file").write_text("")
+
+    code, out, err = run("diff", "records.jsonl", "records.jsonl", "--out", "file/x.md")
+
+    assert (code, out) == (2, "")
+    assert err.startswith("torchorbit: cannot write file/x.md: ")
+    assert err.count("\n") == 1
 
 
 def test_diff_takes_models_that_are_missing_for_removed_unless_told_otherwise(run: Run, tmp_path: Path) -> None:
@@ -237,6 +330,22 @@ def test_show_goes_on_where_there_is_no_record(run: Run, tmp_path: Path, records
     assert " orbits, " in out
 
 
+def test_show_shows_the_record_of_a_model_that_timm_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "my_models.py").write_text(MY_MODELS)
+    record = Record(model="my_net", timm="1", torch="2", torchorbit="3", params_m=0.37, converted=True)
+    write_records(tmp_path / "records.jsonl", [record])
+    show = ("show", "my_net", "--records", "records.jsonl")
+
+    without, with_it = console_script(tmp_path, *show), console_script(tmp_path, *show, "--import", "my_models")
+
+    assert (without.returncode, without.stderr) == (0, "")
+    assert "0.370 M" in without.stdout
+    assert "\nno orbits: timm " in without.stdout
+    assert " has no model 'my_net'" in without.stdout
+    assert (with_it.returncode, with_it.stderr) == (0, "")
+    assert with_it.stdout.index("0.370 M") < with_it.stdout.index("orbits, ")
+
+
 def test_show_without_orbits_imports_neither_torch_nor_timm(tmp_path: Path) -> None:
     error = "TypeError: int is no size"
     record = Record(model="of_an_older_timm", timm="1", torch="2", torchorbit="3", stage="convert", error=error)
@@ -247,10 +356,7 @@ def test_show_without_orbits_imports_neither_torch_nor_timm(tmp_path: Path) -> N
         "sys.exit(bool({'torch', 'timm'} & set(sys.modules)))"
     )
 
-    process = in_new_process("-c", code, cwd=tmp_path)
-
-    assert process.returncode == 0, process.stderr
-    assert process.stdout.endswith("\n\nfailed (convert): TypeError: int is no size\n")
+    assert in_new_process(code, cwd=tmp_path).endswith("\n\nfailed (convert): TypeError: int is no size\n")
 
 
 def test_show_of_a_model_that_fails_is_its_stage_and_error_and_exit_code_1(run: Run) -> None:

@@ -148,6 +148,16 @@ def test_a_model_that_timm_still_has_was_not_removed_but_not_swept() -> None:
     assert [record.model for record in comparison.removed_models] == ["a"]
 
 
+def test_a_model_that_never_converted_is_not_lost_where_it_was_not_swept() -> None:
+    comparison = compare([failed("a", "convert"), pruned("b")], [pruned("b")], in_timm=["a", "b"])
+
+    assert not comparison.lost
+    assert nothing_but_losses(comparison)
+    assert "\nWithout a new record, though timm still has them, are models that never converted: a.\n" in changes_page(
+        comparison
+    )
+
+
 def test_a_sweep_that_was_not_finished_is_found_out_by_asking_the_timm_that_it_was_made_with(tmp_path: Path) -> None:
     kept, missing = model_names(["resnet18", "resnet34"])
     write_records(tmp_path / "old.jsonl", [pruned(name) for name in (kept, missing, "resnet_that_was")])

@@ -35,6 +35,11 @@ def test_a_pattern_that_matches_nothing_is_named() -> None:
         model_names(["resnet18", "resnext_of_kin*"])
 
 
+def test_a_pattern_of_names_to_leave_out_that_matches_nothing_is_named() -> None:
+    with pytest.raises(UsageError, match=r"no model of timm .* matches 'resnett\*'"):
+        model_names(["test_vit"], ["*vit2", "resnett*"])
+
+
 def test_excluding_everything_is_a_mistake() -> None:
     with pytest.raises(UsageError, match=r"every model that matches is excluded by 'res\*'"):
         model_names(["resnet18"], ["res*"])

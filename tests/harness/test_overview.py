@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -9,32 +9,13 @@ from harness.errors import HarnessError
 from harness.overview import find_record, orbits_page, record_page
 from harness.records import Record, append_record
 from tests.harness import odd_models  # noqa: F401 - registers them with timm
+from tests.harness.examples import RESNET18, VERSIONS
 
 import timm  # isort: skip - importable once harness.models is
 
-VERSIONS = {"timm": "1.0.31", "torch": "2.13.0", "torchorbit": "0.1.0"}
-
 
 def test_a_record_is_written_with_words_and_units() -> None:
-    record = Record(
-        model="resnet18",
-        **VERSIONS,
-        input_size=[3, 224, 224],
-        params_m=11.69,
-        gflops=3.6381,
-        converted=True,
-        verified="numeric",
-        max_diff=1.23e-7,
-        prunable=True,
-        prunable_proportion=1.0,
-        removable_flops=0.99887,
-        removal_max_diff=2.5e-7,
-        orbits=12,
-        units=2880,
-        unruled_operators=["cumprod", "cummax"],
-        seconds=0.54,
-        peak_rss_mb=400.4,
-    )
+    record = replace(RESNET18, unruled_operators=["cumprod", "cummax"])
 
     rows = dict(line.split("  ", 1) for line in record_page(record).splitlines())
 

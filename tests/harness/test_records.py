@@ -117,6 +117,42 @@ def test_a_file_that_holds_nothing_but_half_a_line_becomes_empty(tmp_path: Path)
     assert path.read_text() == ""
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"important": "x"}',
+        b"[1, 2]",
+        b"12",
+        b"some notes",
+        b'{important: "x"}',
+        b"\xff\xfe",
+        b'{"model": "a\xff',
+        record("a").to_line().encode() + record("b").to_line().replace('"note"', '"remark"').rstrip("\n").encode(),
+        record("a").to_line().encode() + b'{"model": "b"}',
+        b'{"model": "b", "half\n' + record("a").to_line().encode()[:20],
+    ],
+)
+def test_what_no_sweep_wrote_is_refused_and_left_as_it_is(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "config.json"
+    path.write_bytes(content)
+
+    for function in (mend_last_line, read_records):
+        with pytest.raises(HarnessError, match=r"config\.json") as caught:
+            function(path)
+        assert "\n" not in str(caught.value)
+    assert path.read_bytes() == content
+
+
+def test_wherever_a_record_breaks_off_it_is_mended(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    line = record("a", error="a word").to_line()
+    for end in range(1, len(line)):
+        for before in ("", record("b").to_line()):
+            path.write_text(before + line[:end])
+            mend_last_line(path)
+            assert path.read_text() == (before if end < len(line) - 1 else before + line)
+
+
 def test_rewritten_records_are_sorted_as_people_sort(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
 

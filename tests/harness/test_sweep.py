@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from joblib.externals.loky import get_reusable_executor
@@ -10,6 +13,7 @@ from joblib.externals.loky import get_reusable_executor
 import harness.sweep
 from harness.backends import Backend
 from harness.errors import HarnessError, UsageError
+from harness.jobs import Job, Outcome
 from harness.records import Record, append_record, read_records
 from harness.sweep import sweep
 
@@ -113,6 +117,27 @@ def test_records_of_other_versions_are_not_mixed_in(out: Path) -> None:
     assert out.read_text() == content
 
 
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"important": "x"}',
+        b"\x00\xff\xfe",
+        Record(model="test_vit", timm="9", torch="9", torchorbit="9").to_line().encode() + b'{"model": "b", "new": 1}',
+        Record(model="other", timm="9", torch="9", torchorbit="9").to_line().encode() + b'{"model": "b", "ti',
+    ],
+)
+def test_a_file_that_a_sweep_cannot_go_on_with_is_left_as_it_is(out: Path, content: bytes, fresh: bool) -> None:
+    out.parent.mkdir()
+    out.write_bytes(content)
+
+    with pytest.raises(HarnessError, match=r"records\.jsonl") as caught:
+        sweep(["test_vit"], out, jobs=1, fresh=fresh)
+
+    assert "\n" not in str(caught.value)
+    assert out.read_bytes() == content
+
+
 def test_models_that_fail_become_records_and_stop_nothing(out: Path) -> None:
     names = ["odd_unbuildable", "odd_unrunnable", "test_vit"]
 
@@ -189,10 +214,68 @@ def test_a_worker_that_dies_costs_nothing(out: Path, monkeypatch: pytest.MonkeyP
     assert len(out.read_text().splitlines()) == 4
 
 
+def test_a_model_that_kills_every_worker_costs_its_own_record_only(out: Path) -> None:
+    names = ["odd_slow", "odd_always_breaks_its_worker", "odd_other_slow", "test_vit"]
+
+    summary = sweep(names, out, jobs=2, imports=ODD)
+
+    assert [(failure.model, failure.stage, failure.error) for failure in summary.failures] == [
+        ("odd_always_breaks_its_worker", "worker", "the worker that had it died, 3 times")
+    ]
+    assert sum(record.converted for record in read_records(out)) == len(names) - 1
+
+
+def test_what_may_have_killed_a_worker_runs_alone() -> None:
+    for memory in (None, 8):
+        waiting = harness.sweep._Queue(dict.fromkeys("abcd", 0), memory_bytes=memory, jobs=2)
+        assert [waiting.next()[0], waiting.next()[0]] == ["a", "b"]
+        for name in waiting.take_back():
+            waiting.put(name, 0, alone=True)
+
+        started = []
+        for _ in range(2):
+            started.append(waiting.next())
+            assert waiting.next() == ("", None)
+            waiting.done(started[-1][0])
+
+        assert sorted(started) == [("a", memory), ("b", memory)]
+        assert [waiting.next()[0], waiting.next()[0]] == ["c", "d"]
+
+
 def test_two_sweeps_on_one_file_are_refused(out: Path) -> None:
     with harness.sweep._alone(out), pytest.raises(HarnessError, match="another sweep is writing"):
         sweep(NAMES, out, jobs=1)
     assert not out.exists()
+
+
+def test_errors_in_records_have_no_tokens_and_no_name_of_the_users_folder(out: Path) -> None:
+    (record,) = sweep(["odd_indiscreet"], out, jobs=1, imports=ODD).records
+
+    assert record.error == "ValueError: no file ~/weights.pth, token ***"
+    assert read_records(out) == [record]
+
+
+def test_the_utilisation_is_the_share_of_their_time_in_which_workers_had_a_job(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TwoWorkers(Backend):
+        """One of them has jobs for 30 seconds, the other one for 10 and waits for the rest."""
+
+        def outcomes(self, function: Callable[[Job], Outcome], jobs: Iterator[Job]) -> Iterator[Outcome]:
+            for job, seconds in zip(jobs, (20.0, 10.0, 10.0), strict=False):
+                yield Outcome("", busy_seconds=7.0)
+                yield Outcome(job.model, Record(model=job.model, **harness.sweep.VERSIONS), busy_seconds=seconds)
+
+    clock = SimpleNamespace(perf_counter=iter((100.0, 140.0)).__next__)
+    monkeypatch.setattr(harness.sweep, "time", clock)
+    summary = sweep(["test_vit", "test_resnet", "test_convnext"], out, backend=TwoWorkers(jobs=2))
+
+    assert summary.utilisation == pytest.approx(40 / 80)
+    assert "busy 50% of the time" in str(summary)
+
+
+def test_one_model_keeps_one_of_two_workers_busy_at_most(out: Path) -> None:
+    assert 0 < sweep(["test_vit"], out, jobs=2).utilisation <= 0.5
 
 
 def test_an_address_needs_a_cluster() -> None:
@@ -210,6 +293,49 @@ def test_models_that_do_not_fit_side_by_side_run_alone(out: Path) -> None:
     assert by_name["vit_small_patch16_224"].verified == "numeric"
     assert by_name["vit_base_patch16_224"].verified == "shape"
     assert "by numbers it needs about 1.0 GiB of memory, and 1.0 GiB may be used" in str(summary)
+
+
+@pytest.mark.parametrize(("gibibytes", "together"), [(2, False), (64, True)])
+def test_large_models_run_side_by_side_only_where_they_fit(
+    out: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gibibytes: int, together: bool
+) -> None:
+    diary = tmp_path / "diary"
+    monkeypatch.setenv("ODD_FILE", str(diary))
+    # Where they run side by side, the first waits until the other has begun.
+    monkeypatch.setenv("ODD_SECONDS", "120" if together else "3")
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+    names = ["odd_rendezvous", "odd_other_rendezvous"]
+    summary = sweep(names, out, verify="numeric", jobs=2, imports=ODD, memory_bytes=gibibytes * 2**30, timeout=None)
+
+    assert [record.verified for record in summary.records] == ["numeric", "numeric"], str(summary)
+    lines = diary.read_text().split()
+    assert (lines.index("ends") > [place for place, line in enumerate(lines) if line == "begins"][1]) == together
+
+
+def test_models_that_run_never_have_more_memory_than_there_is() -> None:
+    chance = random.Random(0)
+    for _ in range(200):
+        memory, jobs = chance.randint(4, 40), chance.randint(1, 4)
+        needs = {str(number): chance.randint(0, memory) for number in range(12)}
+        waiting = harness.sweep._Queue(needs, memory_bytes=memory, jobs=jobs)
+        running: dict[str, int] = {}
+        begun = []
+        while not waiting.empty:
+            found = waiting.next() if len(running) < jobs else None
+            if found is not None and found[0]:
+                name, allowed = found
+                assert allowed is not None
+                assert allowed >= min(int(needs[name] * harness.sweep._MEMORY_MARGIN), memory)
+                running[name] = allowed
+                begun.append(name)
+                assert sum(running.values()) <= memory
+            else:
+                # What does not start while nothing runs never will.
+                ended = chance.choice(sorted(running))
+                del running[ended]
+                waiting.done(ended)
+        assert sorted(begun) == sorted(needs)
 
 
 def test_a_worker_that_asks_has_room_though_nobody_has_said_so_yet() -> None:
