@@ -17,7 +17,7 @@ import torch
 import torchorbit
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.files import CARD_FILE, GRAPH_FILE, WEIGHTS_FILE
+from torchorbit.graph.files import CARD_FILE, GRAPH_FILE, WEIGHTS_FILE, opened, permitted
 from torchorbit.pruning.history import Figures, figures
 from zoo.cards import card
 from zoo.manifest import (
@@ -195,13 +195,11 @@ def check_files(folder: Path, manifest: Manifest, spoiled: Callable[[Path], obje
         if name not in manifest.files:
             raise CheckpointError(f"the manifest in '{folder}' names no {name}")
     for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            if name not in (GRAPH_FILE, WEIGHTS_FILE):
-                continue
-            raise CheckpointError(f"'{folder}' holds no {name}, which its manifest names")
+        if name not in CHECKPOINT_FILES or (name == PLOT_FILE and not (folder / name).exists()):
+            continue
+        path = permitted(folder, name)
         if path.stat().st_size != expected.size or sha256(path) != expected.sha256:
-            spoiled(path)
+            spoiled(folder / name)
             raise CheckpointError(
                 f"'{path}' is not the file that was saved: its SHA-256 differs from the one in {MANIFEST_FILE}"
             )
@@ -210,7 +208,7 @@ def check_files(folder: Path, manifest: Manifest, spoiled: Callable[[Path], obje
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with opened(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -229,7 +227,7 @@ def copy_checkpoint(source: Path, folder: Path) -> None:
         made.mkdir()
         for name in (*CHECKPOINT_FILES, CARD_FILE):
             if (source / name).exists():
-                shutil.copyfile(source / name, made / name)
+                shutil.copyfile(permitted(source, name), made / name)
         if folder.exists():
             for file in sorted(made.iterdir(), key=lambda path: path.name == MANIFEST_FILE):
                 file.replace(folder / file.name)

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from torchorbit.errors import CheckpointError
+from torchorbit.graph.files import opened, permitted
 
 MANIFEST_FILE = "checkpoint.json"
 _MOST_BYTES = 16 * 2**20
@@ -193,15 +194,11 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         CheckpointError: there is none, or it is no manifest that this version can read.
     """
-    path = folder / MANIFEST_FILE
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise CheckpointError(f"'{path}' has {path.stat().st_size} bytes, at most {_MOST_BYTES} are read")
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"'{folder}' holds no {MANIFEST_FILE}; expected the folder of a checkpoint") from None
-    except OSError as error:
-        raise CheckpointError(f"'{path}' cannot be read: {error.strerror or error}") from None
+    path = permitted(folder, MANIFEST_FILE)
+    with opened(path) as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise CheckpointError(f"'{path}' is longer than the {_MOST_BYTES} bytes that a manifest may have")
     try:
         return Manifest.model_validate_json(content)
     except ValidationError as error:

@@ -50,8 +50,8 @@ def read_document(folder: Path) -> Any:
     Raises:
         CheckpointError: there is none that may be read, or it is no JSON, or it is longer than `MAX_DOCUMENT_BYTES`.
     """
-    path = _permitted(folder, GRAPH_FILE)
-    with _opened(path) as file:
+    path = permitted(folder, GRAPH_FILE)
+    with opened(path) as file:
         data = file.read(MAX_DOCUMENT_BYTES + 1)
     if len(data) > MAX_DOCUMENT_BYTES:
         raise CheckpointError(f"'{path}' is longer than the {MAX_DOCUMENT_BYTES} bytes that a graph may have")
@@ -64,8 +64,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: there is no such file that may be read, or its header does not describe what is in it.
     """
-    path = _permitted(folder, WEIGHTS_FILE)
-    with _opened(path) as file:
+    path = permitted(folder, WEIGHTS_FILE)
+    with opened(path) as file:
         _check_weights(file, str(path))
     try:
         tensors = load_file(path)
@@ -106,8 +106,12 @@ def _refuse_constant(constant: str) -> Any:
     raise ValueError(f"{constant} is no number")
 
 
-def _permitted(folder: Path, name: str) -> Path:
-    """Where a file of a saved graph is, if it may be read."""
+def permitted(folder: Path, name: str) -> Path:
+    """Where a file of a saved graph is, if it may be read.
+
+    Raises:
+        CheckpointError: there is none, or it is a link to somewhere else.
+    """
     path = folder / name
     try:
         is_link = stat.S_ISLNK(path.lstat().st_mode)
@@ -131,7 +135,12 @@ def _is_blob(snapshot: Path, path: Path) -> bool:
     )
 
 
-def _opened(path: Path) -> BinaryIO:
+def opened(path: Path) -> BinaryIO:
+    """Open what `permitted` found.
+
+    Raises:
+        CheckpointError: it cannot be opened, or is no regular file.
+    """
     # A pipe is not waited for, and what has become a link in the meantime is not followed.
     flags = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"))
     try:
