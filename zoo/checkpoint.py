@@ -121,10 +121,13 @@ def save_checkpoint(
         What was written about it.
 
     Raises:
-        CheckpointError: the graph holds what the format has no name for; or the folder holds something else.
+        CheckpointError: the graph holds what the format has no name for; the folder holds something else; or
+            weights of that dtype cannot be described.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # which has a name and a parent even where it is "."
     _check_free(folder)
+    if dtype is not None and dtype not in _DTYPES:
+        raise CheckpointError(f"dtype={dtype}, expected one of {', '.join(map(str, _DTYPES))}")
     known = manifest_of(dag)
     steps = known.steps
     after = cost_of(dag)
@@ -231,6 +234,7 @@ def copy_checkpoint(source: Path, folder: Path) -> None:
     Raises:
         CheckpointError: the folder holds something else.
     """
+    folder = folder.resolve()
     _check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:

@@ -57,13 +57,15 @@ def make_checkpoint(
     """
     folder = Path(model)
     stage("load")
+    drawn = weights is None and not pretrained
     if (folder / MANIFEST_FILE).exists() or (folder / GRAPH_FILE).exists():
-        if weights is not None or pretrained:
+        if not drawn:
             raise UsageError(f"{model} is a checkpoint, which has its weights: leave --weights and --pretrained out")
+        drawn = False
         dag = load_checkpoint(folder) if (folder / MANIFEST_FILE).exists() else torchorbit.load(folder)
     else:
         dag = _converted(model, weights=weights, pretrained=pretrained, seed=seed)
-    manifest = manifest_of(dag)
+    manifest = dag.manifest = manifest_of(dag)
     stage("prune")
     pruned = torchorbit.prune(dag, flops=flops, ratio=ratio, round_to=round_to)
     target = f"flops={flops:g}" if flops is not None else f"ratio={ratio:g}"
@@ -72,7 +74,7 @@ def make_checkpoint(
         selector="uniform",
         target=target,
         round_to=round_to,
-        seed=None if manifest.steps or weights is not None or pretrained else seed,
+        seed=seed if drawn else None,
         command=command,
         versions=versions(VERSIONS["timm"]),
     )

@@ -39,7 +39,9 @@ def write_plot(manifest: Manifest, path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     names = [_label(manifest.source.model), _label(manifest.name)]
-    legend = figure.legend(bars, names, loc="outside upper left", ncols=2, frameon=False, labelcolor=_TEXT)
+    legend = figure.legend(
+        handles=bars, labels=names, loc="outside upper left", ncols=2, frameon=False, labelcolor=_TEXT
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
     # Without the version of what drew it, which would make other bytes of the same picture.

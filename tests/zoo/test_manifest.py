@@ -269,7 +269,7 @@ def test_a_file_as_large_as_is_read_takes_no_time_and_is_refused_in_one_line(tmp
 
 def test_a_folder_without_a_manifest_says_so(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(torchorbit.CheckpointError, match="holds no checkpoint.json; expected the folder"):
+        with pytest.raises(torchorbit.CheckpointError, match=r"holds no checkpoint\.json; expected the folder"):
             read_manifest(folder)
     (tmp_path / MANIFEST_FILE).mkdir()
     with pytest.raises(torchorbit.CheckpointError, match="cannot be read"):
@@ -309,8 +309,8 @@ def test_a_mutated_manifest_is_refused_in_one_line_or_is_valid(tmp_path: Path, d
             break
     try:
         manifest = read(json.dumps(document).encode("utf-8", "surrogatepass"), tmp_path)
-    except torchorbit.CheckpointError as error:
-        assert str(error).isprintable()
+    except torchorbit.CheckpointError:
+        refusal(json.dumps(document).encode("utf-8", "surrogatepass"), tmp_path)
         return
     assert read(manifest.text(), tmp_path) == manifest
     if manifest.preprocessing is not None:
