@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -105,25 +106,28 @@ def index_card(entries: Iterable[tuple[str, Manifest]], title: str, hub: str | N
     headers = ("checkpoint", "source", "GFLOPs", "of source", "parameters, M", "top-1")
     table = tabulate(rows, headers, tablefmt="github", disable_numparse=True)
     use = _python(["import torchorbit", "", f"model = torchorbit.from_pretrained({_arguments('org/name', hub)})"])
-    return f"---\ntags:\n- torchorbit-zoo\n---\n\n# {title}\n\n{table}\n\n{use}\n"
+    return f"---\ntags:\n- torchorbit-zoo\n---\n\n# {_plain(title)}\n\n{table}\n\n{use}\n"
 
 
 def _address(repo: str, hub: str | None) -> str:
-    return f"https://huggingface.co/{repo}" if hub is None else f"../{repo.rpartition('/')[2]}"
+    if hub is None or "://" in hub:
+        return f"{(hub or 'https://huggingface.co').rstrip('/')}/{repo}"
+    # From the folder of the page's commit, in a directory that may be somewhere else tomorrow.
+    return f"../../../models--{repo.replace('/', '--')}"
 
 
 def _summary(manifest: Manifest) -> str:
     source = manifest.source
-    name = f"`{_plain(source.model)}`"
+    name = _code(source.model)
     if source.base_model:
         name = f"[{name}](https://huggingface.co/{source.base_model})"
     kept = _ratio(manifest.before.gflops, manifest.after.gflops)
     if not manifest.steps:
-        return f"{name} as a graph. Weights: {_plain(source.weights)}."
+        return f"{name} as a graph. Weights: {_code(source.weights)}."
     return (
         f"{name}, pruned to {kept:.1%} of its FLOPs and "
         f"{_ratio(manifest.before.parameters, manifest.after.parameters):.1%} of its parameters. "
-        f"Weights of the source: {_plain(source.weights)}."
+        f"Weights of the source: {_code(source.weights)}."
     )
 
 
@@ -132,10 +136,11 @@ def _snippet(manifest: Manifest, repo: str, hub: str | None, published: bool) ->
     lines = ["import torch", "import torchorbit", "", load]
     if manifest.preprocessing is not None:
         size = ", ".join(map(str, manifest.preprocessing.input_size))
+        size += "" if manifest.dtype == "float32" else f", dtype=torch.{manifest.dtype}"
         lines += [
             "preprocess = torchorbit.transforms(model)  # from a PIL image to a tensor",
             "with torch.no_grad():",
-            f"    print(model(torch.randn(1, {size})).softmax(-1).topk(5))",
+            f"    print(model(torch.randn(1, {size})).softmax(-1).max(-1))",
         ]
     return _python(lines)
 
@@ -150,7 +155,7 @@ def _arguments(repo: str, hub: str | None) -> str:
 
 def _recipe(manifest: Manifest) -> str:
     if not manifest.steps:
-        return "It was converted, and nothing was removed."
+        return "What was done to it, if anything, is not recorded."
     return "\n".join(f"{number}. {_step(step)}" for number, step in enumerate(manifest.steps, 1))
 
 
@@ -163,7 +168,7 @@ def _step(step: Step) -> str:
     made = f"torchorbit {step.versions.torchorbit}, torch {step.versions.torch}"
     made += f", timm {step.versions.timm}" if step.versions.timm else ""
     text = _plain(", ".join(parts)) + f" ({_plain(made)})"
-    return f"{text}: `{_plain(step.command)}`" if step.command else text
+    return f"{text}: {_code(step.command)}" if step.command else text
 
 
 def _pair(before: float, after: float, form: str) -> tuple[str, str, str]:
@@ -176,9 +181,18 @@ def _ratio(before: float, after: float) -> float:
 
 def _plain(text: str) -> str:
     """Text from a manifest on one line, with nothing in it that Markdown or HTML would take for its own."""
-    for character in "`|<>[]":
-        text = text.replace(character, " ")
-    return " ".join(text.split())
+    # Addresses become links by themselves.
+    text = re.sub(r"(?i)(:/|www)(?=[/.])", r"\1 ", text)
+    return _on_one_line(text, "`|<>[]@")
+
+
+def _code(text: str) -> str:
+    """Text from a manifest, letter by letter."""
+    return f"`{_on_one_line(text, '`|') or '?'}`"
+
+
+def _on_one_line(text: str, without: str) -> str:
+    return " ".join("".join(c if c.isprintable() and c not in without else " " for c in text).split())
 
 
 def _slug(text: str) -> str:

@@ -111,10 +111,13 @@ def save_checkpoint(
         What was written about it.
 
     Raises:
-        CheckpointError: the graph holds what the format has no name for; or the folder holds something else.
+        CheckpointError: the graph holds what the format has no name for; the folder holds something else; or
+            weights of that dtype cannot be described.
     """
-    folder = Path(folder)
+    folder = Path(folder).resolve()  # which has a name and a parent even where it is "."
     _check_free(folder)
+    if dtype is not None and dtype not in _DTYPES:
+        raise CheckpointError(f"dtype={dtype}, expected one of {', '.join(map(str, _DTYPES))}")
     known = manifest_of(dag)
     now = figures(dag)
     after = _cost(now)
@@ -201,7 +204,7 @@ def check_files(folder: Path, manifest: Manifest, spoiled: Callable[[Path], obje
         if path.stat().st_size != expected.size or sha256(path) != expected.sha256:
             spoiled(folder / name)
             raise CheckpointError(
-                f"'{path}' is not the file that was saved: its SHA-256 differs from the one in {MANIFEST_FILE}"
+                f"'{folder / name}' is not the file that was saved: its SHA-256 differs from the one in {MANIFEST_FILE}"
             )
 
 
@@ -220,6 +223,7 @@ def copy_checkpoint(source: Path, folder: Path) -> None:
     Raises:
         CheckpointError: the folder holds something else.
     """
+    folder = folder.resolve()
     _check_free(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as aside:

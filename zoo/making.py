@@ -58,19 +58,21 @@ def make_checkpoint(
     """
     folder = Path(model)
     stage("load")
+    drawn = weights is None and not pretrained
     if (folder / MANIFEST_FILE).exists() or (folder / GRAPH_FILE).exists():
-        if weights is not None or pretrained:
+        if not drawn:
             raise UsageError(f"{model} is a checkpoint, which has its weights: leave --weights and --pretrained out")
+        drawn = False
         dag = load_checkpoint(folder) if (folder / MANIFEST_FILE).exists() else torchorbit.load(folder)
     else:
         dag = _converted(model, weights=weights, pretrained=pretrained, seed=seed)
-    manifest = manifest_of(dag)
+    manifest = dag.manifest = manifest_of(dag)
     stage("prune")
     pruned = torchorbit.prune(dag, flops=flops, ratio=ratio, round_to=round_to)
     (pruning,) = pruned.history.prunings if pruned.history is not None else (None,)
     step = pruning and Step(
         **asdict(pruning),
-        seed=None if manifest.steps or weights is not None or pretrained else seed,
+        seed=seed if drawn else None,
         command=command,
         versions=versions(VERSIONS["timm"]),
     )

@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import Self
 
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.files import opened, permitted
@@ -22,6 +23,7 @@ _Text = Annotated[str, Field(max_length=2000)]
 _Count = Annotated[int, Field(ge=0, le=2**62)]
 _Size = Annotated[int, Field(ge=1, le=2**20)]
 _Figure = Annotated[float, Field(ge=0)]
+_Repository = Annotated[str, Field(pattern=r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$")]
 
 
 class _Part(BaseModel):
@@ -45,8 +47,16 @@ class Preprocessing(_Part):
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos", "random"] = "bicubic"
     mean: tuple[float, ...] = Field(max_length=64)
     std: tuple[Annotated[float, Field(gt=0)], ...] = Field(max_length=64)
-    crop_pct: Annotated[float, Field(gt=0, le=10)] = 0.875
+    crop_pct: Annotated[float, Field(ge=0.01, le=10)] = 0.875
     crop_mode: Literal["center", "border", "squash"] = "center"
+
+    @model_validator(mode="after")
+    def _check_channels(self) -> Self:
+        if not len(self.mean) == len(self.std) == self.input_size[0]:
+            raise ValueError(
+                f"mean and std have to have as many numbers as the input has channels, {self.input_size[0]}"
+            )
+        return self
 
 
 class Source(_Part):
@@ -61,7 +71,7 @@ class Source(_Part):
 
     model: _Text
     weights: _Text
-    base_model: _Text | None = None
+    base_model: _Repository | None = None
     license: _Text | None = None
 
 
@@ -92,7 +102,7 @@ class Step(_Part):
     target: _Text
     round_to: _Count = 1
     data: _Text | None = None
-    seed: int | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     command: _Text | None = None
     versions: Versions
 
@@ -163,7 +173,7 @@ class Manifest(_Part):
     """
 
     format: Literal["torchorbit-checkpoint"] = "torchorbit-checkpoint"
-    version: Literal[1] = 1
+    version: Annotated[int, Field(ge=1, le=1)] = 1
     name: _Text
     source: Source
     steps: tuple[Step, ...] = Field(default=(), max_length=1000)
@@ -203,6 +213,12 @@ def read_manifest(folder: Path) -> Manifest:
         return Manifest.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"])) or "all of it"
+        place = _printable(".".join(map(str, first["loc"])) or "all of it")
         more = f", and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-        raise CheckpointError(f"'{path}' is no manifest of a checkpoint: {place}: {first['msg']}{more}") from None
+        reason = f"{place}: {_printable(first['msg'])}{more}"
+        raise CheckpointError(f"'{path}' is no manifest of a checkpoint: {reason}") from None
+
+
+def _printable(text: str) -> str:
+    """What a stranger may have put there, for a line of a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text[:200])

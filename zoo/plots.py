@@ -27,8 +27,10 @@ def write_plot(manifest: Manifest, path: Path) -> None:
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     places = range(len(widths))
-    axes.bar(places, [width.before for width in widths], width=0.9, color=_GREY, label=manifest.source.model)
-    axes.bar(places, [width.after for width in widths], width=0.9, color=_BLUE, label=manifest.name)
+    bars = [
+        axes.bar(places, [width.before for width in widths], width=0.9, color=_GREY),
+        axes.bar(places, [width.after for width in widths], width=0.9, color=_BLUE),
+    ]
     axes.set_xlabel("convolutions and linear layers, from input to output", color=_TEXT)
     axes.set_ylabel("output channels", color=_TEXT)
     axes.set_xticks([])
@@ -36,6 +38,17 @@ def write_plot(manifest: Manifest, path: Path) -> None:
     axes.tick_params(colors=_TEXT)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-    figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=_TEXT)
+    names = [_label(manifest.source.model), _label(manifest.name)]
+    legend = figure.legend(
+        handles=bars, labels=names, loc="outside upper left", ncols=2, frameon=False, labelcolor=_TEXT
+    )
+    for text in legend.get_texts():
+        text.set_parse_math(False)
     # Without the version of what drew it, which would make other bytes of the same picture.
     figure.savefig(path, metadata={"Software": None})
+
+
+def _label(name: str) -> str:
+    """A name for the legend: of what the font has, and no longer than there is room."""
+    text = "".join(character if " " <= character <= "~" else "?" for character in name[:60])
+    return f" {text}"  # what begins with an underscore is taken for hidden

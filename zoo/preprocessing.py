@@ -38,11 +38,23 @@ def transforms_of(preprocessing: Preprocessing) -> transforms.Compose:
         steps = [transforms.Resize(resized[0], mode), transforms.CenterCrop(size)]
     else:
         steps = [_ResizeInProportion(resized, mode, whole=False), transforms.CenterCrop(size)]
-    if preprocessing.input_size[0] == 1:
-        steps.insert(0, transforms.Grayscale())
+    # As timm's data sets do before they hand an image to the transform.
+    if preprocessing.input_size[0] in (1, 3):
+        steps.insert(0, _Convert("L" if preprocessing.input_size[0] == 1 else "RGB"))
     return transforms.Compose(
         [*steps, transforms.ToTensor(), transforms.Normalize(preprocessing.mean, preprocessing.std)]
     )
+
+
+class _Convert(nn.Module):
+    """Make an image one of that mode: grey, or of three colours."""
+
+    def __init__(self, mode: str):
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, image: Any) -> Any:
+        return image if image.mode == self.mode else image.convert(self.mode)
 
 
 class _ResizeInProportion(nn.Module):

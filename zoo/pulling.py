@@ -35,7 +35,8 @@ def pull(
     device: torch.device | str | None = None,
 ) -> DagModule:
     """See `torchorbit.from_pretrained`."""
-    if hub is None and (Path(repo) / MANIFEST_FILE).is_file():
+    # An absolute path is no name of a repository; a relative one is where there is no checkpoint.
+    if hub is None and (Path(repo).is_absolute() or (Path(repo) / MANIFEST_FILE).is_file()):
         return load_checkpoint(repo, device=device)
     folder, manifest = fetch(
         str(repo),
