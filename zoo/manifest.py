@@ -204,6 +204,8 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         CheckpointError: there is none, or it is no manifest that this version can read.
     """
+    if not (folder / MANIFEST_FILE).exists():
+        raise CheckpointError(f"'{folder}' holds no {MANIFEST_FILE}; expected the folder of a checkpoint")
     path = permitted(folder, MANIFEST_FILE)
     with opened(path) as file:
         content = file.read(_MOST_BYTES + 1)

@@ -200,12 +200,33 @@ def test_every_pruning_is_a_step(folder: Path, tmp_path: Path) -> None:
     )
 
 
-def test_a_pruning_that_nobody_spoke_of_is_a_step_too(folder: Path, tmp_path: Path) -> None:
-    pruned = torchorbit.prune(load_checkpoint(folder), ratio=0.2)
-    manifest = save_checkpoint(pruned, tmp_path / "b")
+def test_what_was_removed_in_python_is_told_too(folder: Path, tmp_path: Path) -> None:
+    first = torchorbit.prune(load_checkpoint(folder), ratio=0.2)
+    orbit = torchorbit.find_orbits(first)[0]
+    second = torchorbit.remove_channels(first, {orbit: [0]}, inplace=True)
+    manifest = save_checkpoint(second.flatten(), tmp_path / "b")
+
+    steps = [(step.criterion, step.selector, step.target) for step in manifest.steps]
+    assert steps == [("magnitude", "uniform", "ratio=0.2"), ("chosen by hand", "chosen by hand", "1 unit")]
+    assert describes(manifest, second)
+    assert manifest.before == read_manifest(folder).before
+
+
+def test_before_is_what_was_converted_and_not_what_is_saved_first(tmp_path: Path) -> None:
+    dag = torchorbit.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), torch.randn(2, 3, 9, 9))
+    manifest = save_checkpoint(torchorbit.prune(dag, ratio=0.5), tmp_path / "b")
+
+    assert manifest.before.parameters == sum(parameter.numel() for parameter in dag.parameters())
+    assert [(width.before, width.after) for width in manifest.widths] == [(8, 4), (4, 4)]
+
+
+def test_a_change_that_is_no_removal_is_a_step_too(folder: Path, tmp_path: Path) -> None:
+    changed = load_checkpoint(folder)
+    changed.register_parameter("more", nn.Parameter(torch.zeros(3)))
+    manifest = save_checkpoint(changed, tmp_path / "b")
 
     assert [(step.criterion, step.selector) for step in manifest.steps] == [("not recorded", "not recorded")]
-    assert describes(manifest, pruned)
+    assert manifest.accuracy == ()
 
 
 def test_an_accuracy_is_that_of_certain_weights(folder: Path, tmp_path: Path) -> None:

@@ -258,7 +258,7 @@ def test_what_is_no_json_object_is_refused(tmp_path: Path, content: bytes) -> No
 def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
     with (tmp_path / MANIFEST_FILE).open("wb") as file:
         file.truncate(2**40)
-    with pytest.raises(torchorbit.CheckpointError, match="1099511627776 bytes, at most 16777216 are read"):
+    with pytest.raises(torchorbit.CheckpointError, match="is longer than the 16777216 bytes"):
         read_manifest(tmp_path)
 
 
@@ -272,7 +272,7 @@ def test_a_folder_without_a_manifest_says_so(tmp_path: Path) -> None:
         with pytest.raises(torchorbit.CheckpointError, match=r"holds no checkpoint\.json; expected the folder"):
             read_manifest(folder)
     (tmp_path / MANIFEST_FILE).mkdir()
-    with pytest.raises(torchorbit.CheckpointError, match="cannot be read"):
+    with pytest.raises(torchorbit.CheckpointError, match="is no regular file"):
         read_manifest(tmp_path)
 
 
