@@ -193,7 +193,7 @@ def pull(repo: str, **options: Any) -> None:
     )
 
 
-@click.group(short_help="Find published checkpoints and list them.")
+@click.group(no_args_is_help=False, short_help="Find published checkpoints and list them.")
 def zoo() -> None:
     """Find published checkpoints, and list them on a page."""
 
@@ -257,7 +257,10 @@ def _show(hub: str, token: str | None, **wanted: Any) -> None:
 
 def _command() -> str:
     """What was typed, with file names for paths: where they are on this machine concerns nobody else."""
-    words = [Path(word).name if "/" in word or "\\" in word else word for word in sys.argv[1:]]
+    words = []
+    for word in sys.argv[1:]:
+        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        words.append(option + equals + (Path(value).name if "/" in value or "\\" in value else value))
     return shlex.join(["torchorbit", *words])
 
 

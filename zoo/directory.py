@@ -15,12 +15,15 @@ nothing.
 
 from __future__ import annotations
 
+import filecmp
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, TypedDict
@@ -33,10 +36,29 @@ from zoo.errors import HubError
 from zoo.hubs import MAIN, Content, Hub, RemoteFile, RepoType, check_repo, check_revision, digest
 from zoo.manifest import MANIFEST_FILE
 
+_LOG = logging.getLogger(__name__)
+_FOLDERS = ("blobs", "snapshots", "commits", "refs", "tags")
+
 
 class _File(TypedDict):
     sha256: str
     size: int
+
+
+@dataclass(frozen=True)
+class _KeptFile(RemoteFile):
+    """A file that is there to be looked at: what was damaged since it was published is published again."""
+
+    blob: Path = Path()
+
+    @override
+    def holds(self, content: Content) -> bool:
+        try:
+            if isinstance(content, Path):
+                return filecmp.cmp(content, self.blob, shallow=False)
+            return self.blob.read_bytes() == content
+        except FileNotFoundError:
+            return False
 
 
 class DirectoryHub(Hub):
@@ -57,7 +79,7 @@ class DirectoryHub(Hub):
         if commit is None:
             return None
         return {
-            path: RemoteFile(size=file["size"], sha256=file["sha256"])
+            path: _KeptFile(size=file["size"], sha256=file["sha256"], blob=place / "blobs" / file["sha256"])
             for path, file in self._commit(place, commit)["files"].items()
         }
 
@@ -96,12 +118,14 @@ class DirectoryHub(Hub):
     @override
     def resolve(self, repo: str, revision: str, repo_type: RepoType = "model") -> str:
         place = self._place(repo, repo_type)
-        if not (place / "refs").is_dir():
-            raise HubError(f"the hub in {self.address} has no repository {repo}")
         commit = self._found(place, revision)
         if commit is None:
-            names = ", ".join(sorted(path.name for path in (place / "refs").iterdir()))
-            raise HubError(f"{repo} in {self.address} has no revision {revision!r}; it has {names}, and commits")
+            names = sorted(path.name for path in (place / "refs").glob("[!.]*"))
+            if not names:
+                raise HubError(f"the hub in {self.address} has no repository {repo}")
+            raise HubError(
+                f"{repo} in {self.address} has no revision {revision!r}; it has {', '.join(names)}, and commits"
+            )
         return commit
 
     @override
@@ -135,10 +159,17 @@ class DirectoryHub(Hub):
         found = []
         for place in sorted(self.folder.glob("models--*--*")):
             _, theirs, name = place.name.split("--", 2)
-            if owner in (None, theirs):
-                files = self.files(f"{theirs}/{name}", MAIN) if os.access(place / "refs", os.X_OK) else None
-                if files is not None and MANIFEST_FILE in files:
-                    found.append(f"{theirs}/{name}")
+            repo = f"{theirs}/{name}"
+            if owner not in (None, theirs):
+                continue
+            try:
+                files = self.files(repo, MAIN)
+            except HubError as error:
+                if not isinstance(error.__cause__, PermissionError):  # what is private is nobody else's business
+                    _LOG.warning("%s is passed over: %s", repo, error)
+                continue
+            if files is not None and MANIFEST_FILE in files:
+                found.append(repo)
         return found
 
     @override
@@ -155,15 +186,23 @@ class DirectoryHub(Hub):
     def _writing(self, place: Path, private: bool) -> Iterator[None]:
         """Keep others from writing to a repository, which is made if absent."""
         try:
-            new = not place.exists()
-            for name in ("blobs", "snapshots", "commits", "refs", "tags"):
-                (place / name).mkdir(parents=True, exist_ok=True)
-            if new and private:
-                place.chmod(0o700)
+            place.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
+            for name in _FOLDERS:
+                (place / name).mkdir(exist_ok=True)
             with FileLock(place / ".lock"):
+                self._clear(place)
                 yield
         except OSError as error:
             raise HubError(f"cannot write to {place}: {error.strerror or error}") from error
+
+    def _clear(self, place: Path) -> None:
+        """Remove what was written aside by somebody who was stopped before it was put in place."""
+        for name in _FOLDERS:
+            for path in (place / name).glob(".*"):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
     def _found(self, place: Path, revision: str) -> str | None:
         check_revision(revision)
@@ -186,7 +225,7 @@ class DirectoryHub(Hub):
         sha256 = digest(content, "sha256")
         blob = place / "blobs" / sha256
         size = content.stat().st_size if isinstance(content, Path) else len(content)
-        if not blob.exists() or blob.stat().st_size != size:
+        if not blob.exists() or digest(blob, "sha256") != sha256:
             handle, name = tempfile.mkstemp(prefix=".", dir=blob.parent)
             os.close(handle)
             aside = Path(name)

@@ -20,6 +20,9 @@ Content = Path | bytes
 MAIN = "main"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_LAST = tuple("-.")
+"""What the name of a repository does not end with: beside a separator it would be taken for another name."""
+
 _CHUNK = 2**20
 
 
@@ -104,6 +107,8 @@ class Hub(ABC):
     ) -> str:
         """Add or replace files in one commit, in a repository and on a branch that are made if absent.
 
+        What of them is there already is part of it all the same: it may be gone by the time of the commit.
+
         Returns:
             The id of the commit.
 
@@ -187,7 +192,8 @@ def check_repo(repo: str) -> None:
         HubError: it cannot.
     """
     owner, _, name = repo.partition("/")
-    if not all(_NAME.fullmatch(part) and ".." not in part and "--" not in part for part in (owner, name)):
+    bad = [p for p in (owner, name) if not _NAME.fullmatch(p) or ".." in p or "--" in p or p.endswith(_LAST)]
+    if bad:
         raise HubError(f"{repo!r} is no name of a repository; expected 'organisation/name' in letters, digits and ._-")
 
 

@@ -199,6 +199,8 @@ def _publish(
 ) -> Publication:
     """Commit what is new."""
     branch = revision or MAIN
+    if tag == branch:
+        raise HubError(f"{tag!r} is the branch to publish to; choose another name for the tag")
     there = hub.files(repo, branch, repo_type) or {}
     changed = {
         path: content for path, content in contents.items() if path not in there or not there[path].holds(content)
@@ -208,7 +210,7 @@ def _publish(
     if dry_run:
         return Publication(repo, None, tuple(changed), "", dry_run=True)
     if changed:
-        commit = hub.commit(repo, changed, message=message, private=private, revision=branch, repo_type=repo_type)
+        commit = hub.commit(repo, contents, message=message, private=private, revision=branch, repo_type=repo_type)
     else:
         commit = hub.resolve(repo, branch, repo_type)
     if tag is not None:

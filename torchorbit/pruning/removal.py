@@ -91,11 +91,8 @@ def remove_channels(
     parameters = list(dag.parameters())
     cut = _Cut(selection, dag)
     units = sum(len(positions) for positions in selection.removed.values())
-    history = (
-        continued(dag, Pruning("chosen by hand", "chosen by hand", f"{units} unit{'s' * (units != 1)}"))
-        if units
-        else dag.history
-    )
+    by_hand = Pruning("chosen by hand", "chosen by hand", f"{units} unit{'s' * (units != 1)}")
+    history = continued(dag, by_hand) if units else dag.history
     smaller = cut.build(share=inplace)
     if inplace:
         cut.replace(dag, smaller)
