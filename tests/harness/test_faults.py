@@ -200,7 +200,8 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_a_second_sweep_on_the_same_file_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "records.jsonl"
-    first = start(command(out))
+    # One that is not done before the second has begun, however little of the machine that one gets.
+    first = start(command(out, "odd_endless", "--import", "tests.harness.odd_models"))
     try:
         wait_for(lambda: out.exists() and b"\n" in out.read_bytes())
         second = subprocess.run(command(out), capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
