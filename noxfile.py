@@ -42,16 +42,24 @@ def _install(session: nox.Session, *extras: str) -> None:
     _run(session, "python", "-m", "pip", "install", "--quiet", "--constraint", "constraints.txt", "--editable", project)
 
 
-def _run(session: nox.Session, program: str, *arguments: str, success_codes: tuple[int, ...] = (0,)) -> None:
+def _run(
+    session: nox.Session,
+    program: str,
+    *arguments: str,
+    success_codes: tuple[int, ...] = (0,),
+    env: dict[str, str] | None = None,
+) -> None:
     """Run a program of the shared environment."""
-    session.run(str(_PROGRAMS / program), *arguments, external=True, success_codes=success_codes)
+    session.run(str(_PROGRAMS / program), *arguments, external=True, success_codes=success_codes, env=env)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests; what follows `--` goes to pytest (`-- -m 'not slow'`, `-- tests/harness`)."""
     _install(session, "tests", "distributed")
-    _run(session, "python", "-m", "pytest", *session.posargs)
+    # A file at a time for each core, on which torch's own threads would only be in the way of each other.
+    parallel = ("-n", "auto", "--dist", "loadfile")
+    _run(session, "python", "-m", "pytest", *parallel, *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
