@@ -360,3 +360,11 @@ def test_weights_that_do_not_fit_are_an_error(dag, change):
         tensors["block.0.weight"] = torch.ones(8, 8, dtype=torch.int64)
     with pytest.raises(torchorbit.CheckpointError, match="more" if change == "extra" else r"block\.0"):
         unpack(document, tensors)
+
+
+def test_loaded_weights_are_aligned_and_independent_of_the_file(dag, tmp_path):
+    dag.save(tmp_path)
+    again = torchorbit.load(tmp_path)
+    assert {tensor.data_ptr() % 16 for tensor in (*again.parameters(), *again.buffers())} == {0}
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    assert_equal(outcome(again, X), outcome(dag, X))

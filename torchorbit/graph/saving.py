@@ -624,7 +624,9 @@ def load(folder: str | Path) -> DagModule:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"'{folder / GRAPH_FILE}' is no JSON: {error}") from error
     try:
-        tensors = load_file(folder / WEIGHTS_FILE)
+        # In memory of their own: in the file they begin anywhere, and kernels round differently where a tensor is not
+        # aligned; and whoever shortens the file would end the process.
+        tensors = {name: tensor.clone() for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
     except SafetensorError as error:
         raise CheckpointError(f"'{folder / WEIGHTS_FILE}' is damaged: {error}") from error
     return unpack(document, tensors)
