@@ -40,6 +40,13 @@ _BYTES = {
     **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
     **dict.fromkeys(("I8", "U8", "BOOL", "F8_E4M3", "F8_E5M2"), 1),
 }
+_NAMES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.int64: "I64", torch.int32: "I32", torch.int16: "I16", torch.int8: "I8",
+    torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
+    torch.bool: "BOOL", torch.complex64: "C64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+_LINE = 64  # bytes; what torch aligns tensors to
 _DIGEST = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?\Z")  # how the cache of the hub calls a blob
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -58,8 +65,42 @@ def read_document(folder: Path) -> Any:
     return parsed(data, str(path))
 
 
+def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write tensors to a safetensors file, one after the other.
+
+    Those that fill whole lines of memory come first, and the first begins at one: mapped into memory they are aligned
+    as torch's own tensors are. Kernels choose their way by that, and some round differently on another.
+
+    Raises:
+        CheckpointError: a tensor is of a dtype that the format does not have.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES:
+            raise CheckpointError(f"tensor '{name}' is of dtype {tensor.dtype}, which the file format does not have")
+    order = sorted(tensors, key=lambda name: (tensors[name].nbytes % _LINE != 0, -tensors[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        offsets = [end, end + tensor.nbytes]
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+        end += tensor.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
+    text += b" " * (-(8 + len(text)) % _LINE)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            # One at a time, where it has to be copied for that: what is on another device, or is part of something.
+            plain = tensors[name].detach().cpu().contiguous().reshape(-1)
+            if plain.numel():
+                file.write(plain.view(torch.uint8).numpy().data)
+
+
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of ``model.safetensors``, mapped into memory and not read before they are used.
+
+    Those that are not aligned there as torch aligns its own are copied; of a file that `write_weights` wrote they are
+    those that do not fill whole lines of memory.
 
     Raises:
         CheckpointError: there is no such file that may be read, or its header does not describe what is in it.
@@ -75,7 +116,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         # Code that counts the elements of a mask, and code that picks them, need not agree on a byte of 2.
         if tensor.dtype == torch.bool and tensor.numel() and int(tensor.view(torch.uint8).max()) > 1:
             raise CheckpointError(f"'{path}' is damaged: tensor '{name}' holds bytes that are neither true nor false")
-    return tensors
+    return {name: tensor.clone() if tensor.data_ptr() % _LINE else tensor for name, tensor in tensors.items()}
 
 
 def parsed(data: bytes, name: str) -> Any:

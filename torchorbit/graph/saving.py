@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.dag import Container, DagModule, Provenance
-from torchorbit.graph.files import CARD_FILE, FORMAT, GRAPH_FILE, VERSION, WEIGHTS_FILE
+from torchorbit.graph.files import CARD_FILE, FORMAT, GRAPH_FILE, VERSION, WEIGHTS_FILE, write_weights
 from torchorbit.graph.modules import leaf_config, leaf_name, make_leaf
 from torchorbit.graph.vertices import (
     Attr,
@@ -252,24 +251,9 @@ def save(dag: DagModule, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=1, allow_nan=False)
-    weights = _separate(tensors)
-    _replace(folder / WEIGHTS_FILE, lambda path: save_file(weights, path, metadata={"format": "pt"}))
+    _replace(folder / WEIGHTS_FILE, lambda path: write_weights(path, tensors))
     _replace(folder / GRAPH_FILE, lambda path: path.write_text(text + "\n", encoding="utf-8"))
     _replace(folder / CARD_FILE, lambda path: path.write_text(_card(dag, tensors), encoding="utf-8"))
-
-
-def _separate(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The file format wants contiguous tensors that share no memory."""
-    seen: set[int] = set()
-    result = {}
-    for name, tensor in tensors.items():
-        plain = tensor.detach().contiguous()
-        pointer = plain.untyped_storage().data_ptr()
-        if pointer in seen or plain.untyped_storage().nbytes() != plain.nbytes:
-            plain = plain.clone()
-        seen.add(plain.untyped_storage().data_ptr())
-        result[name] = plain
-    return result
 
 
 def _replace(path: Path, write: Callable[[Path], Any]) -> None:
