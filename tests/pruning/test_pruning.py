@@ -11,7 +11,7 @@ from torch import nn
 
 import torchorbit
 from tests.models import Computes, stir
-from torchorbit.pruning.pruning import magnitude
+from torchorbit.pruning.criteria.magnitude import magnitude
 
 SIZE = (3, 224, 224)
 

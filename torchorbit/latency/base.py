@@ -1,0 +1,46 @@
+"""What a model costs, by whatever measure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from torchorbit.errors import TorchorbitError
+from torchorbit.orbits.orbit import Orbits
+
+#: For each reading, for every unit whether it is kept.
+Keep = Mapping[int, NDArray[np.bool_]]
+
+
+class Latency(Protocol):
+    """Any function of a model that gives a number: seconds, FLOPs, parameters, joules."""
+
+    def __call__(self, model: nn.Module, /) -> float:
+        """What a model costs.
+
+        Raises:
+            LatencyMeasurementError: it could not be measured this time.
+        """
+        ...
+
+
+@runtime_checkable
+class PredictedLatency(Latency, Protocol):
+    """One that also knows what is left after a removal without building the model, which is much faster."""
+
+    def predicted(self, orbits: Orbits, keep: Keep, /) -> float:
+        """What a model would cost of which ``keep`` is kept."""
+        ...
+
+
+class LatencyMeasurementError(TorchorbitError, RuntimeError):
+    """A latency could not be measured. A search over many models passes over this one."""
+
+
+def name_of(latency: Any) -> str:
+    """What a latency is called in messages and model cards."""
+    return str(getattr(latency, "name", None) or getattr(latency, "__name__", None) or type(latency).__name__)

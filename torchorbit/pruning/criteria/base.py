@@ -1,0 +1,137 @@
+"""What a criterion is. A new one is one file beside this one, and one line in ``__init__.py``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from torchorbit.orbits.orbit import Orbits
+from torchorbit.pruning.scores import Scores
+
+
+class Criterion(ABC):
+    """Gives every unit of every orbit a score: the lower, the sooner it goes.
+
+    Attributes:
+        name: what it is called, on the command line and in model cards.
+    """
+
+    name: ClassVar[str]
+
+    def __str__(self) -> str:
+        """Its name, and the options that are not as by default."""
+        return self.name
+
+
+class WeightCriterion(Criterion):
+    """A criterion that looks at weights only."""
+
+    @abstractmethod
+    def scores(self, orbits: Orbits) -> Scores:
+        """Score all units.
+
+        Raises:
+            ValueError: the weights are on the meta device.
+        """
+
+
+class ActivationCriterion(Criterion):
+    """A criterion that looks at activations at the places where an orbit's channels are consumed, and their gradients.
+
+    At every place, `statistics` reduces the activations (and the gradients of the loss) to a few numbers per sample and
+    channel. These add up over the places of an orbit, and over all channels that belong to one unit; `per_sample` makes
+    one number of what came together, and the score is its mean over all samples.
+
+    Attributes:
+        gradients: whether `statistics` needs gradients.
+    """
+
+    gradients: ClassVar[bool] = False
+
+    @abstractmethod
+    def statistics(self, activation: Tensor, gradient: Tensor | None) -> Tensor:
+        """Reduce what is seen at one place.
+
+        Args:
+            activation: values of shape (samples, positions, channels).
+            gradient: of each sample's own loss by them, of the same shape; None where ``gradients`` is false.
+
+        Returns:
+            A tensor of shape (numbers, samples, channels).
+        """
+
+    @abstractmethod
+    def per_sample(self, statistics: Tensor) -> Tensor:
+        """Make one number of the statistics of a unit.
+
+        Args:
+            statistics: summed over places and channels, of shape (numbers, samples, units).
+
+        Returns:
+            A tensor of shape (samples, units).
+        """
+
+
+class GradientCriterion(Criterion):
+    """A criterion that looks at parameters and at the gradients of the loss by them, batch by batch."""
+
+    @abstractmethod
+    def statistics(self, weight: Tensor, gradient: Tensor) -> Tensor:
+        """Reduce a parameter of which units own slices.
+
+        Args:
+            weight: of shape (channels, numbers of each).
+            gradient: of the batch's mean loss by it, of the same shape.
+
+        Returns:
+            A tensor of shape (channels,); these add up over all slices of a unit.
+        """
+
+    @abstractmethod
+    def per_batch(self, statistics: Tensor) -> Tensor:
+        """Make a number of the statistics of a unit, of shape (units,), in one batch; the score is its mean."""
+
+
+class LossCriterion(Criterion):
+    """A criterion that asks what the loss would be without some units, as often as it likes."""
+
+    @abstractmethod
+    def per_sample(self, losses: Losses) -> Tensor:
+        """Score the units of one orbit on one batch.
+
+        Args:
+            losses: answers what the loss of every sample is when some units of the orbit are zero.
+
+        Returns:
+            A tensor of shape (samples, units); the score is its mean over all samples.
+        """
+
+
+class Losses(ABC):
+    """Answers what the loss is when some units of an orbit are zero where they are consumed.
+
+    Attributes:
+        width: number of units.
+        samples: number of samples in the batch.
+    """
+
+    width: int
+    samples: int
+
+    @abstractmethod
+    def without(self, removed: Tensor) -> Tensor:
+        """The loss of every sample.
+
+        Args:
+            removed: which units are zero, booleans of shape (width,).
+
+        Returns:
+            A tensor of shape (samples,).
+        """
+
+
+#: Where activations are looked at: ``"consumed"`` is where other layers take them in, after normalisation and
+#: activation; ``"produced"`` is the output of the layers that make them.
+Place = Literal["consumed", "produced"]

@@ -1,0 +1,193 @@
+"""Scores: how much the model needs each unit of each orbit."""
+
+from __future__ import annotations
+
+import io
+import json
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from tabulate import tabulate
+
+from torchorbit.errors import TorchorbitError
+from torchorbit.orbits.orbit import Orbit, Orbits
+
+Normalisation = Literal["sum", "mean", "max", "l2", "standard"]
+Array = NDArray[np.float64]
+
+_FORMAT = "torchorbit-scores"
+
+
+class Scores(Mapping[Orbit, Array]):
+    """A score for every unit of every orbit: the lower, the sooner it goes.
+
+    A mapping from orbits to arrays as long as the orbit is wide. Prints as a table.
+
+    Args:
+        orbits: what `torchorbit.find_orbits` found.
+        values: orbit -> scores of its units; every orbit needs some.
+        criterion: what made them.
+        samples: over how many samples they are a mean; 0 where no data was looked at.
+
+    Raises:
+        ValueError: an orbit has no scores, too few or too many, or some that are no number.
+    """
+
+    def __init__(self, orbits: Orbits, values: Mapping[Orbit, ArrayLike], *, criterion: str, samples: int = 0):
+        self.orbits = orbits
+        self.criterion = criterion
+        self.samples = samples
+        self._values: dict[Orbit, Array] = {}
+        for orbit in orbits:
+            if orbit not in values:
+                raise ValueError(f"{criterion}: {orbit!r} has no scores; every orbit needs one for each of its units")
+            array = np.asarray(values[orbit], np.float64)
+            if array.shape != (orbit.width,):
+                raise ValueError(f"{criterion}: {orbit!r} has scores of shape {array.shape}, expected ({orbit.width},)")
+            if np.isnan(array).any():
+                raise ValueError(
+                    f"{criterion}: {int(np.isnan(array).sum())} of the {orbit.width} scores of {orbit!r} are no "
+                    "number; look for losses, activations or weights that are not finite"
+                )
+            self._values[orbit] = array
+
+    def __getitem__(self, orbit: Orbit) -> Array:
+        return self._values[orbit]
+
+    def __iter__(self) -> Iterator[Orbit]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def normalised(self, how: Normalisation | None = "mean", *, globally: bool = False) -> Scores:
+        """Make scores of different orbits comparable.
+
+        Args:
+            how: what to divide by: the ``"sum"``, ``"mean"``, ``"max"`` or ``"l2"`` norm of the absolute scores;
+                ``"standard"`` subtracts the mean and divides by the standard deviation; None leaves them as they are.
+            globally: take it over all orbits together rather than over each by itself.
+
+        Raises:
+            ValueError: there is no such normalisation.
+        """
+        if how is None:
+            return self
+        if how not in _DIVISORS and how != "standard":
+            raise ValueError(f"how={how!r}, expected one of {', '.join([*_DIVISORS, 'standard'])}, or None")
+        everything = np.concatenate([*self._values.values(), np.empty(0)]) if globally else None
+
+        def scaled(scores: Array) -> Array:
+            base = scores if everything is None else everything
+            if how == "standard":
+                return (scores - base.mean()) / (base.std() or 1.0)
+            return scores / (_DIVISORS[how](np.abs(base)) or 1.0)
+
+        values = {orbit: scaled(scores) for orbit, scores in self.items()}
+        return Scores(self.orbits, values, criterion=self.criterion, samples=self.samples)
+
+    def merged(self, *others: Scores) -> Scores:
+        """The scores over all samples that these and others have seen, say in several processes.
+
+        Raises:
+            ValueError: they are of different criteria or orbits.
+        """
+        for other in others:
+            if other.criterion != self.criterion:
+                raise ValueError(f"scores by {other.criterion} and by {self.criterion} cannot be merged")
+            if _description(other.orbits) != _description(self.orbits):
+                raise ValueError("the scores are of different orbits; they can be merged when the model is the same")
+        parts = [self, *others]
+        samples = sum(part.samples for part in parts)
+        weights = [part.samples / samples if samples else 1 / len(parts) for part in parts]
+        values = {
+            orbit: sum(
+                (weight * part[part.orbits[orbit.index]] for weight, part in zip(weights, parts, strict=True)),
+                np.zeros(orbit.width),
+            )
+            for orbit in self.orbits
+        }
+        return Scores(self.orbits, values, criterion=self.criterion, samples=samples)
+
+    def save(self, path: str | Path) -> None:
+        """Write the scores to a file (a zip of numpy arrays, no pickle); one that is there is replaced in one step."""
+        path = Path(path)
+        about = {
+            "format": _FORMAT,
+            "version": 1,
+            "criterion": self.criterion,
+            "samples": self.samples,
+            "orbits": _description(self.orbits),
+        }
+        arrays: dict[str, Any] = {f"orbit{orbit.index}": scores for orbit, scores in self.items()}
+        buffer = io.BytesIO()
+        np.savez(buffer, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                file.write(buffer.getvalue())
+                file.close()
+                Path(file.name).replace(path)
+            except BaseException:
+                Path(file.name).unlink(missing_ok=True)
+                raise
+
+    @classmethod
+    def load(cls, path: str | Path, orbits: Orbits) -> Scores:
+        """Read scores that `save` wrote.
+
+        Args:
+            path: the file.
+            orbits: those of the same graph, maybe in another process.
+
+        Raises:
+            OSError: there is no such file.
+            ScoresError: it holds no scores, or those of another graph.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                about = json.loads(bytes(file["about"]))
+                if about["format"] != _FORMAT or about["version"] != 1:
+                    raise ScoresError(f"'{path}' holds {about['format']} version {about['version']}, expected 1")
+                if about["orbits"] != _description(orbits):
+                    raise ScoresError(
+                        f"'{path}' holds scores for the orbits of another model, or of one of other sizes"
+                    )
+                values = {orbit: file[f"orbit{orbit.index}"] for orbit in orbits}
+            return cls(orbits, values, criterion=str(about["criterion"]), samples=int(about["samples"]))
+        except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            raise ScoresError(f"'{path}' holds no scores that `Scores.save` wrote: {error}") from None
+
+    def __str__(self) -> str:
+        rows = [
+            (orbit.index, orbit.width, ", ".join(orbit.sources[:2]), scores.min(), np.median(scores), scores.max())
+            for orbit, scores in self.items()
+        ]
+        title = f"{self.criterion}, {self.samples} samples" if self.samples else self.criterion
+        headers = ("orbit", "width", "sources", "least", "median", "greatest")
+        return f"{title}\n{tabulate(rows, headers=headers, floatfmt='.4g')}"
+
+
+class ScoresError(TorchorbitError, ValueError):
+    """A file holds no scores, or those of another graph."""
+
+
+_DIVISORS: dict[str, Any] = {
+    "sum": np.sum,
+    "mean": np.mean,
+    "max": np.max,
+    "l2": np.linalg.norm,
+}
+
+
+def _description(orbits: Orbits) -> list[list[Any]]:
+    """What tells the orbits of one graph from those of another."""
+    found = []
+    for orbit in orbits:
+        first = orbit.slices[0] if orbit.slices else None
+        found.append([orbit.width, orbit.reading, first.tensor if first else "", first.dim if first else 0])
+    return found
