@@ -162,9 +162,9 @@ PRUNE = ("prune", "test_resnet", "--out", "a")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (PRUNE, "give either --flops or --ratio"),
-        ((*PRUNE, "--flops", "0.5", "--ratio", "0.5"), "give either --flops or --ratio"),
-        ((*PRUNE, "--flops", "1"), "--flops 1 is one FLOP"),
+        (PRUNE, "give one of --flops, --parameters and --ratio"),
+        ((*PRUNE, "--flops", "0.5", "--ratio", "0.5"), "give one of --flops, --parameters and --ratio"),
+        ((*PRUNE, "--flops", "1"), "--flops 1 is one in number"),
         ((*PRUNE, "--flops", "0"), "'--flops'"),
         ((*PRUNE, "--ratio", "1"), "'--ratio'"),
         ((*PRUNE, "--ratio", "0.5", "--round-to", "0"), "'--round-to'"),
