@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from torchorbit.graph.costs import per_sample
-from torchorbit.graph.dag import DagModule, Graph, blank
+from torchorbit.graph.dag import DagModule, Graph, Provenance, blank
 from torchorbit.graph.flatten import share_modules
 from torchorbit.graph.vertices import (
     InputVertex,
@@ -70,7 +70,7 @@ class GateModule(nn.Module):
 
         Returns:
             The value as (samples, positions, channels), with one sample where they cannot be told apart; and the unit
-            of every channel, the number of units where there is none.
+            of every channel, -1 where there is none.
         """
         view = self.gate.views[number]
         axis, length = view.axis, value.shape[view.axis]
@@ -126,7 +126,7 @@ class GatedModel:
         numbering: of the units of all orbits.
         graph: with the gates as vertices.
         gates: name of the vertex -> gate.
-        module: runs the graph.
+        whole: runs the graph.
     """
 
     def __init__(self, orbits: Orbits, place: Place = "consumed"):
@@ -138,9 +138,10 @@ class GatedModel:
         self.numbering = Numbering(orbits)
         found = find_gates(orbits, self.numbering, place)
         self.graph, by_name = _with_gates(orbits, found)
+        self._views: dict[Orbit, list[tuple[GateModule, int]]] = {}
         varying = per_sample(self.graph.vertices)
         self.gates = {name: GateModule(gate, name in varying) for name, gate in by_name.items()}
-        self.module = self.part(self.graph)
+        self.whole = Part(self.dag, self.graph, self.gates, provenance=self.dag.provenance)
 
     def part(self, graph: Graph) -> Part:
         """What runs some of the vertices."""
@@ -158,22 +159,28 @@ class GatedModel:
             for gate, earlier in zip(self.gates.values(), before, strict=True):
                 gate.visitor = earlier
 
-    def before(self, orbit: Orbit) -> tuple[Part, Part] | None:
+    def views_of(self, orbit: Orbit) -> list[tuple[GateModule, int]]:
+        """The gates at which an orbit has units, each with the number of the view."""
+        if orbit not in self._views:
+            units = self.numbering.slice_of(orbit)
+            self._views[orbit] = [
+                (module, number)
+                for module in self.gates.values()
+                for number, view in enumerate(module.gate.views)
+                if ((view.units >= units.start) & (view.units < units.stop)).any()
+            ]
+        return self._views[orbit]
+
+    def apart(self, orbit: Orbit) -> tuple[Part, Part] | None:
         """Take the graph apart at the first gate of an orbit.
 
         Returns:
             What runs before it, and gives all values that are needed after it by name; and what runs from there on
             and takes those by name. None where the orbit has no gate.
         """
-        units = self.numbering.slice_of(orbit)
-        mine = {
-            name
-            for name, module in self.gates.items()
-            for view in module.gate.views
-            if ((view.units >= units.start) & (view.units < units.stop)).any()
-        }
+        mine = {id(gate) for gate, _ in self.views_of(orbit)}
         vertices = self.graph.vertices
-        cut = next((n for n, vertex in enumerate(vertices) if vertex.name in mine), None)
+        cut = next((n for n, vertex in enumerate(vertices) if id(self.gates.get(vertex.name)) in mine), None)
         if cut is None:
             return None
         ahead, behind = vertices[:cut], vertices[cut:]
@@ -193,13 +200,16 @@ class Part:
         dag: has the layers.
         graph: the vertices.
         gates: those among them, by name.
+        provenance: of the whole graph, where it is whole: sizes that it cannot run at are then refused.
 
     Attributes:
         module: runs the vertices.
     """
 
-    def __init__(self, dag: DagModule, graph: Graph, gates: dict[str, GateModule]):
-        self.module = blank(graph, None)
+    def __init__(
+        self, dag: DagModule, graph: Graph, gates: dict[str, GateModule], *, provenance: Provenance | None = None
+    ):
+        self.module = blank(graph, provenance)
         taken: dict[int, nn.Module] = {id(dag): self.module}
         share_modules(self.module, dag, taken)
         self.module._modules.update(gates)

@@ -18,7 +18,7 @@ from torchorbit.graph.calls import Call
 from torchorbit.graph.vertices import Attr, ByMode, InputVertex, OperatorVertex, Ref
 from torchorbit.orbits.costs import value_of
 from torchorbit.orbits.labels import Dim, arrays_of
-from torchorbit.orbits.orbit import Orbit, Orbits
+from torchorbit.orbits.orbit import Orbit, Orbits, Part
 from torchorbit.orbits.rules import Labelled
 from torchorbit.pruning.calibration.contractions import Meeting, Operand, contracted, reduced
 from torchorbit.pruning.criteria.base import Place
@@ -89,6 +89,11 @@ class Numbering:
         """The units along a dimension, as often as it has several labels at a position; -1 where there is none."""
         for array in arrays_of(dim):
             yield self._numbers[reading][self.orbits.components[reading][array]]
+
+    def of_part(self, reading: int, part: Part) -> Units:
+        """The units along a dimension of a parameter; -1 where there is none."""
+        positions = self.orbits.positions[reading][part.start : part.start + part.length]
+        return self._numbers[reading][positions]
 
     def slice_of(self, orbit: Orbit) -> slice:
         """Where the units of an orbit are."""

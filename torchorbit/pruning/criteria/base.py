@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -23,11 +23,11 @@ class Criterion(ABC):
 
     def __str__(self) -> str:
         """Its name, and the options that are not as by default."""
-        given = [
-            f"{option.name}={getattr(self, option.name)!r}"
-            for option in (dataclasses.fields(self) if dataclasses.is_dataclass(self) else ())
-            if getattr(self, option.name) != option.default
-        ]
+        options: tuple[dataclasses.Field[Any], ...] = ()
+        if dataclasses.is_dataclass(self):
+            options = dataclasses.fields(self)
+        values = [(option.name, getattr(self, option.name), option.default) for option in options]
+        given = [f"{name}={value!r}" for name, value, default in values if value != default]
         return f"{self.name}({', '.join(given)})" if given else self.name
 
 

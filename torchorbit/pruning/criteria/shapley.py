@@ -55,10 +55,7 @@ class Shapley(LossCriterion):
             order = generator.permutation(losses.width).tolist()
             for unit in order:
                 removed[unit] = True
-                if unit == order[-1] and empty is not None:
-                    after = empty
-                else:
-                    after = losses.without(removed)
+                after = empty if unit == order[-1] and empty is not None else losses.without(removed)
                 values[:, unit] += after - before
                 before = after
             empty = before
