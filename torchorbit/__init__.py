@@ -11,7 +11,19 @@ from torchorbit.explaining import Explanation, explain  # noqa: E402
 from torchorbit.graph.dag import DagModule  # noqa: E402
 from torchorbit.graph.loading import load  # noqa: E402
 from torchorbit.orbits import Orbit, Orbits, check_rule, find_orbits, register_rule  # noqa: E402
-from torchorbit.pruning import Flops, Plan, flops, plan, prune, remove_channels, verify_removal  # noqa: E402
+from torchorbit.pruning import (  # noqa: E402
+    CalibrationError,
+    Calibrator,
+    Flops,
+    MaskedLoss,
+    Plan,
+    calibrate,
+    flops,
+    plan,
+    prune,
+    remove_channels,
+    verify_removal,
+)
 from torchorbit.sharing import from_pretrained, transforms  # noqa: E402
 
 __version__ = "0.1.0"
@@ -20,18 +32,22 @@ __version__ = "0.1.0"
 build_from_unstructured_module = convert
 
 __all__ = [
+    "CalibrationError",
+    "Calibrator",
     "CheckpointError",
     "ConversionError",
     "DagModule",
     "Explanation",
     "Flops",
     "GraphRunError",
+    "MaskedLoss",
     "Orbit",
     "Orbits",
     "Plan",
     "TorchorbitError",
     "__version__",
     "build_from_unstructured_module",
+    "calibrate",
     "check_rule",
     "compare_module_outputs",
     "convert",

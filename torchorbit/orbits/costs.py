@@ -31,7 +31,7 @@ class Costs:
         self.vertices: list[tuple[Priced, dict[str, Any], Any]] = []
         for priced in priced_vertices(model.graph, model.calls):
             name = priced.name
-            args = {key: [_value(reading, arg) for reading in readings] for key, arg in priced.args.items()}
+            args = {key: [value_of(reading, arg) for reading in readings] for key, arg in priced.args.items()}
             args = {key: values for key, values in args.items() if _holds_tensor(values[0])}
             result = [reading.values[name] for reading in readings]
             for mixing in [mixing for reading in readings for mixing in reading.mixing.get(name, ())]:
@@ -94,16 +94,17 @@ def _unlabelled(value: Labelled, axis: int) -> Labelled:
     return Labelled(value.shape, [None if n == axis else dim for n, dim in enumerate(value.dims)])
 
 
-def _value(reading: Reading, arg: Any) -> Any:
+def value_of(reading: Reading, arg: Any) -> Any:
+    """What a reading knows of an argument of a vertex: `Labelled`, or tuples of that; None where it is no tensor."""
     kind = type(arg)
     if kind is Ref:
         return pick(reading.values[arg.vertex], arg.index)
     if kind is Attr:
         return reading.attributes[arg.path]
     if kind is ByMode:
-        return _value(reading, arg.evaluation)
+        return value_of(reading, arg.evaluation)
     if kind in (tuple, list):
-        return tuple([_value(reading, item) for item in arg])
+        return tuple([value_of(reading, item) for item in arg])
     return None
 
 
