@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -22,7 +23,11 @@ class Criterion(ABC):
 
     def __str__(self) -> str:
         """Its name, and the options that are not as by default."""
-        return self.name
+        fields: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(self) if dataclasses.is_dataclass(self) else ()
+        options = [(field.name, getattr(self, field.name)) for field in fields]
+        options = [(name, v) for (name, v), field in zip(options, fields, strict=True) if v != field.default]
+        shown = ", ".join([f"{name}={value!r}" for name, value in options])
+        return f"{self.name}({shown})" if shown else self.name
 
 
 class WeightCriterion(Criterion):
