@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable
-from itertools import islice
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from torchorbit.pruning.samples import SampleToModelInputs, default_sample_to_model_inputs, moved
+from torchorbit.pruning.calibration.batches import autocasting, batches_of, default_sample_to_model_inputs
 
 _NAMES = tuple(inspect.signature(F.batch_norm).parameters)
 
@@ -24,7 +23,7 @@ def finetune_batch_norm(
     loader: Iterable[Any],
     *,
     steps: int | None = None,
-    sample_to_model_inputs: SampleToModelInputs = default_sample_to_model_inputs,
+    sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]] = default_sample_to_model_inputs,
     device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
     progress: bool = False,
@@ -48,18 +47,13 @@ def finetune_batch_norm(
         How many batch norms were re-estimated.
 
     Raises:
-        ValueError: the loader gives no batch, and the model has batch norms.
+        CalibrationError: the loader gives no batch, or one that is not what it should be.
     """
     statistics = _Statistics()
-    place = torch.device(device) if device is not None else next((p.device for p in model.parameters()), None)
-    batches = 0
-    for sample in tqdm(islice(loader, steps), desc="batch norm", disable=not progress, leave=False):
-        args, kwargs = moved(sample_to_model_inputs(sample), place)
-        with torch.autocast((place or torch.device("cpu")).type, autocast, enabled=autocast is not None), statistics:
-            model(*args, **kwargs)
-        batches += 1
-    if not batches:
-        raise ValueError("the loader gives no batch to estimate statistics of batch norms from")
+    batches = batches_of(loader, model, sample_to_model_inputs, lambda sample: 1, steps=steps, device=device)
+    for batch in tqdm(batches, desc="batch norm", disable=not progress, leave=False):
+        with autocasting(model, autocast), statistics:
+            model(*batch.args, **batch.kwargs)
     return statistics.write()
 
 

@@ -16,20 +16,19 @@ from torchorbit.graph.dag import DagModule
 from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.batch_norm import finetune_batch_norm
-from torchorbit.pruning.calibration import MaskedLoss, calibrate
+from torchorbit.pruning.calibration import (
+    MaskedLoss,
+    calibrate,
+    default_sample_to_model_inputs,
+    default_sample_to_n_samples,
+)
 from torchorbit.pruning.constraints import Bounds, Constraint
 from torchorbit.pruning.criteria import CRITERIA, Criterion, Place, WeightCriterion
 from torchorbit.pruning.history import History, Pruning
 from torchorbit.pruning.removal import remove_channels
-from torchorbit.pruning.samples import (
-    SampleToModelInputs,
-    SampleToNSamples,
-    default_sample_to_model_inputs,
-    default_sample_to_n_samples,
-)
 from torchorbit.pruning.schedule import Schedule, relative_to
 from torchorbit.pruning.scores import Scores
-from torchorbit.pruning.selectors import SELECTORS, Global, Selector, Task, Uniform
+from torchorbit.pruning.selectors import SELECTORS, Global, Removed, Selector, Task, Uniform
 from torchorbit.pruning.targets import Target
 
 
@@ -56,8 +55,8 @@ def prune(
     entry_point: str = "forward",
     calibration_steps: int | None = None,
     calibration_epochs: int = 1,
-    sample_to_model_inputs: SampleToModelInputs = default_sample_to_model_inputs,
-    sample_to_n_samples: SampleToNSamples = default_sample_to_n_samples,
+    sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]] = default_sample_to_model_inputs,
+    sample_to_n_samples: Callable[[Any], int] = default_sample_to_n_samples,
     place: Place = "consumed",
     device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
@@ -139,15 +138,12 @@ def prune(
     allowed = constraint or Bounds(round_to=round_to)
     dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
     data: dict[str, Any] = {
+        "steps": calibration_steps,
         "sample_to_model_inputs": sample_to_model_inputs,
         "device": device,
         "autocast": autocast,
-        "progress": progress,
     }
-    counted = {
-        "steps": calibration_steps, "epochs": calibration_epochs, "sample_to_n_samples": sample_to_n_samples,
-        "place": place,
-    }  # fmt: skip
+    counted: dict[str, Any] = {**data, "sample_to_n_samples": sample_to_n_samples}
 
     def scores_of(dag: DagModule, orbits: Orbits) -> Scores:
         if isinstance(scored, Scores):
@@ -156,7 +152,22 @@ def prune(
             return scored
         if isinstance(scored, WeightCriterion):
             return scored.scores(orbits)
-        return calibrate(dag, loader, loss, scored, orbits=orbits, **data, **counted)[str(scored)]
+        assert loader is not None
+        options = {"epochs": calibration_epochs, "place": place, "progress": progress, **counted}
+        return calibrate(dag, loader, loss, [scored], orbits=orbits, **options)[scored]
+
+    def loss_without(orbits: Orbits) -> Callable[[Removed], float] | None:
+        """The loss without some units; the batches are looked at when a selector asks for the first time."""
+        if loader is None or loss is None:
+            return None
+        made: list[MaskedLoss] = []
+
+        def ask(removed: Removed) -> float:
+            if not made:
+                made.append(MaskedLoss(orbits, loader, loss, **counted))
+            return made[0](removed)
+
+        return ask
 
     earlier: History | None = dag.history
     whole, original = dag, None
@@ -169,14 +180,14 @@ def prune(
             scores,
             target=schedule.target(step, scores),
             constraint=relative_to(original, allowed),
-            loss=None if loader is None or loss is None else MaskedLoss(orbits, loader, loss, **data, **counted),
+            loss=loss_without(orbits),
             seed=seed,
         )
         removed = {orbit: list(units) for orbit, units in schedule.selector(step, orbits).select(task).items()}
         removed_any = removed_any or any(removed.values())
         dag = remove_channels(dag, removed, inplace=inplace or dag is not whole, optimizer=optimizer)
         if finetune_bn and loader is not None:
-            finetune_batch_norm(dag, loader, steps=calibration_steps, **data)
+            finetune_batch_norm(dag, loader, progress=progress, **data)
         if between is not None and step < steps:
             between(dag, step)
     if removed_any:
@@ -222,8 +233,8 @@ def _by_name(what: str, name: Any, known: Mapping[str, Callable[..., Any]], **op
         raise TypeError(f"{what}={name!r}, expected a name or an object; names are {', '.join(known)}")
     if name not in known:
         similar = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {similar[0]!r}?" if similar else ""
-        raise ValueError(f"there is no {what} {name!r}{hint} There are {', '.join(known)}.")
+        hint = f" (did you mean {similar[0]!r}?)" if similar else ""
+        raise ValueError(f"there is no {what} {name!r}{hint}, only {', '.join(known)}")
     taken = inspect.signature(known[name]).parameters
     return known[name](**{key: value for key, value in options.items() if key in taken})
 
@@ -232,7 +243,7 @@ def _graph(
     model: nn.Module,
     example_inputs: Any,
     loader: Iterable[Any] | None,
-    sample_to_model_inputs: SampleToModelInputs,
+    sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]],
     entry_point: str,
 ) -> DagModule:
     if not isinstance(model, nn.Module):

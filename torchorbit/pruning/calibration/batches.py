@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from torchorbit.graph.dag import DagModule
@@ -95,7 +95,7 @@ class Batch:
 
 def batches_of(
     loader: Iterable[Any],
-    dag: DagModule,
+    model: nn.Module,
     sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]],
     sample_to_n_samples: Callable[[Any], int],
     *,
@@ -107,7 +107,7 @@ def batches_of(
 
     Args:
         loader: gives them; gone through once for each epoch.
-        dag: what they are for.
+        model: what they are for.
         sample_to_model_inputs: makes positional and keyword inputs of a batch.
         sample_to_n_samples: gives the number of samples of a batch.
         steps: how many to take at most.
@@ -125,7 +125,7 @@ def batches_of(
     if not isinstance(loader, Iterable):
         raise TypeError(f"loader is a {type(loader).__name__}, expected something that gives batches")
     if device is None:
-        device = next((tensor.device for tensor in [*dag.parameters(), *dag.buffers()]), None)
+        device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), None)
     count = 0
     for _ in range(epochs):
         for sample in loader:
@@ -173,11 +173,11 @@ def _moved(sample: Any, device: Any) -> Any:
     return pytree.tree_map_only(Tensor, lambda tensor: tensor.to(device, non_blocking=True), sample)
 
 
-def autocasting(dag: DagModule, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+def autocasting(model: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
     """Mixed precision where the model is; none where no dtype is given."""
     if dtype is None:
         return nullcontext()
-    device = next((tensor.device.type for tensor in [*dag.parameters(), *dag.buffers()]), "cpu")
+    device = next((tensor.device.type for tensor in [*model.parameters(), *model.buffers()]), "cpu")
     return torch.autocast(device, dtype=dtype)
 
 
