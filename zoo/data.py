@@ -25,8 +25,8 @@ class Images:
     """A data set of labelled images, as `timm.data.create_dataset` finds it.
 
     Attributes:
-        name: a folder with a subfolder of images for every class, in the order of the names; a tar file like it; or the
-            name of a data set with timm's prefix for where it comes from (``torch/cifar10``, ``hfds/...``, ``wds/...``).
+        name: a folder with a subfolder of images for every class, in the order of the names; a tar file like it; or
+            the name of a data set with timm's prefix for where it comes from (``torch/cifar10``, ``hfds/...``).
         split: which part of it; of a folder the subfolder of that name, where there is one.
         root: where it is kept, for those that have a name.
         samples: take so many images, drawn at random; all of them by default.

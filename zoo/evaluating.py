@@ -109,7 +109,9 @@ def evaluate_images(
             before=before,
             after=round(found.top1, 4),
         )
-        kept = [accuracy for accuracy in manifest.accuracy if (accuracy.dataset, accuracy.split) != (record, images.split)]
+        kept = [
+            accuracy for accuracy in manifest.accuracy if (accuracy.dataset, accuracy.split) != (record, images.split)
+        ]
         dag.manifest = manifest.model_copy(update={"accuracy": tuple(kept)})
         save_checkpoint(dag, model, accuracy=[measured])
     return found

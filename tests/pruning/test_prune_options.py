@@ -206,7 +206,7 @@ def test_a_ratio_in_steps_is_the_ratio(selector):
 
 def test_shares_in_later_steps_are_of_what_there_was():
     dag = torchorbit.convert(chain(64), X)
-    pruned = torchorbit.prune(dag, parameters=0.3, constraint=Bounds(least_share=0.5, round_to=4), steps=5)
+    pruned = torchorbit.prune(dag, parameters=0.27, constraint=Bounds(least_share=0.5, round_to=4), steps=5)
     assert widths(pruned) == [32, 32, 5]
 
 

@@ -52,7 +52,8 @@ def test_a_folder_gives_images_and_labels(digits):
     assert [len(labels) for _, labels in batches] == [16, 16, 16, 12]
     assert batches[0][0].shape == (16, 3, 32, 32)
     assert sorted(torch.cat([labels for _, labels in batches]).tolist()) == sorted([*range(10)] * 6)
-    assert len(list(Images(str(digits), split="test", batch_size=100).loader(PREPROCESSING))[0][1]) == 30
+    (batch,) = Images(str(digits), split="test", batch_size=100).loader(PREPROCESSING)
+    assert len(batch[1]) == 30
 
 
 def test_images_that_are_drawn_are_the_same_in_every_pass_and_for_every_seed_others(digits):
@@ -139,9 +140,10 @@ def test_pruned_by_data_and_measured_on_the_command_line(run, digits, tmp_path):
         Images(str(digits), split="test").loader(read_manifest(tmp_path / "pruned").preprocessing),
     )
     assert accuracy.after == round(found.top1, 4)
-    assert "| digits" in (tmp_path / "pruned" / "README.md").read_text() or "digits" in (
-        tmp_path / "pruned" / "README.md"
-    ).read_text()
+    assert (
+        "| digits" in (tmp_path / "pruned" / "README.md").read_text()
+        or "digits" in (tmp_path / "pruned" / "README.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
@@ -175,7 +177,9 @@ def test_a_label_that_the_model_has_no_class_for(digits):
 
 
 def test_measuring_a_graph_without_preprocessing(run, digits, tmp_path):
-    dag = torchorbit.convert(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)), torch.randn(2, 3, 32, 32))
+    dag = torchorbit.convert(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10)), torch.randn(2, 3, 32, 32)
+    )
     dag.save_pretrained(tmp_path / "plain")
     code, _, err = run("evaluate", "plain", "--data", digits)
     assert code == 2

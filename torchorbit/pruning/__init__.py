@@ -1,11 +1,14 @@
-"""Removing channels, counting what that saves, and proving that it was done right."""
+"""Removing channels: which ones, how many where, what that saves, and the proof that it was done right."""
 
+from torchorbit.pruning.batch_norm import finetune_batch_norm
 from torchorbit.pruning.calibration import CalibrationError, Calibrator, MaskedLoss, calibrate
 from torchorbit.pruning.counting import Flops, flops
 from torchorbit.pruning.oracle import verify_removal
 from torchorbit.pruning.planning import Plan, plan
 from torchorbit.pruning.pruning import prune
 from torchorbit.pruning.removal import remove_channels
+from torchorbit.pruning.scores import Scores
+from torchorbit.pruning.targets import Target, TargetError
 
 __all__ = [
     "CalibrationError",
@@ -13,7 +16,11 @@ __all__ = [
     "Flops",
     "MaskedLoss",
     "Plan",
+    "Scores",
+    "Target",
+    "TargetError",
     "calibrate",
+    "finetune_batch_norm",
     "flops",
     "plan",
     "prune",

@@ -97,7 +97,8 @@ def prune(
         between: called after each step but the last with the graph and the number of the step, from 1 on; to train it,
             say. With ``optimizer=`` the optimiser has the smaller parameters by then.
         finetune_bn: re-estimate the running statistics of batch norms on the loader's data after each step.
-        inplace: change the graph itself. The model that it was converted from shares its parameters, and no longer runs.
+        inplace: change the graph itself. The model that it was converted from has the same parameters, and no longer
+            runs.
         optimizer: its state is cut along.
         entry_point: the method of the model that is converted and pruned, as for `torchorbit.convert`.
         calibration_steps: batches that a criterion looks at; by default all, ``calibration_epochs`` times.
@@ -205,7 +206,12 @@ def _criterion(criterion: Criterion | str, seed: int) -> Criterion:
 
 
 def _aim(
-    selector: Selector | str, target: Target | None, *, ratio: float | None, flops: float | None, parameters: float | None
+    selector: Selector | str,
+    target: Target | None,
+    *,
+    ratio: float | None,
+    flops: float | None,
+    parameters: float | None,
 ) -> tuple[Selector, Target | None]:
     """The selector, and what it aims at."""
     given = {"target": target, "ratio": ratio, "flops": flops, "parameters": parameters}

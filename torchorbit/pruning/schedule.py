@@ -36,7 +36,9 @@ class Schedule:
         if steps < 1:
             raise ValueError(f"steps={steps}, expected a positive number")
         if target is None and steps > 1 and not isinstance(selector, (Uniform, Global)):
-            raise ValueError(f"steps={steps}: the selector {selector} has no target that could be come down to in steps")
+            raise ValueError(
+                f"steps={steps}: the selector {selector} has no target that could be come down to in steps"
+            )
         self.steps = steps
         self._selector = selector
         self._target = target

@@ -18,7 +18,7 @@ from torchorbit.pruning.calibration.gated import GatedModel
 from torchorbit.pruning.calibration.recording import Recorder
 from torchorbit.pruning.criteria import CRITERIA
 from torchorbit.pruning.criteria.base import Criterion, LossCriterion, Place, WeightCriterion
-from torchorbit.pruning.criteria.magnitude import require_weights
+from torchorbit.pruning.criteria.slices import require_weights
 from torchorbit.pruning.scores import Scores
 
 Reduction = Literal["mean", "sum"]

@@ -24,7 +24,7 @@ from torchorbit.pruning.calibration.batches import (
 from torchorbit.pruning.calibration.calibrator import Reduction
 from torchorbit.pruning.calibration.gated import GatedModel, GateModule
 from torchorbit.pruning.criteria.base import Losses
-from torchorbit.pruning.criteria.magnitude import require_weights
+from torchorbit.pruning.criteria.slices import require_weights
 
 
 class Masks:
