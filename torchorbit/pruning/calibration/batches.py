@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -164,9 +165,9 @@ def checked_count(samples: Any) -> int:
     Raises:
         CalibrationError: it is none.
     """
-    if not isinstance(samples, int) or isinstance(samples, bool) or samples < 1:
+    if not isinstance(samples, (int, np.integer)) or isinstance(samples, bool) or samples < 1:
         raise CalibrationError(f"a batch has {samples!r} samples, expected a positive whole number of them")
-    return samples
+    return int(samples)
 
 
 def _moved(sample: Any, device: Any) -> Any:

@@ -226,11 +226,7 @@ class _Finder:
             call = self.calls[name]
             for number, mask in enumerate(allowed):
                 wanted = self.missing if mask is None else self.missing & mask
-                for operand in meeting:
-                    arg = call.args[operand.argument]
-                    value = arg[operand.item] if operand.item >= 0 else arg
-                    if not self.can_be_looked_at(value, call):
-                        continue
+                for operand, value in self.looked_at(call, meeting):
                     dims = value_of(self.orbits.readings[number], value).dims
                     seen = np.zeros_like(wanted)
                     for units in self.numbering.of(number, dims[operand.axis]):
@@ -269,12 +265,21 @@ class _Finder:
                 self.gates.append(Gate(Ref(vertex.name, index), None, tuple(at.values())))
         self.settle()
 
+    def looked_at(self, call: Call | OperatorVertex, meeting: Meeting) -> list[tuple[Operand, Any]]:
+        """The operands that are tensors in the graph, in the order in which they are looked at: parameters last."""
+        found = []
+        for operand in meeting:
+            arg = call.args[operand.argument]
+            value = arg[operand.item] if operand.item >= 0 else arg
+            if self.can_be_looked_at(value, call):
+                found.append((operand, value))
+        return sorted(found, key=lambda pair: type(pair[1]) is Attr)
+
     def can_be_looked_at(self, value: Any, call: Call | OperatorVertex) -> bool:
         """Whether it is a tensor in the graph; parameters are only where an operator, not a layer, reads them."""
-        kind = type(value)
-        if kind is ByMode:
+        if type(value) is ByMode:
             return self.can_be_looked_at(value.training, call) and self.can_be_looked_at(value.evaluation, call)
-        return kind is Ref or (kind is Attr and isinstance(call, OperatorVertex))
+        return type(value) is Ref or (type(value) is Attr and isinstance(call, OperatorVertex))
 
     def settle(self) -> None:
         """From now on the units that have gates want no more."""
