@@ -21,7 +21,9 @@ from torchorbit.pruning.selectors.base import Positions, Task, WidthSelector
 from torchorbit.pruning.selectors.steps import Worth, filled, fits, improved
 from torchorbit.pruning.selectors.uniform import Uniform
 
-_GAP = 1e-5  # to the best that there can be, at which the solver stops
+_GAP = 1e-6  # to the best that there can be, at which the solver stops
+_OPTIONS = 64  # widths of an orbit among which the solver chooses
+_ROUNDS = 8  # of steps and exchanges on every solution; the last one gets as many as it takes
 _ENOUGH = 1e-3  # a gain of less than this share ends the search where latencies are measured
 _PREDICTED_WIDTHS = 8  # of an orbit, at which a latency is predicted that is no sum of terms
 _BISECTIONS = 12  # between widths that fit and widths that do not
@@ -38,7 +40,8 @@ class Knapsack(WidthSelector):
     each of its widths, the others as they are, is one binary variable of a mixed-integer program, of which an orbit
     chooses one; HiGHS solves it. A solution that really costs more than the target is drawn back towards the best
     widths until it fits, then improved by steps and exchanges at their true cost. It is kept where its total score is
-    higher; else the next one has to stay closer. Problems of up to ``exhaustive`` combinations of widths are searched
+    higher; else the next one has to stay closer. Where widths are so coarse that
+    the best solution is farther below the target than the ``tolerance``, it gives up some score to come closer. Problems of up to ``exhaustive`` combinations of widths are searched
     through instead.
 
     FLOPs, parameters and other sums are known exactly for every width. A latency that is predicted by other means is
@@ -56,6 +59,8 @@ class Knapsack(WidthSelector):
         max_iterations: how often the problem is solved at most.
         solver_time_limit: seconds for each solution; None for no limit.
         normalisation: how scores of different orbits are made comparable (`Scores.normalised`); None leaves them.
+        tolerance: the share of the target below it within which the result is to be, where that is possible; 1 for
+            whatever scores highest.
         exhaustive: up to so many combinations of widths all of them are compared, where the cost is a sum.
         measurements: how many models are measured for each orbit and iteration, where they have to be.
         verbose: show a progress bar with the total score and the cost.
@@ -69,6 +74,7 @@ class Knapsack(WidthSelector):
     max_iterations: int = 15
     solver_time_limit: float | None = 60.0
     normalisation: Normalisation | None = "mean"
+    tolerance: float = 0.02
     exhaustive: int = 1 << 17
     measurements: int = 2
     verbose: bool = field(default=False, compare=False)
@@ -82,6 +88,8 @@ class Knapsack(WidthSelector):
             )
         if self.solver_time_limit is not None and not self.solver_time_limit > 0:
             raise ValueError(f"solver_time_limit={self.solver_time_limit}, expected seconds, or None for no limit")
+        if not 0 <= self.tolerance <= 1:
+            raise ValueError(f"tolerance={self.tolerance}, expected a share of the target from 0 to 1")
         if self.exhaustive < 0:
             raise ValueError(f"exhaustive={self.exhaustive}, expected a number of combinations, 0 for none")
 
@@ -105,11 +113,11 @@ class Knapsack(WidthSelector):
             return list(task.most)
         worth = _worth(task, self.normalisation)
         if task.pricing is not None and math.prod(map(len, task.allowed.values())) <= self.exhaustive:
-            return _best_of_all(task, worth)
+            return _best_of_all(task, worth, self.tolerance)
         return self._search(task, worth)
 
     def _search(self, task: Task, worth: Worth) -> list[int]:
-        best = improved(task, list(Uniform().widths(task)), worth)
+        best = improved(task, list(Uniform().widths(task)), worth, rounds=_ROUNDS)
         radius = 1.0
         with tqdm(total=self.max_iterations, desc=self.name, disable=not self.verbose) as progress:
             for _ in range(self.max_iterations):
@@ -119,7 +127,7 @@ class Knapsack(WidthSelector):
                 progress.set_postfix(score=f"{before:.5g}", cost=f"{task.cost(best):.5g}", limit=f"{task.limit:.5g}")
                 if solution is None or solution == best:
                     break
-                found = improved(task, _drawn_back(task, solution, best), worth)
+                found = improved(task, _drawn_back(task, solution, best), worth, rounds=_ROUNDS)
                 gain = _value(task, worth, found) - before
                 if gain > 0:
                     best = found
@@ -127,16 +135,18 @@ class Knapsack(WidthSelector):
                     radius /= 2
                 if (task.measured and gain < _ENOUGH * before) or radius * max(task.most) < 1:
                     break
-        return filled(task, best, _raises(task, worth, best)) if task.pricing is None else best
+        best = improved(task, filled(task, best, _raises(task, worth, best)), worth)
+        if task.cost(best) >= (1 - self.tolerance) * task.limit:
+            return best
+        best = improved(task, best, close=self.tolerance)
+        return improved(task, best, worth, floor=min(task.cost(best), (1 - self.tolerance) * task.limit))
 
     def _solution(self, task: Task, worth: Worth, widths: list[int], radius: float) -> list[int] | None:
         """The best widths by what they cost near others; None where the solver found none in its time."""
         options, costs, values = [], [], []
         for index, orbit in enumerate(task.orbits):
             allowed = task.allowed[orbit]
-            near = np.abs(allowed - widths[index]) <= max(radius * orbit.width, 1)
-            here = int(np.searchsorted(allowed, widths[index]))
-            near[max(here - 1, 0) : here + 2] = True
+            near = _near(allowed, widths[index], radius * orbit.width)
             curve = self._curve(task, widths, index, allowed[near])
             priced = np.isfinite(curve)
             options.append(allowed[near][priced])
@@ -163,6 +173,8 @@ class Knapsack(WidthSelector):
         options = [] if self.strict_order else ["strict_order=False"]
         if self.normalisation != "mean":
             options.append(f"normalisation={self.normalisation}")
+        if self.tolerance != 0.02:
+            options.append(f"tolerance={self.tolerance:g}")
         if self.max_iterations != 15:
             options.append(f"max_iterations={self.max_iterations}")
         return f"{self.name}({', '.join(options)})" if options else self.name
@@ -184,6 +196,18 @@ def _worth(task: Task, normalisation: Normalisation | None) -> Worth:
     return worth
 
 
+def _near(allowed: Positions, width: int, distance: float) -> NDArray[np.int64]:
+    """Places of the widths up to a distance from one, a step at least; where they are many, fewer the farther."""
+    here = int(np.searchsorted(allowed, width))
+    near = np.flatnonzero(np.abs(allowed - width) <= distance)
+    near = np.arange(min(near[0], max(here - 1, 0)), max(near[-1], min(here + 1, len(allowed) - 1)) + 1)
+    if len(near) <= _OPTIONS:
+        return near
+    steps = np.unique(np.geomspace(1, len(allowed), _OPTIONS // 2).astype(np.int64))
+    places = np.unique(np.concatenate([here - steps, [here], here + steps, near[[0, -1]]]))
+    return places[(places >= near[0]) & (places <= near[-1])]
+
+
 def _value(task: Task, worth: Worth, widths: Sequence[int]) -> float:
     return float(
         sum(
@@ -193,22 +217,24 @@ def _value(task: Task, worth: Worth, widths: Sequence[int]) -> float:
     )
 
 
-def _best_of_all(task: Task, worth: Worth) -> list[int]:
-    """Compare all widths that there can be."""
+def _best_of_all(task: Task, worth: Worth, tolerance: float) -> list[int]:
+    """Compare all widths that there can be: those within the tolerance of the target first."""
     assert task.pricing is not None
     allowed = list(task.allowed.values())
     sizes = [len(widths) for widths in allowed]
-    best: tuple[float, list[int]] = (-math.inf, list(task.least))
+    best: tuple[bool, float, list[int]] = (False, -math.inf, list(task.least))
     for start in range(0, math.prod(sizes), _BATCH):
         numbers = np.arange(start, min(start + _BATCH, math.prod(sizes)))
         places = np.unravel_index(numbers, sizes)
         widths = np.stack([widths[place] for widths, place in zip(allowed, places, strict=True)], axis=1)
         values = np.sum([value[place] for value, place in zip(worth, places, strict=True)], axis=0)
-        values = np.where(task.pricing.totals(widths) <= task.limit, values, -math.inf)
+        costs = task.pricing.totals(widths)
+        close = (costs >= (1 - tolerance) * task.limit) & (costs <= task.limit)
+        values = np.where(close if close.any() else costs <= task.limit, values, -math.inf)
         winner = int(values.argmax())
-        if values[winner] > best[0]:
-            best = (float(values[winner]), widths[winner].tolist())
-    return best[1]
+        if (bool(close.any()), float(values[winner])) > best[:2]:
+            best = (bool(close.any()), float(values[winner]), widths[winner].tolist())
+    return best[2]
 
 
 def _solved(

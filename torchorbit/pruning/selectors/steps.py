@@ -59,7 +59,15 @@ def filled(task: Task, widths: Sequence[int], raises: Iterable[tuple[int, int]])
     return widths
 
 
-def improved(task: Task, widths: Sequence[int], worth: Worth | None = None, *, rounds: int = 100) -> list[int]:
+def improved(
+    task: Task,
+    widths: Sequence[int],
+    worth: Worth | None = None,
+    *,
+    close: float = CLOSE,
+    floor: float = 0.0,
+    rounds: int = 100,
+) -> list[int]:
     """Raise orbits, or raise some and lower others for it, while the result is worth more and the limit allows it.
 
     Every round prices all single moves, combines them in pairs as if their costs added up, and makes the best of them
@@ -68,7 +76,9 @@ def improved(task: Task, widths: Sequence[int], worth: Worth | None = None, *, r
     Args:
         task: what is to be done.
         widths: that meet the target.
-        worth: what widths are worth; None for what they cost, so that the result comes as close to the limit as it can.
+        worth: what widths are worth; None for what they cost, so that the result comes close to the limit.
+        close: where ``worth`` is None, the share of the limit below it that is close enough.
+        floor: what the result costs at least.
         rounds: how many at most.
     """
     present = list(widths)
@@ -76,10 +86,11 @@ def improved(task: Task, widths: Sequence[int], worth: Worth | None = None, *, r
         return present
     for _ in range(rounds):
         slack = task.limit - task.cost(present)
-        if worth is None and slack <= CLOSE * task.limit:
+        if worth is None and slack <= close * task.limit:
             break
         moves = _moves(task, present, worth)
-        better = _apply(task, present, _candidates(moves, slack), worth)
+        candidates = _candidates(moves, floor - task.cost(present), slack)
+        better = _apply(task, present, candidates, floor, rising=worth is None)
         if better == present:
             break
         present = better
@@ -101,17 +112,15 @@ def _moves(task: Task, widths: list[int], worth: Worth | None) -> NDArray[np.flo
     return np.concatenate([*rows, np.empty((0, 4))])
 
 
-def _candidates(moves: NDArray[np.float64], slack: float) -> list[list[tuple[int, int]]]:
-    """Moves and pairs of moves that seem to fit and are worth something, the best first."""
+def _candidates(moves: NDArray[np.float64], least: float, most: float) -> list[list[tuple[int, int]]]:
+    """Moves and pairs of moves that are worth something and change the cost by so much, the best first."""
     scale = np.abs(moves[:, 3]).max(initial=0.0)
-    single = [
-        (gain, [(int(index), int(width))])
-        for index, width, cost, gain in moves[(moves[:, 2] <= slack) & (moves[:, 3] > 1e-9 * scale)]
-    ]
+    within = (moves[:, 2] >= least) & (moves[:, 2] <= most) & (moves[:, 3] > 1e-9 * scale)
+    single = [(gain, [(int(index), int(width))]) for index, width, _, gain in moves[within]]
     ups, downs = moves[moves[:, 3] > 0], moves[moves[:, 3] < 0]
-    gains = ups[:, None, 3] + downs[None, :, 3]
-    possible = (ups[:, None, 2] + downs[None, :, 2] <= slack) & (ups[:, None, 0] != downs[None, :, 0])
-    gains = np.where(possible & (gains > 1e-9 * scale), gains, 0.0)
+    gains, costs = (ups[:, None, column] + downs[None, :, column] for column in (3, 2))
+    possible = (costs >= least) & (costs <= most) & (ups[:, None, 0] != downs[None, :, 0]) & (gains > 1e-9 * scale)
+    gains = np.where(possible, gains, 0.0)
     count = min(_CANDIDATES, gains.size)
     best = np.argpartition(gains, gains.size - count, axis=None)[-count:] if count else np.empty(0, np.int64)
     pairs = []
@@ -122,8 +131,10 @@ def _candidates(moves: NDArray[np.float64], slack: float) -> list[list[tuple[int
     return [changes for _, changes in ordered[:_CANDIDATES]]
 
 
-def _apply(task: Task, present: list[int], candidates: list[list[tuple[int, int]]], worth: Worth | None) -> list[int]:
-    """Make the moves, the best first, each orbit at most once, where the result is within the limit."""
+def _apply(
+    task: Task, present: list[int], candidates: list[list[tuple[int, int]]], floor: float, *, rising: bool
+) -> list[int]:
+    """Make the moves, the best first, each orbit at most once, where the result costs from the floor to the limit."""
     touched: set[int] = set()
     for changes in candidates:
         if touched.intersection(index for index, _ in changes):
@@ -132,7 +143,7 @@ def _apply(task: Task, present: list[int], candidates: list[list[tuple[int, int]
         for index, width in changes:
             candidate[index] = width
         cost = task.cost(candidate)
-        if cost <= task.limit and (worth is not None or cost > task.cost(present)):
+        if floor <= cost <= task.limit and not (rising and cost <= task.cost(present)):
             present = candidate
             touched.update(index for index, _ in changes)
     return present
