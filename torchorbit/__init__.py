@@ -10,8 +10,27 @@ from torchorbit.errors import CheckpointError, ConversionError, GraphRunError, T
 from torchorbit.explaining import Explanation, explain  # noqa: E402
 from torchorbit.graph.dag import DagModule  # noqa: E402
 from torchorbit.graph.loading import load  # noqa: E402
+from torchorbit.inspection import (  # noqa: E402
+    frozen_groups,
+    module_dependencies,
+    module_of_vertex,
+    unit_dependencies,
+    unit_slices,
+    vertices_of_module,
+)
 from torchorbit.orbits import Orbit, Orbits, check_rule, find_orbits, register_rule  # noqa: E402
-from torchorbit.pruning import Flops, Plan, flops, plan, prune, remove_channels, verify_removal  # noqa: E402
+from torchorbit.pruning import (  # noqa: E402
+    Flops,
+    Plan,
+    PlanError,
+    PruningPlan,
+    flops,
+    plan,
+    prune,
+    pruning_plan,
+    remove_channels,
+    verify_removal,
+)
 from torchorbit.sharing import from_pretrained, transforms  # noqa: E402
 
 __version__ = "0.1.0"
@@ -29,6 +48,8 @@ __all__ = [
     "Orbit",
     "Orbits",
     "Plan",
+    "PlanError",
+    "PruningPlan",
     "TorchorbitError",
     "__version__",
     "build_from_unstructured_module",
@@ -39,11 +60,18 @@ __all__ = [
     "find_orbits",
     "flops",
     "from_pretrained",
+    "frozen_groups",
     "load",
+    "module_dependencies",
+    "module_of_vertex",
     "plan",
     "prune",
+    "pruning_plan",
     "register_rule",
     "remove_channels",
     "transforms",
+    "unit_dependencies",
+    "unit_slices",
     "verify_removal",
+    "vertices_of_module",
 ]

@@ -71,9 +71,7 @@ class FrozenGroups(Sequence[FrozenGroup]):
     def of_tensor(self, path: str, dim: int | None = None) -> list[FrozenGroup]:
         """The groups that own something of a parameter or buffer, or of one dimension of it."""
         return [
-            group
-            for group in self
-            if any(piece.tensor == path and dim in (None, piece.dim) for piece in group.slices)
+            group for group in self if any(piece.tensor == path and dim in (None, piece.dim) for piece in group.slices)
         ]
 
     def reasons(self, path: str, dim: int, index: int) -> tuple[Reason, ...]:
@@ -225,7 +223,7 @@ class _Analysis:
             slices = []
             for key in keys:
                 indices = sorted({position for unit in family for position in units[unit][key]})
-                slices.append(Slice(*key, tuple(indices)))
+                slices.append(Slice(key[0], key[1], tuple(indices)))
             space = all(key in self._kernels for key in keys)
             sources = self._touching(self.readings[0].sources, family)
             sinks = self._touching(self.readings[0].sinks, family)
