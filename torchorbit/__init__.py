@@ -10,6 +10,14 @@ from torchorbit.errors import CheckpointError, ConversionError, GraphRunError, T
 from torchorbit.explaining import Explanation, explain  # noqa: E402
 from torchorbit.graph.dag import DagModule  # noqa: E402
 from torchorbit.graph.loading import load  # noqa: E402
+from torchorbit.inspection import (  # noqa: E402
+    frozen_groups,
+    module_dependencies,
+    module_of_vertex,
+    unit_dependencies,
+    unit_slices,
+    vertices_of_module,
+)
 from torchorbit.orbits import Orbit, Orbits, check_rule, find_orbits, register_rule  # noqa: E402
 from torchorbit.pruning import (  # noqa: E402
     CalibrationError,
@@ -17,6 +25,8 @@ from torchorbit.pruning import (  # noqa: E402
     Flops,
     MaskedLoss,
     Plan,
+    PlanError,
+    PruningPlan,
     Scores,
     Target,
     TargetError,
@@ -25,6 +35,7 @@ from torchorbit.pruning import (  # noqa: E402
     flops,
     plan,
     prune,
+    pruning_plan,
     remove_channels,
     verify_removal,
 )
@@ -48,6 +59,8 @@ __all__ = [
     "Orbit",
     "Orbits",
     "Plan",
+    "PlanError",
+    "PruningPlan",
     "Scores",
     "Target",
     "TargetError",
@@ -63,11 +76,18 @@ __all__ = [
     "finetune_batch_norm",
     "flops",
     "from_pretrained",
+    "frozen_groups",
     "load",
+    "module_dependencies",
+    "module_of_vertex",
     "plan",
     "prune",
+    "pruning_plan",
     "register_rule",
     "remove_channels",
     "transforms",
+    "unit_dependencies",
+    "unit_slices",
     "verify_removal",
+    "vertices_of_module",
 ]

@@ -3,6 +3,7 @@
 from torchorbit.pruning.batch_norm import finetune_batch_norm
 from torchorbit.pruning.calibration import CalibrationError, Calibrator, MaskedLoss, calibrate
 from torchorbit.pruning.counting import Flops, flops
+from torchorbit.pruning.module_plans import PlanEntry, PlanError, PruningPlan, pruning_plan
 from torchorbit.pruning.oracle import verify_removal
 from torchorbit.pruning.planning import Plan, plan
 from torchorbit.pruning.pruning import prune
@@ -16,6 +17,9 @@ __all__ = [
     "Flops",
     "MaskedLoss",
     "Plan",
+    "PlanEntry",
+    "PlanError",
+    "PruningPlan",
     "Scores",
     "Target",
     "TargetError",
@@ -24,6 +28,7 @@ __all__ = [
     "flops",
     "plan",
     "prune",
+    "pruning_plan",
     "remove_channels",
     "verify_removal",
 ]
