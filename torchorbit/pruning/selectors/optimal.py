@@ -6,21 +6,19 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from torchorbit.errors import TorchorbitError
 from torchorbit.latency import LatencyMeasurementError, PredictedLatency, name_of
 from torchorbit.pruning.selectors.base import Task, WidthSelector
 from torchorbit.pruning.selectors.trust_region import Sampler, ScboOptions, TrustRegion, require_botorch
-from torchorbit.pruning.selectors.width_space import Array, Boundary, Widths, WidthSpace, checked, widths_of
+from torchorbit.pruning.selectors.width_space import Array, Boundary, Widths, WidthSpace, checked
 from torchorbit.pruning.targets import TargetError
 
 #: Selectors, by name, of which the result is a starting point where there is such a selector and it succeeds.
@@ -235,8 +233,8 @@ class _Run:
         count = int(min(2 * self.space.dims, self.steps - 1)) if asked is None else asked
         yield from self.warm_starts()
         if self.selector.additional_starting_points is not None:
-            for widths in self.selector.additional_starting_points(self.task):
-                yield checked(self.task, widths)
+            for given in self.selector.additional_starting_points(self.task):
+                yield checked(self.task, given)
         known = sorted((s for s in self.samples if s.feasible), key=lambda sample: sample.loss)
         centres = [np.array(sample.widths) for sample in known] or [self.space.least]
         misses = 0

@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import norm, rankdata
 from torch import Tensor
 
 Array = NDArray[np.float64]
@@ -104,9 +103,7 @@ class Sampler:
         self.options = options
         self.device = device
         self.dtype = dtype
-        self.seed = seed
         self.rng = np.random.default_rng(seed)
-        self._fits = 0
         self._last: dict[str, dict[str, Any]] = {}
 
     def choose(
@@ -134,7 +131,7 @@ class Sampler:
             An array of shape (at most ``count``, dims), the most promising ones first, none of them twice.
         """
         from botorch.generation.sampling import ConstrainedMaxPosteriorSampling, MaxPosteriorSampling
-        from botorch.models import ModelListGP
+        from botorch.models.model_list_gp_regression import ModelListGP
 
         with _quietly(), self._drawing():
             objective = self._fitted("loss", points, -copula(losses))
@@ -168,28 +165,24 @@ class Sampler:
         return np.where(changed, drawn, centre)
 
     def _fitted(self, name: str, points: Array, values: Array) -> Any:
-        """A Gaussian process with the dimension-scaled priors of Hvarfner et al. (2024), fitted from the last one on."""
+        """A Gaussian process with the dimension-scaled priors of Hvarfner et al. (2024), fitted from the last one."""
         from botorch import fit_gpytorch_mll
         from botorch.exceptions.errors import ModelFittingError
         from botorch.models import SingleTaskGP
         from gpytorch.mlls import ExactMarginalLogLikelihood
 
-        standard = (values - values.mean()) / (values.std() or 1.0)
-        model = SingleTaskGP(self._tensor(points), self._tensor(standard)[:, None], outcome_transform=None)
-        if name == "excess":
-            # The sign matters, so it is kept: only the scale is made one.
-            model = SingleTaskGP(
-                self._tensor(points), self._tensor(values / (values.std() or 1.0))[:, None], outcome_transform=None
-            )
+        # The sign of the excess matters, so only its scale is made one.
+        mean = values.mean() if name == "loss" else 0.0
+        standard = self._tensor((values - mean) / (values.std() or 1.0))[:, None]
+        model = SingleTaskGP(self._tensor(points), standard, outcome_transform=None)
         if name in self._last:
             model.load_state_dict(self._last[name])
         likelihood = ExactMarginalLogLikelihood(model.likelihood, model)
-        try:
+        # Where it fails, the parameters from its priors or from the last fit are good enough to go on with.
+        with suppress(ModelFittingError):
             fit_gpytorch_mll(
                 likelihood, optimizer_kwargs={"options": {"maxiter": self.options.fit_iterations}}, max_attempts=1
             )
-        except ModelFittingError:
-            pass  # the parameters that it has, from its priors or from the last fit, are good enough to go on with
         self._last[name] = {key: value for key, value in model.state_dict().items() if "train_" not in key}
         return model.eval()
 
@@ -213,6 +206,8 @@ class Sampler:
 
 def copula(losses: Array) -> Array:
     """Losses as quantiles of the normal distribution, which their ranks decide: outliers do not count as such."""
+    from scipy.stats import norm, rankdata  # takes long to import
+
     return np.asarray(norm.ppf((rankdata(losses) - 0.5) / len(losses)))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,7 +47,7 @@ class WidthSpace:
             widths[..., n] = self.allowed[n][places[..., column]]
         return widths
 
-    def down(self, widths: Array) -> Widths:
+    def down(self, widths: NDArray[Any]) -> Widths:
         """The greatest allowed widths that are no greater, or the least ones: (..., orbits) -> (..., orbits)."""
         found = np.broadcast_to(self.least, widths.shape).copy()
         for n in self.free:
@@ -54,10 +55,10 @@ class WidthSpace:
             found[..., n] = self.allowed[n][np.maximum(places, 0)]
         return found
 
-    def next_width(self, widths: Widths, n: int, by: int = 1) -> int | None:
-        """The width some steps above (below, where ``by`` is negative) that of orbit ``n``; None where there is none."""
-        place = int(np.searchsorted(self.allowed[n], widths[n])) + by
-        return int(self.allowed[n][place]) if 0 <= place < len(self.allowed[n]) else None
+    def next_width(self, widths: Widths, n: int) -> int | None:
+        """The width a step above that of orbit ``n``; None where it has its own."""
+        place = int(np.searchsorted(self.allowed[n], widths[n])) + 1
+        return int(self.allowed[n][place]) if place < len(self.allowed[n]) else None
 
 
 class Boundary:
@@ -119,7 +120,7 @@ class Boundary:
 
     def _filled(self, widths: Widths) -> Widths:
         """Let single orbits keep a step more, in random order, as long as that fits."""
-        intercept, slopes = self._linear()
+        _, slopes = self._linear()
         slack = self.limit - self.cost(widths)
         tried = 0
         for n in self.rng.permutation(self.space.free):
@@ -180,13 +181,7 @@ _OPTIMISM = 1.5  # slopes are estimates
 _REMEMBERED = 2000
 
 
-def widths_of(task: Task, removed: object) -> Widths:
-    """The width of every orbit after a removal."""
-    assert isinstance(removed, dict)
-    return np.array([orbit.width - len(removed.get(orbit, ())) for orbit in task.orbits], np.int64)
-
-
-def checked(task: Task, widths: Sequence[int]) -> Widths:
+def checked(task: Task, widths: Sequence[int] | Widths) -> Widths:
     """Widths that were given from outside.
 
     Raises:
@@ -194,8 +189,12 @@ def checked(task: Task, widths: Sequence[int]) -> Widths:
     """
     array = np.asarray(widths)
     if array.shape != (len(task.orbits),) or array.dtype.kind not in "iu":
-        raise ValueError(f"a starting point is {widths!r:.100}, expected {len(task.orbits)} whole widths, one per orbit")
+        raise ValueError(
+            f"a starting point is {widths!r:.100}, expected {len(task.orbits)} whole numbers, a width for each orbit"
+        )
     for orbit, width in zip(task.orbits, array.tolist(), strict=True):
         if width not in task.allowed[orbit]:
-            raise ValueError(f"a starting point has width {width} for {orbit!r}, which may have {task.allowed[orbit]}")
+            raise ValueError(
+                f"a starting point has width {width} for {orbit!r}, expected one of {task.allowed[orbit].tolist()[:20]}"
+            )
     return array.astype(np.int64)
