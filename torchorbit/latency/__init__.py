@@ -2,6 +2,9 @@
 
 from torchorbit.latency.base import AdditiveLatency, Keep, Latency, LatencyMeasurementError, PredictedLatency, name_of
 from torchorbit.latency.counts import FlopsLatency, ParametersLatency, flops, parameters
+from torchorbit.latency.lookup import LookupCheck, LookupTable, LookupTableError, Seconds
+from torchorbit.latency.measured import MeasuredLatency, timed
+from torchorbit.latency.onnx import OnnxRuntimeLatency, export_onnx
 
 __all__ = [
     "AdditiveLatency",
@@ -9,9 +12,17 @@ __all__ = [
     "Keep",
     "Latency",
     "LatencyMeasurementError",
+    "LookupCheck",
+    "LookupTable",
+    "LookupTableError",
+    "MeasuredLatency",
+    "OnnxRuntimeLatency",
     "ParametersLatency",
     "PredictedLatency",
+    "Seconds",
+    "export_onnx",
     "flops",
     "name_of",
     "parameters",
+    "timed",
 ]
