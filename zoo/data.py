@@ -15,7 +15,7 @@ from harness.errors import UsageError
 from zoo.manifest import Preprocessing
 from zoo.preprocessing import transforms_of
 
-import timm.data  # isort: skip - after torchvision, which `zoo.preprocessing` lets be imported
+from timm.data.dataset_factory import create_dataset  # isort: skip - after torchvision, which this lets be imported
 
 _PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
@@ -76,7 +76,7 @@ class Images:
             )
         where = str(path) if path.exists() else None if self.root is None else str(self.root)
         try:
-            data = timm.data.create_dataset(
+            data = create_dataset(
                 "" if path.exists() else self.name,
                 root=where,
                 split=self.split,
@@ -87,7 +87,7 @@ class Images:
         except (RuntimeError, ValueError, OSError, AssertionError, ImportError, KeyError) as error:
             raise UsageError(f"--data {self.name} ({self.split}) cannot be read: {error}") from error
         data.transform = transforms_of(preprocessing)
-        return data  # type: ignore[no-any-return]
+        return data
 
     def _is_path(self) -> bool:
         return not self.name.lower().startswith(_PREFIXES)

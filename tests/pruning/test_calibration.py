@@ -58,9 +58,7 @@ def test_a_mean_a_sum_and_a_loss_for_each_sample_are_the_same():
     batch = data()
     mean = scored(dag, [batch], every, orbits=orbits)
     each = scored(dag, [batch], every, orbits=orbits, loss=loss_of)
-    total = scored(
-        dag, [batch], every, orbits=orbits, loss=lambda o, b: loss_of(o, b).sum(), loss_reduction="sum"
-    )
+    total = scored(dag, [batch], every, orbits=orbits, loss=lambda o, b: loss_of(o, b).sum(), loss_reduction="sum")
     assert_equal_scores(each, mean)
     assert_equal_scores(total, mean)
 
@@ -358,9 +356,7 @@ def test_the_masked_loss_is_that_of_the_oracle(kind):
     masked = torchorbit.MaskedLoss(orbits, batches, mean_loss)
     generator = np.random.default_rng(0)
     for _ in range(4):
-        removed = {
-            orbit: generator.permutation(orbit.width)[: generator.integers(0, orbit.width)] for orbit in orbits
-        }
+        removed = {orbit: generator.permutation(orbit.width)[: generator.integers(0, orbit.width)] for orbit in orbits}
         wanted = 0.0
         with torch.no_grad():
             for images, labels in batches:
@@ -449,7 +445,7 @@ def test_a_calibrator_needs_data_and_gradients():
             calibrator.scores  # noqa: B018
         with pytest.raises(torchorbit.CalibrationError, match="calibrated already"), torchorbit.Calibrator(dag, "apoz"):
             pass
-    with pytest.raises(ValueError, match="shapley.*use torchorbit.calibrate"):
+    with pytest.raises(ValueError, match=r"shapley.*use torchorbit\.calibrate"):
         torchorbit.Calibrator(dag, "shapley")
 
 
@@ -500,7 +496,9 @@ def test_shapley_values_of_a_model_with_many_units():
     x, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
     dag = torchorbit.convert(model, x)
     narrow = sorted(torchorbit.find_orbits(dag), key=lambda orbit: orbit.width)[0]
-    keep = [piece.tensor for orbit in torchorbit.find_orbits(dag) if orbit.index != narrow.index for piece in orbit.slices]
+    keep = [
+        piece.tensor for orbit in torchorbit.find_orbits(dag) if orbit.index != narrow.index for piece in orbit.slices
+    ]
     mine = {piece.tensor for piece in narrow.slices}
     orbits = torchorbit.find_orbits(dag, frozen=sorted(set(keep) - mine))
     assert orbits

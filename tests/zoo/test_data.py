@@ -150,7 +150,7 @@ def test_pruned_by_data_and_measured_on_the_command_line(run, digits, tmp_path):
     ("arguments", "message"),
     [
         (("--flops", "0.5", "--criterion", "taylor"), "the criterion taylor looks at data: give a loader"),
-        (("--flops", "0.5", "--criterion", "tailor"), "there is no criterion 'tailor'; did you mean 'taylor'"),
+        (("--flops", "0.5", "--criterion", "tailor"), "there is no criterion 'tailor' (did you mean 'taylor'?)"),
         (("--flops", "0.5", "--selector", "none"), "there is no selector 'none'"),
         (("--flops", "0.5", "--finetune-bn"), "needs data"),
         (("--flops", "0.5", "--samples", "3"), "--data, which is missing"),

@@ -202,7 +202,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     ("arguments", "message"),
     [
         ((*PRUNE, "--flops", "0.0001"), "cannot be reached: with every orbit at its least width"),
-        ((*PRUNE, "--flops", "nan"), "flops=nan, expected a fraction"),
+        ((*PRUNE, "--flops", "nan"), "flops=nan, expected a positive number"),
         ((*PRUNE, "--ratio", "0.5", "--weights", "file"), ""),
         ((*PRUNE[:-1], "full", "--ratio", "0.5"), "holds something that is no checkpoint"),
         (("publish", "full", "lab/net", "--hub", "hub"), "holds no checkpoint.json"),

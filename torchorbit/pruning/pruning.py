@@ -192,9 +192,8 @@ def prune(
         if between is not None and step < steps:
             between(dag, step)
     if removed_any:
-        pruning = Pruning(
-            scored.criterion if isinstance(scored, Scores) else str(scored), str(chosen), schedule.asked, round_to
-        )
+        by = scored.criterion if isinstance(scored, Scores) else str(scored)
+        pruning = Pruning(by, chosen.name if aim is None else str(chosen), schedule.asked, round_to)
         dag.history = History(dag.history.original, (*(earlier.prunings if earlier else ()), pruning))
     return dag
 

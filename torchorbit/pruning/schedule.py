@@ -16,6 +16,8 @@ from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import Global, Selector, Task, Uniform
 from torchorbit.pruning.targets import Target
 
+_LONGEST = 200  # of what a selector says of itself
+
 
 class Schedule:
     """Comes down to a target in steps of equal size.
@@ -51,8 +53,11 @@ class Schedule:
     @property
     def asked(self) -> str:
         """What was asked for, as in ``"flops=0.5"``."""
-        options = {} if self._target is not None else vars(self._selector)
-        said = str(self._target) if self._target is not None else ", ".join(f"{k}={v}" for k, v in options.items())
+        if self._target is not None:
+            said = str(self._target)
+        else:
+            said = str(self._selector).partition("(")[2].removesuffix(")") or "left to the selector"
+            said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
         return f"{said} in {self.steps} steps" if self.steps > 1 else said
 
     def target(self, step: int, scores: Scores) -> Target | None:
