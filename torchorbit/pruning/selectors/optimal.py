@@ -76,8 +76,8 @@ class Optimal(WidthSelector):
 
     Attributes:
         n_search_steps: how many samples to try; None goes on until the trust region converges.
-        n_starting_points: how many of them are drawn before the first model is fitted; None is
-            ``min(2 * orbits, n_search_steps - 1)``.
+        n_starting_points: how many of them are taken before the first model is fitted; None is twice the number of
+            orbits, and at most half of ``n_search_steps`` (ENOT leaves one, which leaves large models to chance).
         batch_size: how many samples are chosen from one model.
         additional_starting_points: called with the task, gives lists of widths to try as well, one width per orbit.
         device: where models are fitted; None takes CUDA where it is.
@@ -145,7 +145,8 @@ class Optimal(WidthSelector):
         limit = task.limit
         most = tuple(task.most)
         if task.cost(most) <= limit:
-            return Search(sample := Sample(most, _loss(task, most), task.cost(most), True), (sample,))
+            whole = Sample(most, _Objective(task)(most), task.cost(most), True)
+            return Search(whole, (whole,))
         with _Interruption(self.handle_ctrl_c) as interruption:
             return _Run(self, task, interruption).result()
 
@@ -159,6 +160,7 @@ class _Run:
         self.task = task
         self.interruption = interruption
         self.limit = task.limit
+        self.loss = _Objective(task)
         seed = task.seed if selector.seed is None else selector.seed
         self.rng = np.random.default_rng(seed)
         self.space = WidthSpace(task)
@@ -173,19 +175,17 @@ class _Run:
         self.converged = False
 
     def result(self) -> Search:
-        with tqdm(
-            total=self.selector.n_search_steps, desc=self.selector.name, disable=not self.selector.verbose
-        ) as self.bar:
+        total, hidden = self.selector.n_search_steps, not self.selector.verbose
+        with tqdm(total=total, desc=self.selector.name, disable=hidden) as self.bar:
             for widths in self.starting_points():
                 self.try_out(widths)
                 if self.over:
                     break
             if not self.over:
                 self.search()
+            if not any(sample.feasible for sample in self.samples):
+                self.try_out(self.space.least)
         feasible = [sample for sample in self.samples if sample.feasible]
-        if not feasible:
-            self.try_out(self.space.least)
-            feasible = self.samples[-1:] if self.samples and self.samples[-1].feasible else []
         if not feasible:
             raise self.nothing_found()
         best = min(feasible, key=lambda sample: sample.loss)
@@ -219,7 +219,7 @@ class _Run:
         except LatencyMeasurementError:
             self.failed += 1
             return False
-        sample = Sample(key, _loss(self.task, key), cost, cost <= self.limit)
+        sample = Sample(key, self.loss(key), cost, cost <= self.limit)
         self.samples.append(sample)
         losses = [sample.loss for sample in self.samples if sample.feasible]
         self.bar.set_postfix_str(f"loss {min(losses):.4g}" if losses else "nothing within the limit yet")
@@ -230,7 +230,7 @@ class _Run:
     def starting_points(self) -> Iterator[Widths]:
         """What other selectors found, what was given, and draws around the best of these."""
         asked = self.selector.n_starting_points
-        count = int(min(2 * self.space.dims, self.steps - 1)) if asked is None else asked
+        count = int(min(2 * self.space.dims, self.steps // 2)) if asked is None else asked
         yield from self.warm_starts()
         if self.selector.additional_starting_points is not None:
             for given in self.selector.additional_starting_points(self.task):
@@ -322,19 +322,24 @@ def _order(sample: Sample) -> tuple[bool, float]:
 
 
 def _better(sample: Sample, than: Sample) -> bool:
-    if sample.feasible and than.feasible:
+    if sample.feasible and than.feasible and math.isfinite(than.loss):
         return sample.loss < than.loss - 1e-3 * abs(than.loss)
     return _order(sample) < _order(than)
 
 
-def _loss(task: Task, widths: Sequence[int]) -> float:
+class _Objective:
     """The loss on data; without data the share of the score that goes."""
-    removed = task.removed(widths)
-    if task.loss is not None:
-        loss = float(task.loss(removed))
+
+    def __init__(self, task: Task):
+        self.task = task
+        self.shares = task.scores.normalised("sum")
+
+    def __call__(self, widths: Sequence[int]) -> float:
+        removed = self.task.removed(widths)
+        if self.task.loss is None:
+            return float(sum(self.shares[orbit][positions].sum() for orbit, positions in removed.items()))
+        loss = float(self.task.loss(removed))
         return math.inf if math.isnan(loss) else loss
-    normalised = task.scores.normalised("sum")
-    return float(sum(normalised[orbit][positions].sum() for orbit, positions in removed.items()))
 
 
 class _Interruption:

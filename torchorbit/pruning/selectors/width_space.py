@@ -83,6 +83,8 @@ class Boundary:
         self.seen: list[Widths] = []
         self.costs: list[float] = []
         self._model: tuple[float, Array] | None = None
+        for widths in (task.most, task.least):
+            self.cost(np.array(widths, np.int64))
 
     def cost(self, widths: Widths) -> float:
         """What the model costs at these widths, exactly."""
@@ -104,18 +106,25 @@ class Boundary:
             best, low, high = widths, 1.0, float(np.max(np.array([w[-1] for w in space.allowed]) / widths))
         else:
             best, low, high = space.least, 0.0, 1.0
-        guess = float(self.factors(widths[None].astype(np.float64))[0])
+        # From where the model says, in growing steps until the limit lies between two factors; then by halves.
+        factor, stride = float(self.factors(widths[None].astype(np.float64))[0]), _CLOSE
+        bracketed = False
+        before: bool | None = None
         for _ in range(_BISECTIONS):
-            factor = guess if low < guess < high else (low + high) / 2
+            if bracketed or not low < factor < high:
+                factor = (low + high) / 2
             scaled = space.down(widths * factor)
-            if self.cost(scaled) <= self.limit:
+            fits = self.cost(scaled) <= self.limit
+            if fits:
                 low, best = factor, scaled
-                guess = factor * (1 + _CLOSE)
             else:
                 high = factor
-                guess = factor * (1 - _CLOSE)
             if high - low < _CLOSE * high or (space.down(widths * high) == best).all():
                 break
+            bracketed = bracketed or before not in (None, fits)
+            before = fits
+            factor *= 1 + stride if fits else 1 - stride
+            stride *= 4
         return self._filled(best)
 
     def _filled(self, widths: Widths) -> Widths:
@@ -173,7 +182,7 @@ class Boundary:
         return self._model
 
 
-_BISECTIONS = 12
+_BISECTIONS = 16
 _CLOSE = 0.005  # of the limit: single steps do the rest
 _ROUNDS = 4
 _TRIES = 4  # steps that turned out not to fit, after which no more are tried
