@@ -154,7 +154,9 @@ def gates_of(model: Gated, orbits: Orbits) -> Iterator[tuple[str, Orbit]]:
     if isinstance(model, Attention):
         # Query and key have the first rows of the projection, value the last.
         within = [orbit for orbit in orbits.of_tensor("qkv.weight") if orbit.reading == 0]
-        by_row = {min(i for s in o.slices if s.tensor == "qkv.weight" and s.dim == 0 for i in s.indices): o for o in within}
+        by_row = {
+            min(i for s in o.slices if s.tensor == "qkv.weight" and s.dim == 0 for i in s.indices): o for o in within
+        }
         yield "query", by_row[0]
         yield "value", by_row[16]
 
