@@ -48,13 +48,13 @@ def test_scores_do_not_depend_on_how_samples_are_put_together_in_batches(kind):
     parts = [(images[a:b], labels[a:b]) for a, b in ((0, 3), (3, 4), (4, 8))]
     assert_equal_scores(scored(dag, parts, whole.keys(), orbits=orbits), whole)
     assert all(scores.samples == 8 for scores in whole.values())
+    apart = [scored(dag, [part], whole.keys(), orbits=orbits) for part in parts]
+    assert_equal_scores({key: apart[0][key].merged(apart[1][key], apart[2][key]) for key in whole}, whole)
 
 
 def test_a_mean_a_sum_and_a_loss_for_each_sample_are_the_same():
     _, dag, orbits = made(Residual)
     every = [*PER_SAMPLE, "taylor_weights", "fisher_weights"]
-    mean = scored(dag, [data()], every, orbits=orbits)
-    torch.manual_seed(0)
     batch = data()
     mean = scored(dag, [batch], every, orbits=orbits)
     each = scored(dag, [batch], every, orbits=orbits, loss=loss_of)
@@ -130,7 +130,7 @@ def test_several_inputs_by_name_and_several_outputs():
     batch = {"image": x, "scale": scale, "label": torch.tensor([0, 1, 1, 0, 1, 1])}
     scores = torchorbit.calibrate(
         dag, [batch], lambda out, b: F.cross_entropy(out["logits"], b["label"]), "taylor",
-        sample_to_model_inputs=lambda b: ((b["image"],), {"scale": b["scale"]}),
+        sample_to_model_inputs=lambda b: ((), {"image": b["image"], "scale": b["scale"]}),
     )  # fmt: skip
     assert scores["taylor"].samples == 6
     assert all(values.any() for values in scores["taylor"].values())
@@ -238,8 +238,7 @@ def test_the_modes_are_those_of_the_graph_at_every_call():
         ours = dag(x)
         torch.manual_seed(1)
         assert_same(ours, twin(x))
-    assert torch.equal(dag.block[1].running_mean if hasattr(dag.block, "__getitem__") else
-                       dag.get_submodule("block.1").running_mean, twin.block[1].running_mean)  # fmt: skip
+    assert torch.equal(dag.get_submodule("block.1").running_mean, twin.block[1].running_mean)
 
 
 def snapshot(dag):
@@ -280,13 +279,13 @@ def test_nothing_holds_what_ran_after_it_was_used():
     with torchorbit.Calibrator(dag, ["taylor", "apoz"]):
         output = dag(images)
         F.cross_entropy(output, labels).backward()
-        before = sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+        before = sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
         gc.disable()
         try:
             for _ in range(3):
                 output = dag(images)
                 F.cross_entropy(output, labels).backward()
-            after = sum(isinstance(found, torch.Tensor) for found in gc.get_objects())
+            after = sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
         finally:
             gc.enable()
     assert after <= before
@@ -315,7 +314,8 @@ def test_calibrate_leaves_gradients_statistics_and_modes_as_they_were():
 _WORKER = """
     import sys, torch, torchorbit
     from tests.pruning.gated import Concat, made, mean_loss
-    dag, orbits = made(Concat)[1:]
+    torch.manual_seed(0)
+    _, dag, orbits = made(Concat)
     images, labels = torch.load(sys.argv[1])
     start, stop = int(sys.argv[2]), int(sys.argv[3])
     batches = list(zip(images[start:stop].split(2), labels[start:stop].split(2)))
@@ -324,6 +324,7 @@ _WORKER = """
 """
 
 
+@pytest.mark.slow
 def test_scores_of_several_processes_are_merged_to_those_of_one(tmp_path):
     _, dag, orbits = made(Concat)
     batch = data()
@@ -337,8 +338,7 @@ def test_scores_of_several_processes_are_merged_to_those_of_one(tmp_path):
     ]
     assert [process.wait(timeout=300) for process in processes] == [0, 0]
     for name, whole in scored(dag, [batch], ["taylor", "apoz"], orbits=orbits).items():
-        parts = [Scores.load(tmp_path / f"s{a}-{name}.npz" if not (tmp_path / f"s{a}-{name}").exists()
-                             else tmp_path / f"s{a}-{name}", orbits) for a, _ in pieces]  # fmt: skip
+        parts = [Scores.load(tmp_path / f"s{a}-{name}", orbits) for a, _ in pieces]
         merged = parts[0].merged(*parts[1:])
         assert merged.samples == 8
         for orbit in orbits:
@@ -459,20 +459,28 @@ def test_a_graph_without_weights_is_refused():
 
 # -- models as they are used
 
-_SIZES = {
-    "resnet18": 32, "vit_tiny_patch16_224": 32, "swin_tiny_patch4_window7_224": 64, "convnext_atto": 64,
-    "mobilenetv3_small_050": 32, "efficientvit_b0": 64, "xcit_nano_12_p16_224": 64, "regnety_002": 32,
-    "tf_efficientnet_cc_b0_4e": 32, "edgenext_xx_small": 64, "densenet121": 64, "mixer_s32_224": 64,
-    "swinv2_cr_tiny_224": 64,
-}  # fmt: skip
+# Input size, and where positions are encoded by a network of their own, which samples have in common.
+_MODELS = {
+    "resnet18": (32, ()),
+    "vit_tiny_patch16_224": (32, ()),
+    "swin_tiny_patch4_window7_224": (64, ()),
+    "convnext_atto": (64, ()),
+    "mobilenetv3_small_050": (32, ()),
+    "efficientvit_b0": (64, ()),
+    "davit_tiny": (64, ()),
+    "regnety_002": (32, ()),
+    "tf_efficientnet_cc_b0_4e": (32, ()),
+    "edgenext_xx_small": (64, ("pos_embd",)),
+    "densenet121": (64, ()),
+    "mixer_s32_224": (64, ()),
+    "swinv2_cr_tiny_224": (64, ("meta_mlp",)),
+}
 
 
-@pytest.mark.parametrize("name", _SIZES)
+@pytest.mark.parametrize("name", _MODELS)
 def test_all_criteria_score_all_orbits_of_a_timm_model(name):
-    size = _SIZES[name]
-    fixed = {"img_size": size} if any(part in name for part in ("vit_tiny", "swin", "mixer", "xcit")) else {}
-    if name == "xcit_nano_12_p16_224":
-        fixed = {}
+    size, in_common = _MODELS[name]
+    fixed = {"img_size": size} if any(part in name for part in ("vit_tiny", "swin", "mixer")) else {}
     model = stir(timm.create_model(name, scriptable=False, num_classes=3, **fixed)).eval()
     x, labels = torch.randn(3, 3, size, size), torch.tensor([0, 2, 1])
     dag = torchorbit.convert(model, x[:2])
@@ -482,26 +490,20 @@ def test_all_criteria_score_all_orbits_of_a_timm_model(name):
     for key, scores in whole.items():
         assert len(scores) == len(orbits)
         assert all(np.isfinite(values).all() for values in scores.values())
-        # Nothing is left out: but for what a ReLU has switched off, every orbit is seen.
         assert all(values.any() for values in scores.values()), key
     singles = [(x[n : n + 1], labels[n : n + 1]) for n in range(3)]
-    apart = scored(dag, singles, ["taylor", "apoz"], orbits=orbits)
-    for key, scores in apart.items():
+    for key, scores in scored(dag, singles, ["taylor", "apoz"], orbits=orbits).items():
         for orbit in orbits:
-            assert np.abs(scores[orbit] - whole[key][orbit]).max() <= 1e-3 * whole[key][orbit].max(), (key, orbit)
+            if not any(part in source for part in in_common for source in orbit.sources):
+                assert np.abs(scores[orbit] - whole[key][orbit]).max() <= 1e-3 * whole[key][orbit].max(), (key, orbit)
 
 
-def test_shapley_values_of_a_model_with_many_units():
+def test_shapley_values_add_up_to_the_loss_without_the_orbit():
     model = stir(timm.create_model("mobilenetv3_small_050", scriptable=False, num_classes=3)).eval()
     x, labels = torch.randn(2, 3, 32, 32), torch.tensor([0, 2])
     dag = torchorbit.convert(model, x)
-    narrow = sorted(torchorbit.find_orbits(dag), key=lambda orbit: orbit.width)[0]
-    keep = [
-        piece.tensor for orbit in torchorbit.find_orbits(dag) if orbit.index != narrow.index for piece in orbit.slices
-    ]
-    mine = {piece.tensor for piece in narrow.slices}
-    orbits = torchorbit.find_orbits(dag, frozen=sorted(set(keep) - mine))
-    assert orbits
+    orbits = torchorbit.find_orbits(dag, frozen=["blocks.[2-5]*", "conv_head", "classifier"])
+    assert len(orbits) > 1
     scores = scored(dag, [(x, labels)], Shapley(sv_samples=1), orbits=orbits)[Shapley(sv_samples=1)]
     masked = torchorbit.MaskedLoss(orbits, [(x, labels)], mean_loss)
     for orbit in orbits:

@@ -16,7 +16,6 @@ from tests.pruning.gated import (
     MODELS,
     Chain,
     Concat,
-    Gated,
     Groups,
     Residual,
     by_finite_differences,
@@ -251,17 +250,15 @@ def test_options_out_of_range_are_refused(make, message):
         make()
 
 
-def test_every_unit_that_a_gate_switches_off_is_off_for_the_written_model_as_well():
-    """The losses that criteria ask for, of subsets."""
-    for kind in MODELS:
-        model, _, orbits = made(kind)
-        batch = data()
-        masked = torchorbit.MaskedLoss(orbits, [batch], loss_of)
-        assert isinstance(model, Gated)
-        for name, orbit in gates_of(model, orbits):
-            removed = list(range(0, orbit.width, 2))
-            gate = torch.ones(orbit.width, dtype=torch.float64)
-            gate[removed] = 0
-            with torch.no_grad():
-                wanted = losses_with(model, name, gate, batch).mean().item()
-            assert masked({orbit: removed}) == pytest.approx(wanted, rel=1e-12)
+@models
+def test_the_loss_with_zeros_is_that_with_a_closed_gate_wherever_units_are_consumed(kind):
+    model, _, orbits = made(kind)
+    batch = data()
+    masked = torchorbit.MaskedLoss(orbits, [batch], loss_of)
+    for name, orbit in gates_of(model, orbits):
+        removed = list(range(0, orbit.width, 2))
+        gate = torch.ones(orbit.width, dtype=torch.float64)
+        gate[removed] = 0
+        with torch.no_grad():
+            wanted = losses_with(model, name, gate, batch).mean().item()
+        assert masked({orbit: removed}) == pytest.approx(wanted, rel=1e-12)
