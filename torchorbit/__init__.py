@@ -9,6 +9,7 @@ from torchorbit.conversion import convert  # noqa: E402
 from torchorbit.errors import CheckpointError, ConversionError, GraphRunError, TorchorbitError  # noqa: E402
 from torchorbit.explaining import Explanation, explain  # noqa: E402
 from torchorbit.graph.dag import DagModule  # noqa: E402
+from torchorbit.graph.editing import insert_after, replace_layers, users  # noqa: E402
 from torchorbit.graph.loading import load  # noqa: E402
 from torchorbit.inspection import (  # noqa: E402
     frozen_groups,
@@ -77,6 +78,7 @@ __all__ = [
     "flops",
     "from_pretrained",
     "frozen_groups",
+    "insert_after",
     "load",
     "module_dependencies",
     "module_of_vertex",
@@ -85,9 +87,11 @@ __all__ = [
     "pruning_plan",
     "register_rule",
     "remove_channels",
+    "replace_layers",
     "transforms",
     "unit_dependencies",
     "unit_slices",
+    "users",
     "verify_removal",
     "vertices_of_module",
 ]

@@ -350,3 +350,9 @@ def blank(graph: Graph, provenance: Provenance | None) -> DagModule:
     dag.__dict__["graph"] = graph
     dag.__dict__["provenance"] = provenance
     return dag
+
+
+def rewrite(dag: DagModule, graph: Graph) -> None:
+    """Let a level compute another graph, with the parameters and submodules that it has."""
+    dag.__class__ = _class_for(graph, DagModule if dag.provenance is None else _Root)
+    dag.__dict__["graph"] = graph

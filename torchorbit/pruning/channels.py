@@ -197,6 +197,20 @@ class Channels:
             return units, []
         return _gathered(self.orbits, self._owners, wanted)
 
+    def owners(self) -> list[tuple[Orbit, int] | None]:
+        """For every channel the orbit and unit that it belongs to, in the first reading in which it has one."""
+        return [
+            next(
+                (
+                    (self.orbits[int(owners.orbit[index])], int(owners.unit[index]))
+                    for owners in self._owners
+                    if owners.orbit[index] >= 0
+                ),
+                None,
+            )
+            for index in range(self.length)
+        ]
+
     def units_at(self, orbit: Orbit, wanted: list[int]) -> set[int]:
         """The units of one orbit that channels belong to."""
         return {

@@ -153,12 +153,15 @@ class PruningPlan:
             )
         self._set({o: units for o, units in self._state.removed.items() if o not in orbits}, self._state.roots)
 
-    def execute(self, *, inplace: bool = True, optimizer: Optimizer | None = None) -> DagModule:
+    def execute(
+        self, *, inplace: bool = True, optimizer: Optimizer | None = None, adjust_dropout: bool = False
+    ) -> DagModule:
         """Remove what the plan says. It can be done once.
 
         Args:
             inplace: change the graph itself, as for `torchorbit.remove_channels`.
             optimizer: its state is cut along.
+            adjust_dropout: make dropout less probable where channels go, as for `torchorbit.remove_channels`.
 
         Returns:
             The smaller graph.
@@ -170,7 +173,14 @@ class PruningPlan:
         if self._executed:
             raise PlanError("this plan was executed already; make another one for the graph that is left")
         dag = self.orbits.model.dag
-        smaller = remove_channels(dag, self.removed, inplace=inplace, optimizer=optimizer, allow_empty=self.allow_empty)
+        smaller = remove_channels(
+            dag,
+            self.removed,
+            inplace=inplace,
+            optimizer=optimizer,
+            allow_empty=self.allow_empty,
+            adjust_dropout=adjust_dropout,
+        )
         self._executed = True
         return smaller
 

@@ -52,6 +52,7 @@ def prune(
     finetune_bn: bool = False,
     inplace: bool = False,
     optimizer: Optimizer | None = None,
+    adjust_dropout: bool = False,
     entry_point: str = "forward",
     calibration_steps: int | None = None,
     calibration_epochs: int = 1,
@@ -100,6 +101,7 @@ def prune(
         inplace: change the graph itself. The model that it was converted from has the same parameters, and no longer
             runs.
         optimizer: its state is cut along.
+        adjust_dropout: make dropout less probable where channels go, as for `torchorbit.remove_channels`.
         entry_point: the method of the model that is converted and pruned, as for `torchorbit.convert`.
         calibration_steps: batches that a criterion looks at; by default all, ``calibration_epochs`` times.
         calibration_epochs: passes over the loader.
@@ -186,7 +188,9 @@ def prune(
         )
         removed = {orbit: list(units) for orbit, units in schedule.selector(step, orbits).select(task).items()}
         removed_any = removed_any or any(removed.values())
-        dag = remove_channels(dag, removed, inplace=inplace or dag is not whole, optimizer=optimizer)
+        dag = remove_channels(
+            dag, removed, inplace=inplace or dag is not whole, optimizer=optimizer, adjust_dropout=adjust_dropout
+        )
         if finetune_bn and loader is not None:
             finetune_batch_norm(dag, loader, progress=progress, **data)
         if between is not None and step < steps:

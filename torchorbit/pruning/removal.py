@@ -52,6 +52,7 @@ def remove_channels(
     inplace: bool = False,
     optimizer: Optimizer | None = None,
     allow_empty: bool = False,
+    adjust_dropout: bool = False,
 ) -> DagModule:
     """Remove units of orbits.
 
@@ -70,6 +71,8 @@ def remove_channels(
         allow_empty: let an orbit lose all of its units, and with them the branch that they stood in: its layers go, and
             what is left of it, the biases that it still adds or multiplies with in evaluation, becomes a parameter
             (in the optimiser's first group, where one is given).
+        adjust_dropout: let every dropout be as much less probable as there are fewer channels that it drops (of one
+            with 0.5 on half of its channels 0.25 is left), since a smaller network needs less of it (TorchPruner).
 
     Returns:
         The smaller graph: one level of vertices, a `DagModule` like any other. Its ``state_dict()`` has the same keys,
@@ -89,7 +92,7 @@ def remove_channels(
     if optimizer is not None and not (hasattr(optimizer, "state") and hasattr(optimizer, "param_groups")):
         raise TypeError(f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
     parameters = list(dag.parameters())
-    cut = _Cut(selection, dag)
+    cut = _Cut(selection, dag, adjust_dropout)
     units = sum(len(positions) for positions in selection.removed.values())
     by_hand = Pruning("chosen by hand", "chosen by hand", f"{units} unit{'s' * (units != 1)}")
     history = continued(dag, by_hand) if units else dag.history
@@ -106,8 +109,9 @@ def remove_channels(
 
 
 class _Cut:
-    def __init__(self, selection: Selection, dag: DagModule):
+    def __init__(self, selection: Selection, dag: DagModule, adjust_dropout: bool):
         assert selection.orbits is not None
+        self.adjust_dropout = adjust_dropout
         self.selection = selection
         self.orbits: Orbits = selection.orbits
         self.model = self.orbits.model
@@ -212,6 +216,8 @@ class _Cut:
         resize = RESIZERS.get(call.operator)
         if resize is not None:
             resize(answer)
+        if self.adjust_dropout and isinstance(vertex, OperatorVertex) and call.operator in _DROPOUTS:
+            answer.args["p"] = call.args.get("p", 0.5) * _share(answer.masks())
         return answer
 
     def settle(self, vertex: ModuleVertex, call: Resized) -> str:
@@ -220,6 +226,9 @@ class _Cut:
         Nothing ties the calls of a leaf without weights. Where they need other numbers each has a leaf of its own.
         """
         numbers = _numbers(vertex.leaf, call)
+        if self.adjust_dropout and vertex.leaf in _DROPOUT_LEAVES:
+            dropout: Any = self.dag.get_submodule(vertex.target)
+            numbers["p"] = dropout.p * _share(call.masks())
         leaves = self.settled.setdefault(id(self.dag.get_submodule(vertex.target)), [])
         for leaf in leaves:
             if leaf.numbers == numbers:
@@ -451,6 +460,15 @@ class _Cut:
                         module._parameters[name] = back.get(id(parameter), parameter)
         dag.__class__ = type(smaller)
         dag.__dict__.update({key: smaller.__dict__[key] for key in _OF_A_GRAPH})
+
+
+_DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
+_DROPOUT_LEAVES = frozenset({"Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"})
+
+
+def _share(masks: list[Mask | None]) -> float:
+    """The share of a value that is kept."""
+    return float(np.prod([mask.mean() for mask in masks if mask is not None]))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

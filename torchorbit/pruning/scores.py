@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from tabulate import tabulate
+from torch import nn
 
 from torchorbit.errors import TorchorbitError
 from torchorbit.orbits.orbit import Orbit, Orbits
@@ -81,6 +82,31 @@ class Scores(Mapping[Orbit, Array]):
         everything = np.concatenate([*self._values.values(), np.empty(0)]) if globally else None
         values = {orbit: normalised(scores, how, everything) for orbit, scores in self.items()}
         return Scores(self.orbits, values, criterion=self.criterion, samples=self.samples)
+
+    def of_channels(self, module: nn.Module | str, dim: int = 0) -> Array:
+        """The scores of a layer's channels, in their order (what TorchPruner's ``run(module)`` returns).
+
+        Args:
+            module: a layer of the graph, its path, or the path of a parameter or buffer, as for
+                `torchorbit.pruning_plan`.
+            dim: 0 for the channels that the layer gives, 1 for those that it takes; of a tensor, the dimension.
+
+        Returns:
+            An array with the score of the unit that each channel belongs to; infinite where it may not be removed.
+            A channel that also belongs to a unit around it (a whole head) has the score of its own unit.
+
+        Raises:
+            ValueError: there is no such module or dimension.
+            TypeError: ``module`` is neither.
+        """
+        from torchorbit.pruning.channels import Channels  # it knows more of a graph than scores have to
+
+        channels = Channels.of(self.orbits, module, dim)
+        found = np.full(channels.length, np.inf)
+        for index, owner in enumerate(channels.owners()):
+            if owner is not None:
+                found[index] = self[owner[0]][owner[1]]
+        return found
 
     def merged(self, *others: Scores) -> Scores:
         """The scores over all samples that these and others have seen, say in several processes.
