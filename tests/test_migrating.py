@@ -71,14 +71,14 @@ def rows():
     return found
 
 
-def tests():
+def named_tests():
     """Names of the tests of the rows."""
     trees = [ast.parse(path.read_text()) for path in (ROOT / "tests" / "migrating").glob("test_*.py")]
     return {node.name for tree in trees for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
 def test_every_row_says_what_is_here_and_names_a_test():
-    there = tests()
+    there = named_tests()
     assert len(rows()) > 100
     for row in rows():
         assert len(row) == 4, row
@@ -92,7 +92,7 @@ def test_every_row_says_what_is_here_and_names_a_test():
 
 def test_every_test_of_a_row_is_named():
     named = {name for row in rows() for name in re.findall(r"`(\w+)`", row[3])}
-    assert {name for name in tests() if name.startswith("test_")} == named
+    assert {name for name in named_tests() if name.startswith("test_")} == named
 
 
 @pytest.mark.parametrize("system", NAMES)
