@@ -152,7 +152,7 @@ class _Analysis:
         self.orbits = orbits
         self.readings = readings
         self.components = [reading.labels.components() for reading in readings]
-        self.causes = [Causes(orbits.model, reading) for reading in readings]
+        self.causes = [Causes(orbits.model, reading, orbits.fixed.vertices) for reading in readings]
         self._kernels = _kernels(orbits)
         self._known: dict[Any, list[Reason]] = {}
 

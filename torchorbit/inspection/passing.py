@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from torchorbit.graph.shapes import pick
-from torchorbit.graph.vertices import Attr, ByMode, Ref
+from torchorbit.graph.vertices import Ref
 from torchorbit.inspection.lookups import described, module_of_vertex
+from torchorbit.inspection.operands import tensors_in
 from torchorbit.orbits.labels import Array, arrays_of
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.orbits.rules import Labelled
@@ -75,7 +75,7 @@ class Passing:
             if self._holds(self._reading.values.get(name)):
                 self.given.append(name)
             held = False
-            for arg in _tensors_of(() if call is None else tuple(call.args.values())):
+            for arg in tensors_in({} if call is None else call.args):
                 if isinstance(arg, Ref):
                     if self._holds(pick(self._reading.values[arg.vertex], arg.index)):
                         self.taken.setdefault(name, []).append(arg.vertex)
@@ -133,18 +133,3 @@ class Passing:
         if known is None:
             known = self._known[id(array)] = bool(self._units[self._component[array]].any())
         return known
-
-
-def _tensors_of(arg: Any) -> Iterator[Ref | Attr]:
-    """The tensors among arguments: sizes and devices of others are none."""
-    if isinstance(arg, (Ref, Attr)):
-        yield arg
-    elif isinstance(arg, ByMode):
-        yield from _tensors_of((arg.training, arg.evaluation))
-    elif isinstance(arg, (tuple, list)):
-        for item in arg:
-            yield from _tensors_of(item)
-    elif isinstance(arg, dict):
-        yield from _tensors_of(tuple(arg.values()))
-    elif isinstance(arg, slice):
-        yield from _tensors_of((arg.start, arg.stop, arg.step))
