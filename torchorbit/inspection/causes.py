@@ -10,10 +10,10 @@ import numpy as np
 
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Attr, InputVertex, Ref
-from torchorbit.inspection.operands import tensors_in
+from torchorbit.inspection.operands import labelled_in, tensors_in
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.labels import OTHER, Array, Dim, Labels, arrays_of
-from torchorbit.orbits.rules import Labelled, Reading
+from torchorbit.orbits.rules import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,16 +170,12 @@ class Causes:
 
 
 def _has_bare(value: Any, length: int) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(_has_bare(item, length) for item in value)
-    return isinstance(value, Labelled) and any(
-        dim is None and size == length for dim, size in zip(value.dims, value.shape, strict=True)
+    return any(
+        dim is None and size == length
+        for tensor in labelled_in(value)
+        for dim, size in zip(tensor.dims, tensor.shape, strict=True)
     )
 
 
 def _has_labels(value: Any) -> bool:
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, (tuple, list)):
-        return any(map(_has_labels, value))
-    return isinstance(value, Labelled) and any(dim is not None for dim in value.dims)
+    return any(dim is not None for tensor in labelled_in(value) for dim in tensor.dims)

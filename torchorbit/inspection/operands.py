@@ -1,4 +1,4 @@
-"""The tensors among the arguments of a vertex."""
+"""The tensors among the arguments and results of vertices."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torchorbit.graph.vertices import Attr, ByMode, Ref
+from torchorbit.orbits.rules import Labelled
 
 
 def tensors_in(arg: Any) -> Iterator[Ref | Attr]:
@@ -21,3 +22,14 @@ def tensors_in(arg: Any) -> Iterator[Ref | Attr]:
         yield from tensors_in(tuple(arg.values()))
     elif isinstance(arg, slice):
         yield from tensors_in((arg.start, arg.stop, arg.step))
+
+
+def labelled_in(value: Any) -> Iterator[Labelled]:
+    """What is known of the tensors in a result."""
+    if isinstance(value, Labelled):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from labelled_in(item)
+    elif isinstance(value, dict):
+        yield from labelled_in(tuple(value.values()))

@@ -10,10 +10,9 @@ import numpy as np
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Ref
 from torchorbit.inspection.lookups import described, module_of_vertex
-from torchorbit.inspection.operands import tensors_in
+from torchorbit.inspection.operands import labelled_in, tensors_in
 from torchorbit.orbits.labels import Array, arrays_of
 from torchorbit.orbits.orbit import Orbits
-from torchorbit.orbits.rules import Labelled
 
 #: What a vertex does with channels.
 Role = Literal["produces", "consumes", "passes on", "holds"]
@@ -122,11 +121,7 @@ class Passing:
         return {name for name, array in places if self._hit(array)}
 
     def _holds(self, value: Any) -> bool:
-        if isinstance(value, Labelled):
-            return any(self._hit(array) for dim in value.dims for array in arrays_of(dim))
-        if isinstance(value, dict):
-            value = tuple(value.values())
-        return isinstance(value, (tuple, list)) and any(map(self._holds, value))
+        return any(self._hit(array) for tensor in labelled_in(value) for dim in tensor.dims for array in arrays_of(dim))
 
     def _hit(self, array: Array) -> bool:
         known = self._known.get(id(array))  # arrays of a reading live as long as it does
