@@ -332,6 +332,20 @@ def test_kernels_are_listed_on_request(mobilenet):
     assert rows.width == 3
 
 
+def test_kernels_of_standardised_weights_are_no_channels_either():
+    orbits = torchorbit.find_orbits(converted("nf_resnet26"))
+    assert [[reason.kind for reason in group.reasons] for group in frozen_groups(orbits)] == [["input"], ["output"]]
+    (rows,) = frozen_groups(orbits, space=True).of_tensor("stem.conv.weight", 2)
+    assert (rows.width, rows.space) == (7, True)
+
+
+def test_a_dimension_that_is_joined_with_another_says_where():
+    orbits = torchorbit.find_orbits(converted("halonet26t", 256))
+    (rows,) = frozen_groups(orbits).of_tensor("stages.2.1.self_attn.pos_embed.height_rel", 0)
+    assert {reason.kind for reason in rows.reasons} == {"shape"}
+    assert any("reshape" in reason.vertex for reason in rows.reasons)
+
+
 def test_position_embeddings_have_no_channels_along_their_tokens(vit):
     (tokens,) = frozen_groups(vit).of_tensor("pos_embed", 1)
     assert tokens.width == 197

@@ -23,8 +23,9 @@ class Reason:
     Attributes:
         kind: ``"input"`` or ``"output"`` of the model; ``"named"`` by the caller in ``frozen=``; an operator with
             ``"no rule"``; ``"constant"``: they meet a constant, or only constants make them; ``"unlabelled"``: they
-            meet a dimension that holds no channels; ``"operator"``: one that needs all of them; ``"shape"``: a reshape
-            that has no place for their removal; ``"alone"``: nothing would be left without them.
+            meet a dimension that holds no channels; ``"operator"``: one that needs all of them; ``"shape"``: a
+            dimension is split, joined or met such that only other channels along it can be removed; ``"alone"``:
+            nothing would be left without them.
         vertex: the vertex at which it happens; of what is named, the path of the layer, parameter or buffer; may be
             empty.
         text: the same in words.
@@ -122,7 +123,7 @@ class Causes:
         if kind == "unruled":
             return [Reason("no rule", name, f"the operator {call.operator} of '{name}' has no rule")]
         if freeze.here:
-            return [Reason("shape", name, f"'{name}' ({call.operator}) splits or joins dimensions another way")]
+            return [Reason("shape", name, f"'{name}' ({call.operator}) has no place for them beside other channels")]
         if freeze.bare:
             return self.met(name, freeze.length)
         if freeze.length == 1:
