@@ -109,7 +109,7 @@ class Knapsack(WidthSelector):
         return task if self.strict_order else _by_cost(task)
 
     def _widths(self, task: Task) -> list[int]:
-        if task.cost(task.most) <= task.limit:
+        if task.limit >= task.cost(task.most):
             return list(task.most)
         worth = _worth(task, self.normalisation)
         if task.pricing is not None and math.prod(map(len, task.allowed.values())) <= self.exhaustive:
