@@ -2,15 +2,26 @@
 
 from torchorbit.latency.base import Keep, Latency, LatencyMeasurementError, PredictedLatency, name_of
 from torchorbit.latency.counts import FlopsLatency, ParametersLatency, flops, parameters
+from torchorbit.latency.lookup import LookupCheck, LookupTable, LookupTableError, Seconds
+from torchorbit.latency.measured import MeasuredLatency, timed
+from torchorbit.latency.onnx import OnnxRuntimeLatency, export_onnx
 
 __all__ = [
     "FlopsLatency",
     "Keep",
     "Latency",
     "LatencyMeasurementError",
+    "LookupCheck",
+    "LookupTable",
+    "LookupTableError",
+    "MeasuredLatency",
+    "OnnxRuntimeLatency",
     "ParametersLatency",
     "PredictedLatency",
+    "Seconds",
+    "export_onnx",
     "flops",
     "name_of",
     "parameters",
+    "timed",
 ]
