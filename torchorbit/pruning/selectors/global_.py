@@ -25,7 +25,7 @@ class Global(WidthSelector):
     go together, and count as their mean score.
 
     For a target, as few units go as meet it. Then those of them that fit come back, the highest scores first; where the
-    target is still missed by more than 0.5 %, some orbits take more steps, and others fewer, to come closer.
+    target is still missed by more than 1 %, some orbits take more steps, and others fewer, to come closer.
 
     Attributes:
         n_channels_or_ratio: how many units go; below 1 which share of all units. None removes them until the target is
