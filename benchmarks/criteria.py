@@ -2,8 +2,8 @@
 
 Two models of timm, trained here on handwritten digits (`trained.py`), are pruned by every criterion and every selector
 of torchorbit, and by every criterion of Torch-Pruning in many ways (`torch_pruning_options.py`). FLOPs are counted the
-same way (`torchorbit.flops`), the training images to look at and the test images are the same. Of Torch-Pruning's options
-the best on the test images is shown, which is in its favour.
+same way (`torchorbit.flops`), the training images to look at and the test images are the same. Of the ways to use
+Torch-Pruning the best on the test images is shown, which is in its favour.
 """
 
 from __future__ import annotations
