@@ -31,7 +31,7 @@ _NIGHTLY_PAGES = (
     "summary.md",
 )
 
-_BENCHMARKS = ("conversion", "orbits", "latency", "loading", "criteria")
+_BENCHMARKS = ("conversion", "orbits", "latency", "loading", "targets", "criteria")
 
 
 def _install(session: nox.Session, *extras: str) -> None:

@@ -8,32 +8,15 @@ from __future__ import annotations
 
 import argparse
 import platform
-import statistics
-import time
 
 import torch
 from tabulate import tabulate
-from torch import Tensor, nn
 
 import torchorbit
 from harness.models import VERSIONS, build, input_size
+from torchorbit.latency import MeasuredLatency
 
 MODELS = ("resnet50", "vit_small_patch16_224", "convnext_tiny")
-
-WARM_UP = 5
-
-
-@torch.no_grad()
-def latencies(first: nn.Module, second: nn.Module, x: Tensor, repeats: int) -> tuple[float, float]:
-    """Median seconds of a forward of each of two modules, taken in turns."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + WARM_UP):
-        for module, taken in zip((first, second), times, strict=True):
-            started = time.perf_counter()
-            module(x)
-            if turn >= WARM_UP:
-                taken.append(time.perf_counter() - started)
-    return statistics.median(times[0]), statistics.median(times[1])
 
 
 def gflops_and_millions(dag: torchorbit.DagModule) -> tuple[float, float]:
@@ -60,8 +43,8 @@ def main() -> None:
         pruned = torchorbit.prune(dag, flops=0.5, round_to=8)
         (gflops, millions), (gflops_left, millions_left) = gflops_and_millions(dag), gflops_and_millions(pruned)
         for threads in sorted({1, all_threads}):
-            torch.set_num_threads(threads)
-            before, after = latencies(model, pruned, x, options.repeats)
+            latency = MeasuredLatency(x, repeats=options.repeats, threads=threads)
+            before, after = latency.in_turns(model, pruned)
             row = (gflops, gflops_left, millions, millions_left, before * 1e3, after * 1e3, after / before)
             rows.append((name, threads, *row))
     headers = (

@@ -36,7 +36,7 @@ class _Contents(click.Group):
     sections: ClassVar = {
         "One model": ("convert", "explain", "show"),
         "All of timm": ("sweep", "tables", "diff"),
-        "Pruned models": ("prune", "publish", "publish-tables", "pull", "zoo"),
+        "Pruned models": ("prune", "evaluate", "publish", "publish-tables", "pull", "zoo"),
     }
 
     def list_commands(self, context: click.Context) -> list[str]:

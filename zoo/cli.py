@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,15 +32,63 @@ def _branch_option(command: Any) -> Any:
     return click.option("--revision", metavar="BRANCH", help="Branch to publish to.  [default: main]")(command)
 
 
+def _model_options(command: Any) -> Any:
+    """Which weights a model of timm gets."""
+    for option in (
+        click.option("--seed", type=int, default=0, show_default=True, help="Of whatever is drawn."),
+        click.option(
+            "--weights",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            metavar="FILE",
+            help="Checkpoint to load first (.safetensors, .pth).",
+        ),
+        click.option("--pretrained", is_flag=True, help="Load timm's pretrained weights first, from its hub."),
+    ):
+        command = option(command)
+    return command
+
+
+def _data_options(*, required: bool) -> Callable[[Any], Any]:
+    """Which images are looked at."""
+    options = (
+        click.option(
+            "--data",
+            required=required,
+            metavar="FOLDER|NAME",
+            help="Labelled images: a folder (or tar file) with a subfolder for every class, or timm's name of a data "
+            "set, as torch/cifar10 or hfds/...",
+        ),
+        click.option("--split", default="validation", show_default=True, help="Which part of the data."),
+        click.option(
+            "--data-dir",
+            type=click.Path(file_okay=False, path_type=Path),
+            metavar="FOLDER",
+            help="Where data that has a name is kept.",
+        ),
+        click.option(
+            "--samples", type=click.IntRange(min=1), metavar="N", help="Take N images at random.  [default: all]"
+        ),
+        click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True, metavar="N"),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            metavar="N",
+            help="Processes that read images.",
+        ),
+    )
+
+    def decorate(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
 @click.command(short_help="Prune a model and save it as a checkpoint.")
 @click.argument("model")
-@click.option("--pretrained", is_flag=True, help="Load timm's pretrained weights first, from its hub.")
-@click.option(
-    "--weights",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    metavar="FILE",
-    help="Checkpoint to load first (.safetensors, .pth).",
-)
 @click.option(
     "--flops",
     type=click.FloatRange(min=0, min_open=True),
@@ -47,10 +96,30 @@ def _branch_option(command: Any) -> Any:
     help="FLOPs that the result may have: a fraction of the model's where it is below 1, else their number.",
 )
 @click.option(
+    "--parameters",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="TARGET",
+    help="Parameters that it may have, likewise, instead of --flops.",
+)
+@click.option(
     "--ratio",
     type=click.FloatRange(min=0, max=1, max_open=True),
     metavar="SHARE",
-    help="Share of the units of every orbit to remove, instead of --flops.",
+    help="Share of the units to remove, instead of --flops: of every orbit, or of all with --selector global.",
+)
+@click.option(
+    "--criterion",
+    default="magnitude",
+    show_default=True,
+    metavar="NAME",
+    help="What units are scored by: magnitude, l1, lamp, taylor, fisher, ...; a wrong name lists them all.",
+)
+@click.option(
+    "--selector",
+    default="uniform",
+    show_default=True,
+    metavar="NAME",
+    help="How many go where: uniform, global, knapsack or optimal.",
 )
 @click.option(
     "--round-to",
@@ -61,9 +130,36 @@ def _branch_option(command: Any) -> Any:
     help="Numbers of channels are multiples of this.",
 )
 @click.option(
+    "--least", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Units that an orbit keeps."
+)
+@click.option(
+    "--least-share",
+    type=click.FloatRange(min=0, max=1),
+    default=0.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of its units that it keeps.",
+)
+@click.option(
+    "--frozen",
+    multiple=True,
+    metavar="PATTERN",
+    help="Modules that stay as they are, as 'blocks.0.*'; may be given repeatedly.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Reach the target in so many steps, and score anew in each.",
+)
+@click.option("--finetune-bn", is_flag=True, help="Re-estimate the statistics of batch norms on the data.")
+@_data_options(required=False)
+@click.option(
     "--dtype", type=click.Choice(_DTYPES), help="Type of the weights in the checkpoint.  [default: as they are]"
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the weights, where none are loaded.")
+@_model_options
 @click.option(
     "--out",
     type=click.Path(file_okay=False, path_type=Path),
@@ -75,31 +171,43 @@ def prune(
     model: str,
     pretrained: bool,
     weights: Path | None,
-    flops: float | None,
-    ratio: float | None,
-    round_to: int,
+    data: str | None,
+    split: str,
+    data_dir: Path | None,
+    samples: int | None,
+    batch_size: int,
+    workers: int,
     dtype: str | None,
     seed: int,
     out: Path,
+    **recipe: Any,
 ) -> None:
-    """Prune a model by magnitude and save it as a checkpoint, which loads without timm.
+    """Prune a model and save it as a checkpoint, which loads without timm.
 
     MODEL is a name in timm, with a tag where the --pretrained weights of that tag are wanted, or the folder of a
     checkpoint to prune further. Without --weights and --pretrained the weights are those that timm initialises the
-    model with.
+    model with. Criteria that look at data need --data, and take the cross entropy of its labels as the loss.
     """
-    if (flops is None) == (ratio is None):
-        raise UsageError("give either --flops or --ratio, which say how much is to go")
-    if flops is not None and flops == 1:
-        raise UsageError("--flops 1 is one FLOP; give a fraction below 1, or a number of FLOPs")
+    given = [f"--{name}" for name in ("flops", "parameters", "ratio") if recipe[name] is not None]
+    if len(given) != 1:
+        raise UsageError(f"give one of --flops, --parameters and --ratio, which say how much is to go; given {given}")
+    for name in ("flops", "parameters"):
+        if recipe[name] == 1:
+            raise UsageError(f"--{name} 1 is one in number; give a fraction below 1, or a number")
+    if data is None and (samples is not None or data_dir is not None):
+        raise UsageError("--samples and --data-dir are of --data, which is missing")
     from tqdm import tqdm
 
     import torchorbit  # before timm
-    from zoo.making import make_checkpoint
+    from zoo.data import Images
+    from zoo.making import Recipe, make_checkpoint
 
     import torch  # isort: skip
 
     del torchorbit
+    images = None
+    if data is not None:
+        images = Images(data, split, data_dir, samples, batch_size, workers)
     with tqdm(total=3, bar_format="{desc} {bar} {elapsed}", disable=None, leave=False) as progress:
 
         def begins(stage: str) -> None:
@@ -109,9 +217,7 @@ def prune(
         manifest = make_checkpoint(
             model,
             out,
-            flops=flops,
-            ratio=ratio,
-            round_to=round_to,
+            Recipe(**recipe, data=images),
             weights=weights,
             pretrained=pretrained,
             seed=seed,
@@ -124,6 +230,53 @@ def prune(
         f"{manifest.name}: {before.gflops:.3f} -> {after.gflops:.3f} GFLOPs, "
         f"{before.parameters / 1e6:.3f} -> {after.parameters / 1e6:.3f} M parameters, in {out}; "
         f"torchorbit.from_pretrained({str(out)!r}) loads it"
+    )
+
+
+@click.command(short_help="Measure the accuracy of a model.")
+@click.argument("model")
+@_data_options(required=True)
+@_model_options
+@click.option(
+    "--record",
+    metavar="NAME",
+    help="Write it into the checkpoint and its card, as measured on the data set of this name.",
+)
+@click.option(
+    "--before",
+    type=click.FloatRange(min=0, max=1),
+    metavar="SHARE",
+    help="With --record: top-1 accuracy of the model that was pruned.",
+)
+def evaluate(
+    model: str,
+    data: str,
+    split: str,
+    data_dir: Path | None,
+    samples: int | None,
+    batch_size: int,
+    workers: int,
+    record: str | None,
+    before: float | None,
+    **weights: Any,
+) -> None:
+    """Measure top-1 and top-5 accuracy.
+
+    MODEL is the folder of a checkpoint, or a name in timm.
+    """
+    if before is not None and record is None:
+        raise UsageError("--before is of --record, which is missing")
+    import torchorbit  # before timm
+    from zoo.data import Images
+    from zoo.evaluating import evaluate_images
+
+    del torchorbit
+    found = evaluate_images(
+        model, Images(data, split, data_dir, samples, batch_size, workers), record=record, before=before, **weights
+    )
+    click.echo(
+        f"{model}: top-1 {found.top1:.2%}, top-5 {found.top5:.2%} of {found.images} images"
+        + (f", written into {model}" if record is not None else "")
     )
 
 
@@ -264,4 +417,4 @@ def _command() -> str:
     return shlex.join(["torchorbit", *words])
 
 
-COMMANDS = (prune, publish, publish_tables, pull, zoo)
+COMMANDS = (prune, evaluate, publish, publish_tables, pull, zoo)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
@@ -13,19 +14,62 @@ from harness.errors import UsageError
 from harness.models import VERSIONS, build, check_name, example_input
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.files import GRAPH_FILE
+from torchorbit.pruning.constraints import Bounds
 from zoo.checkpoint import load_checkpoint, manifest_of, save_checkpoint, sha256, versions
+from zoo.data import Images, cross_entropy
 from zoo.manifest import MANIFEST_FILE, Manifest, Preprocessing, Source, Step
 
 import timm.data  # isort: skip - after torchorbit, which lets it import torchvision
 
 
+@dataclass(frozen=True)
+class Recipe:
+    """How to prune; `torchorbit.prune` says what the fields mean."""
+
+    flops: float | None = None
+    parameters: float | None = None
+    ratio: float | None = None
+    round_to: int = 1
+    least: int = 1
+    least_share: float = 0.0
+    criterion: str = "magnitude"
+    selector: str = "uniform"
+    steps: int = 1
+    finetune_bn: bool = False
+    frozen: tuple[str, ...] = ()
+    data: Images | None = None
+
+    def prune(self, dag: DagModule, *, seed: int = 0) -> DagModule:
+        """Prune a graph that carries a manifest.
+
+        Raises:
+            UsageError: data is wanted, and nothing is known of the model's preprocessing.
+            ValueError: as `torchorbit.prune`.
+        """
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        images, least, share = options.pop("data"), options.pop("least"), options.pop("least_share")
+        round_to = options.pop("round_to")
+        loader = None
+        if images is not None:
+            if dag.manifest is None or dag.manifest.preprocessing is None:
+                raise UsageError("--data: nothing is known of this model's preprocessing; save it with preprocessing=")
+            loader = images.loader(dag.manifest.preprocessing, seed=seed)
+        return torchorbit.prune(
+            dag,
+            loader=loader,
+            loss=None if loader is None else cross_entropy,
+            constraint=Bounds(least, share, round_to),
+            seed=seed,
+            progress=sys.stderr.isatty(),
+            **options,
+        )
+
+
 def make_checkpoint(
     model: str,
     out: Path,
+    recipe: Recipe,
     *,
-    flops: float | None = None,
-    ratio: float | None = None,
-    round_to: int = 1,
     weights: Path | None = None,
     pretrained: bool = False,
     seed: int = 0,
@@ -33,17 +77,16 @@ def make_checkpoint(
     command: str | None = None,
     stage: Callable[[str], object] = lambda name: None,
 ) -> Manifest:
-    """Prune a model by magnitude, and save it as a checkpoint.
+    """Prune a model, and save it as a checkpoint.
 
     Args:
         model: a name in timm, with a tag where certain weights are wanted; or the folder of a checkpoint.
         out: where the checkpoint goes.
-        flops: what `torchorbit.prune` takes.
-        ratio: what `torchorbit.prune` takes.
-        round_to: what `torchorbit.prune` takes.
+        recipe: how to prune it.
         weights: file with the model's state dict.
         pretrained: load timm's weights from its hub.
-        seed: of the weights that timm initialises the model with, where none are loaded.
+        seed: of whatever is drawn: images, numbers, and the weights that timm initialises the model with where none
+            are loaded.
         dtype: of the weights in the checkpoint.
         command: what was typed, for the checkpoint to tell.
         stage: told of every stage that begins.
@@ -53,26 +96,20 @@ def make_checkpoint(
 
     Raises:
         UsageError: there is no such model, or the arguments exclude each other.
-        ValueError: ``flops`` or ``ratio`` is out of range or cannot be reached.
+        ValueError: what the recipe says is out of range or cannot be reached.
         CheckpointError: the checkpoint cannot be loaded, or ``out`` holds something else.
     """
-    folder = Path(model)
     stage("load")
-    drawn = weights is None and not pretrained
-    if (folder / MANIFEST_FILE).exists() or (folder / GRAPH_FILE).exists():
-        if not drawn:
-            raise UsageError(f"{model} is a checkpoint, which has its weights: leave --weights and --pretrained out")
-        drawn = False
-        dag = load_checkpoint(folder) if (folder / MANIFEST_FILE).exists() else torchorbit.load(folder)
-    else:
-        dag = _converted(model, weights=weights, pretrained=pretrained, seed=seed)
+    dag = graph_of(model, weights=weights, pretrained=pretrained, seed=seed)
+    drawn = weights is None and not pretrained and not is_checkpoint(model)
     manifest = dag.manifest = manifest_of(dag)
     stage("prune")
-    pruned = torchorbit.prune(dag, flops=flops, ratio=ratio, round_to=round_to)
+    pruned = recipe.prune(dag, seed=seed)
     (pruning,) = pruned.history.prunings if pruned.history is not None else (None,)
     step = pruning and Step(
         **asdict(pruning),
-        seed=seed if drawn else None,
+        data=None if recipe.data is None else str(recipe.data),
+        seed=seed if drawn or recipe.data is not None else None,
         command=command,
         versions=versions(VERSIONS["timm"]),
     )
@@ -80,6 +117,36 @@ def make_checkpoint(
     stem = manifest.name if not manifest.steps else manifest.source.model
     kept = torchorbit.flops(pruned).total / 1e9 / manifest.before.gflops if manifest.before.gflops else 1.0
     return save_checkpoint(pruned, out, name=f"{stem}.pruned-{kept:.2f}", step=step, dtype=dtype)
+
+
+def is_checkpoint(model: str) -> bool:
+    """Whether this is the folder of a checkpoint rather than a name in timm."""
+    folder = Path(model)
+    return (folder / MANIFEST_FILE).exists() or (folder / GRAPH_FILE).exists()
+
+
+def graph_of(model: str, *, weights: Path | None = None, pretrained: bool = False, seed: int = 0) -> DagModule:
+    """The graph of a model.
+
+    Args:
+        model: a name in timm, with a tag where certain weights are wanted; or the folder of a checkpoint.
+        weights: file with the model's state dict.
+        pretrained: load timm's weights from its hub.
+        seed: of the weights that timm initialises the model with, where none are loaded.
+
+    Returns:
+        The graph, with what is known of the model as its manifest.
+
+    Raises:
+        UsageError: there is no such model, or the arguments exclude each other.
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    if not is_checkpoint(model):
+        return _converted(model, weights=weights, pretrained=pretrained, seed=seed)
+    if weights is not None or pretrained:
+        raise UsageError(f"{model} is a checkpoint, which has its weights: leave --weights and --pretrained out")
+    folder = Path(model)
+    return load_checkpoint(folder) if (folder / MANIFEST_FILE).exists() else torchorbit.load(folder)
 
 
 def _converted(name: str, *, weights: Path | None, pretrained: bool, seed: int) -> DagModule:

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import torchorbit
 from zoo.cards import card, figures_table, index_card
-from zoo.making import make_checkpoint
+from zoo.making import Recipe, make_checkpoint
 from zoo.manifest import Accuracy, Cost, Manifest, Preprocessing, Source, Step, Versions
 from zoo.plots import PLOT_FILE
 
@@ -159,7 +159,7 @@ def run_snippet(text: str, cwd: Path, more: str = "") -> subprocess.CompletedPro
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_the_snippet_of_a_checkpoint_runs_without_timm(tmp_path: Path, dtype: torch.dtype | None) -> None:
-    make_checkpoint("test_resnet", tmp_path / "folder of it", ratio=0.5, dtype=dtype)
+    make_checkpoint("test_resnet", tmp_path / "folder of it", Recipe(ratio=0.5), dtype=dtype)
     more = (
         "from PIL import Image\n"
         "assert preprocess(Image.new('L', (300, 200))).shape == (3, 160, 160)\n"

@@ -162,9 +162,9 @@ PRUNE = ("prune", "test_resnet", "--out", "a")
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (PRUNE, "give either --flops or --ratio"),
-        ((*PRUNE, "--flops", "0.5", "--ratio", "0.5"), "give either --flops or --ratio"),
-        ((*PRUNE, "--flops", "1"), "--flops 1 is one FLOP"),
+        (PRUNE, "give one of --flops, --parameters and --ratio"),
+        ((*PRUNE, "--flops", "0.5", "--ratio", "0.5"), "give one of --flops, --parameters and --ratio"),
+        ((*PRUNE, "--flops", "1"), "--flops 1 is one in number"),
         ((*PRUNE, "--flops", "0"), "'--flops'"),
         ((*PRUNE, "--ratio", "1"), "'--ratio'"),
         ((*PRUNE, "--ratio", "0.5", "--round-to", "0"), "'--round-to'"),
@@ -202,7 +202,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     ("arguments", "message"),
     [
         ((*PRUNE, "--flops", "0.0001"), "cannot be reached: with every orbit at its least width"),
-        ((*PRUNE, "--flops", "nan"), "flops=nan, expected a fraction"),
+        ((*PRUNE, "--flops", "nan"), "flops=nan, expected a positive number"),
         ((*PRUNE, "--ratio", "0.5", "--weights", "file"), ""),
         ((*PRUNE[:-1], "full", "--ratio", "0.5"), "holds something that is no checkpoint"),
         (("publish", "full", "lab/net", "--hub", "hub"), "holds no checkpoint.json"),

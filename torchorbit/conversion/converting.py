@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
 import warnings
@@ -26,7 +27,9 @@ _BATCH = 2
 _OTHER_BATCH = 7
 
 
-def convert(model: nn.Module, example_inputs: Any, *, atomic: Sequence[type[nn.Module]] = ()) -> DagModule:
+def convert(
+    model: nn.Module, example_inputs: Any, *, atomic: Sequence[type[nn.Module]] = (), entry_point: str = "forward"
+) -> DagModule:
     """Convert a model into a `DagModule`.
 
     The model is run on meta tensors, so nothing is computed and weights need not exist: it may have been built under
@@ -42,6 +45,8 @@ def convert(model: nn.Module, example_inputs: Any, *, atomic: Sequence[type[nn.M
             arguments. Only shapes and dtypes matter. The first dimension is the batch.
         atomic: module classes (with their subclasses) that stay whole: a vertex of their own that is not looked
             into. A graph with such a vertex cannot be saved. (torch-dag: ``custom_autowrap_torch_module_classes``.)
+        entry_point: the method that the graph computes: ``"forward_features"``, or one of a submodule,
+            ``"head.predict"``, which alone is then converted.
 
     Returns:
         The graph. ``dag.provenance`` says how it was recorded: which of batch size, lengths, dtype and training mode
@@ -50,6 +55,7 @@ def convert(model: nn.Module, example_inputs: Any, *, atomic: Sequence[type[nn.M
     Raises:
         ConversionError: with the stage, the path of the module and the operator at which conversion failed.
         TypeError: ``model`` is no module, or ``example_inputs`` holds no tensor.
+        ValueError: the model has no such entry point.
 
     Example:
         >>> dag = torchorbit.convert(model.eval(), torch.randn(1, 3, 224, 224))
@@ -57,8 +63,29 @@ def convert(model: nn.Module, example_inputs: Any, *, atomic: Sequence[type[nn.M
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected an nn.Module")
+    if entry_point != "forward":
+        model = _entered_at(model, entry_point)
     with no_garbage_collection():
         return _convert(model, _Inputs.of(model, example_inputs), tuple(atomic))
+
+
+def _entered_at(model: nn.Module, entry_point: str) -> nn.Module:
+    """A module whose forward is a method of a model or of a submodule of it; it shares everything else."""
+    path, _, method = entry_point.rpartition(".")
+    try:
+        owner = model.get_submodule(path)
+    except AttributeError:
+        owner = model
+        method = ""
+    if not callable(getattr(owner, method, None)):
+        raise ValueError(
+            f"entry_point={entry_point!r}: {type(model).__name__} has no such method; expected the name of one, behind "
+            "the path of a submodule where it is one of that, as 'forward_features' or 'head.forward'"
+        )
+    entered = copy.copy(owner)
+    if method != "forward":
+        entered.__dict__["forward"] = getattr(entered, method)
+    return entered
 
 
 def _convert(model: nn.Module, inputs: _Inputs, atomic: tuple[type[nn.Module], ...]) -> DagModule:

@@ -27,7 +27,7 @@ def flatten(dag: DagModule) -> DagModule:
         graph = Graph(graph.vertices, graph.output, _of_inputs(graph))
     flat = blank(graph, provenance)
     flat.manifest, flat.history = dag.manifest, dag.history
-    _fill(flat, dag, {id(dag): flat})
+    share_modules(flat, dag, {id(dag): flat})
     keep_shapes(flat)
     return flat
 
@@ -252,7 +252,14 @@ def _pick(arg: Any, index: tuple[int | str, ...]) -> Any:
     return arg
 
 
-def _fill(target: nn.Module, source: nn.Module, made: dict[int, nn.Module]) -> None:
+def share_modules(target: nn.Module, source: nn.Module, made: dict[int, nn.Module]) -> None:
+    """Give a graph the parameters, buffers and leaf modules of another one, under the same paths.
+
+    Args:
+        target: a blank graph.
+        source: the graph that has them.
+        made: id of a module of ``source`` -> what takes its place; is added to. Blocks become containers.
+    """
     target._parameters.update(source._parameters)
     target._buffers.update(source._buffers)
     target._non_persistent_buffers_set = set(source._non_persistent_buffers_set)
@@ -264,5 +271,5 @@ def _fill(target: nn.Module, source: nn.Module, made: dict[int, nn.Module]) -> N
             holds_children = isinstance(child, (DagModule, Container))
             made[id(child)] = Container() if holds_children else child
             if holds_children:
-                _fill(made[id(child)], child, made)
+                share_modules(made[id(child)], child, made)
         target._modules[name] = made[id(child)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
-import numpy as np
 from torch import nn
 
 from torchorbit.graph.dag import DagModule
 from torchorbit.latency.base import Keep
-from torchorbit.orbits.labels import arrays_of
+from torchorbit.orbits.costs import kept_lengths, shape_of
+from torchorbit.orbits.lengths import LengthOf
 from torchorbit.orbits.orbit import Orbits
+from torchorbit.orbits.pricing import Term
+from torchorbit.orbits.rules import Labelled
 from torchorbit.pruning.counting import flops as count_flops
 
 
@@ -33,6 +36,10 @@ class FlopsLatency:
         """Those that are left of a graph."""
         return orbits.costs.total(dict(keep))
 
+    def terms(self, orbits: Orbits, /) -> list[Term]:
+        """Those of every vertex."""
+        return orbits.costs.terms()
+
 
 class ParametersLatency:
     """Number of parameters; one that is used in several places counts once."""
@@ -45,24 +52,22 @@ class ParametersLatency:
 
     def predicted(self, orbits: Orbits, keep: Keep, /) -> float:
         """Those that are left of a graph."""
-        total = float(sum(parameter.numel() for parameter in orbits.model.dag.parameters()))
-        masks = {number: kept[orbits.components[number]] for number, kept in keep.items()}
-        seen: set[int] = set()
+        length = kept_lengths(orbits, keep)
+        return sum(term(length) for term in self.terms(orbits))
+
+    def terms(self, orbits: Orbits, /) -> list[Term]:
+        """Those of every tensor."""
+        read: dict[int, list[Labelled]] = {}
         for path in orbits.readings[0].attributes:
-            tensor = orbits.model.tensor_at(path)
-            if path not in orbits.trainable or id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            values = [reading.attributes[path] for reading in orbits.readings]
-            left = []
-            for axis, length in enumerate(tensor.shape):
-                kept = np.ones(length, bool)
-                for number, value in enumerate(values):
-                    for array in arrays_of(value.dims[axis]) if number in masks else ():
-                        kept &= masks[number][array]
-                left.append(int(kept.sum()))
-            total -= tensor.numel() - math.prod(left)
-        return total
+            if path in orbits.trainable:
+                values = [reading.attributes[path] for reading in orbits.readings]
+                read.setdefault(id(orbits.model.tensor_at(path)), values)
+        unread = sum(tensor.numel() for tensor in orbits.model.dag.parameters() if id(tensor) not in read)
+        return [partial(_numbers, values) for values in read.values()] + [lambda length: float(unread)]
+
+
+def _numbers(values: list[Labelled], length: LengthOf) -> float:
+    return float(math.prod(shape_of(values, length)))
 
 
 flops = FlopsLatency()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ from torchorbit.graph.costs import Priced, priced_vertices
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Attr, ByMode, Ref
 from torchorbit.orbits.labels import Array, Dim, arrays_of
+from torchorbit.orbits.lengths import LengthOf
+from torchorbit.orbits.pricing import Term
 from torchorbit.orbits.rules import Labelled, Reading
 
 if TYPE_CHECKING:
@@ -31,7 +33,7 @@ class Costs:
         self.vertices: list[tuple[Priced, dict[str, Any], Any]] = []
         for priced in priced_vertices(model.graph, model.calls):
             name = priced.name
-            args = {key: [_value(reading, arg) for reading in readings] for key, arg in priced.args.items()}
+            args = {key: [value_of(reading, arg) for reading in readings] for key, arg in priced.args.items()}
             args = {key: values for key, values in args.items() if _holds_tensor(values[0])}
             result = [reading.values[name] for reading in readings]
             for mixing in [mixing for reading in readings for mixing in reading.mixing.get(name, ())]:
@@ -46,24 +48,12 @@ class Costs:
 
     def each(self, keep: dict[int, Any] | None = None) -> dict[str, float]:
         """FLOPs of one sample, for every vertex that costs any."""
-        masks = {} if keep is None else {n: kept[self.orbits.components[n]] for n, kept in keep.items()}
-        lengths: dict[tuple[int, ...], int] = {}
+        length = kept_lengths(self.orbits, keep or {})
+        return {entry[0].name: _flops_of(entry, length) for entry in self.vertices}
 
-        def shape(values: list[Labelled]) -> tuple[int, ...]:
-            first = values[0]
-            if not masks:
-                return first.shape
-            return tuple(
-                [
-                    self._length([value.dims[axis] for value in values], length, masks, lengths)
-                    for axis, length in enumerate(first.shape)
-                ]
-            )
-
-        return {
-            priced.name: priced.flops(partial(_operand, args, shape), _shapes(result, shape))
-            for priced, args, result in self.vertices
-        }
+    def terms(self) -> list[Term]:
+        """FLOPs of one sample of every vertex, as functions of lengths."""
+        return [partial(_flops_of, entry) for entry in self.vertices]
 
     def labels(self) -> Iterator[tuple[str, list[tuple[int, Array]]]]:
         """Every vertex that costs anything, with the label arrays of its operands and its result, by reading."""
@@ -75,7 +65,13 @@ class Costs:
                         found += [(number, array) for dim in tensor.dims for array in arrays_of(dim)]
             yield priced.name, found
 
-    def _length(self, dims: list[Dim], length: int, masks: dict[int, Any], known: dict[tuple[int, ...], int]) -> int:
+
+def kept_lengths(orbits: Orbits, keep: Mapping[int, Any]) -> LengthOf:
+    """Lengths of dimensions; ``keep`` says for readings which units are kept, by their numbers."""
+    masks = {number: kept[orbits.components[number]] for number, kept in keep.items()}
+    known: dict[tuple[int, ...], int] = {}
+
+    def length_of(dims: list[Dim], length: int) -> int:
         key = tuple([id(dim) for dim in dims])
         found = known.get(key)
         if found is None:
@@ -89,21 +85,29 @@ class Costs:
                 known[key] = found
         return found
 
+    return length_of
+
+
+def shape_of(values: list[Labelled], length: LengthOf) -> tuple[int, ...]:
+    """The shape of a tensor, given what every reading knows of it."""
+    return tuple([length([value.dims[axis] for value in values], n) for axis, n in enumerate(values[0].shape)])
+
 
 def _unlabelled(value: Labelled, axis: int) -> Labelled:
     return Labelled(value.shape, [None if n == axis else dim for n, dim in enumerate(value.dims)])
 
 
-def _value(reading: Reading, arg: Any) -> Any:
+def value_of(reading: Reading, arg: Any) -> Any:
+    """What a reading knows of an argument of a vertex: `Labelled`, or tuples of that; None where it is no tensor."""
     kind = type(arg)
     if kind is Ref:
         return pick(reading.values[arg.vertex], arg.index)
     if kind is Attr:
         return reading.attributes[arg.path]
     if kind is ByMode:
-        return _value(reading, arg.evaluation)
+        return value_of(reading, arg.evaluation)
     if kind in (tuple, list):
-        return tuple([_value(reading, item) for item in arg])
+        return tuple([value_of(reading, item) for item in arg])
     return None
 
 
@@ -119,13 +123,14 @@ def _holds_tensor(value: Any) -> bool:
     return isinstance(value, Labelled) or (isinstance(value, tuple) and any(map(_holds_tensor, value)))
 
 
-def _operand(args: dict[str, list[Any]], shape: Callable[[list[Labelled]], tuple[int, ...]], name: str) -> Any:
-    return _shapes(args.get(name), shape)
+def _flops_of(entry: tuple[Priced, dict[str, Any], Any], length: LengthOf) -> float:
+    priced, args, result = entry
+    return priced.flops(lambda name: _shapes(args.get(name), length), _shapes(result, length))
 
 
-def _shapes(values: list[Any] | None, shape: Callable[[list[Labelled]], tuple[int, ...]]) -> Any:
+def _shapes(values: list[Any] | None, length: LengthOf) -> Any:
     if values is None or values[0] is None:
         return None
     if isinstance(values[0], tuple):
-        return tuple([_shapes(list(items), shape) for items in zip(*values, strict=True)])
-    return shape(values)
+        return tuple([_shapes(list(items), length) for items in zip(*values, strict=True)])
+    return shape_of(values, length)

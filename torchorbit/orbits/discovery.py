@@ -45,23 +45,43 @@ def find_orbits(dag: DagModule, *, frozen: Iterable[nn.Module | str] | nn.Module
     """
     with no_garbage_collection():
         model = FlatModel.of(dag)
-        readings = _readings(model, _Frozen(model, frozen))
-        return Orbits.of(model, readings)
+        fixed = _Frozen(model, frozen)
+        readings, dead = _readings(model, fixed)
+        orbits = Orbits.of(model, readings)
+        orbits.fixed, orbits.dead = fixed, dead
+        return orbits
 
 
-def _readings(model: FlatModel, fixed: _Frozen) -> list[Reading]:
+def _readings(model: FlatModel, fixed: _Frozen) -> tuple[list[Reading], set[tuple[str, int]]]:
+    """The readings, and the dimensions of parameters that were left out of them because no reading can prune them."""
     dead: set[tuple[str, int]] = set()
     while True:
-        readings: list[Reading] = []
-        found: set[tuple[str, int]] = set()
-        while not readings or len(readings) < min(max(r.labels.deepest for r in readings), _MOST_READINGS):
-            readings.append(_read(model, readings, fixed, dead))
-            if readings[-1].labels.contested:
-                found |= _dead(readings[-1])
+        readings = _round(model, fixed, dead)
+        found = {dim for reading in readings if reading.labels.contested for dim in _dead(reading)}
         if not found - dead:
-            return readings
+            return readings, dead
         # A dimension that can never be pruned took part in a choice between dimensions: choose again without it.
         dead |= found
+
+
+def _round(
+    model: FlatModel, fixed: _Frozen, dead: set[tuple[str, int]], labels: type[Labels] = Labels
+) -> list[Reading]:
+    readings: list[Reading] = []
+    while not readings or len(readings) < min(max(r.labels.deepest for r in readings), _MOST_READINGS):
+        readings.append(_read(model, readings, fixed, dead, labels))
+    return readings
+
+
+def read_again(orbits: Orbits, labels: type[Labels], *, with_dead: bool = False) -> list[Reading]:
+    """Read the graph of some orbits again, as it was read for them.
+
+    Args:
+        orbits: what `find_orbits` found.
+        labels: a kind of labels that notes more than `find_orbits` needs.
+        with_dead: label also the dimensions that no reading can prune, which the last round leaves out.
+    """
+    return _round(orbits.model, orbits.fixed, set() if with_dead else orbits.dead, labels)
 
 
 def _dead(reading: Reading) -> set[tuple[str, int]]:
@@ -78,12 +98,15 @@ def _dead(reading: Reading) -> set[tuple[str, int]]:
     }
 
 
-def _read(model: FlatModel, earlier: list[Reading], fixed: _Frozen, dead: set[tuple[str, int]]) -> Reading:
+def _read(
+    model: FlatModel, earlier: list[Reading], fixed: _Frozen, dead: set[tuple[str, int]], kind: type[Labels]
+) -> Reading:
     if earlier:
         # The labels of parameters are the same in all readings.
-        reading = Reading(Labels(len(earlier), earlier[0].labels), attributes=dict(earlier[0].attributes))
+        reading = Reading(kind(len(earlier), earlier[0].labels), attributes=dict(earlier[0].attributes))
     else:
-        reading = Reading(Labels(0))
+        reading = Reading(kind(0))
+    labels = reading.labels
     reader = _Reader(model, reading, dead)
     value, values, shapes = reader.value, reading.values, model.graph.shapes
     for vertex in model.graph.vertices:
@@ -92,6 +115,7 @@ def _read(model: FlatModel, earlier: list[Reading], fixed: _Frozen, dead: set[tu
         if call is None:
             values[name] = _bare(shapes.get(name))
             continue
+        labels.at = ("vertex", name)
         function = RULES.get(call.operator)
         if function in SAME_LABELS and len(call.args) == 1 and name not in fixed.vertices:
             values[name] = value(*call.args.values())
@@ -101,6 +125,7 @@ def _read(model: FlatModel, earlier: list[Reading], fixed: _Frozen, dead: set[tu
         operands = Operands(reading, name, call.operator, args, shapes.get(name), module)
         if function is None:
             reading.unruled.setdefault(call.operator)
+            labels.at = ("unruled", name)
             for tensor in operands.tensors():
                 operands.freeze(tensor)
             result: Any = _bare(operands.shape)
@@ -109,16 +134,19 @@ def _read(model: FlatModel, earlier: list[Reading], fixed: _Frozen, dead: set[tu
             if isinstance(result, list):
                 result = Labelled(operands.shape, result)
         if name in fixed.vertices:
+            labels.at = ("frozen", name)
             for tensor in [*operands.tensors(), *_labelled(result)]:
                 operands.freeze(tensor)
         values[name] = result
+    labels.at = ("output", "")
     for tensor in _labelled(reader.value(model.graph.output)):
         for dim in tensor.dims:
-            reading.labels.freeze(dim)
+            labels.freeze(dim)
     for path in fixed.attributes:
         if path in reading.attributes:
+            labels.at = ("frozen", path)
             for dim in reading.attributes[path].dims:
-                reading.labels.freeze(dim)
+                labels.freeze(dim)
     return reading
 
 

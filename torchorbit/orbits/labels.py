@@ -67,7 +67,14 @@ class Labels:
     Args:
         reading: which factor of a split dimension carries the labels, counted from the innermost.
         known: of another reading; its labels are known here, too, and nothing is tied to them yet.
+
+    Attributes:
+        at: what is being read: ``("vertex", name)``, ``("unruled", name)`` where it has no rule, ``("frozen", name)``
+            of a vertex, parameter or buffer that the caller wants frozen, or ``("output", "")``. Whoever says why
+            something is frozen needs it (`torchorbit.inspection.causes`).
     """
+
+    at: tuple[str, str] = ("", "")
 
     def __init__(self, reading: int, known: Labels | None = None):
         self.reading = reading

@@ -162,7 +162,12 @@ class Orbits(Sequence[Orbit]):
         parts: the dimensions of parameters and buffers.
         positions: for each reading, the unit at every position of ``parts``; 0 where there is none.
         unruled: names of operators that have no rule; what they touch is frozen.
+        fixed: what the caller wanted frozen, as `torchorbit.orbits.discovery.find_orbits` understood it.
+        dead: dimensions of parameters, as (path, dimension), that were left unlabelled since no reading can prune them.
     """
+
+    fixed: Any = None
+    dead: set[tuple[str, int]]
 
     def __init__(self, model: FlatModel, readings: list[Reading]):
         self.model = model
@@ -171,6 +176,7 @@ class Orbits(Sequence[Orbit]):
         self.counts = [int(component.max(initial=0)) + 1 for component in self.components]
         self.unruled = tuple(dict.fromkeys([name for reading in readings for name in reading.unruled]))
         self.parts, self.positions = _lay_out(readings, self.components)
+        self.dead = set()
         self._orbits: list[Orbit] = []
 
     @classmethod

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchorbit.orbits.orbit import Orbit
+from torchorbit.orbits.orbit import Orbit, Orbits
+from torchorbit.pruning.matching import Key, orbits_of
 
 
 class Constraint(ABC):
@@ -28,8 +32,9 @@ class Bounds(Constraint):
     """A least width, and steps.
 
     Attributes:
-        least: an orbit keeps so many units, or all where it has fewer.
-        least_share: it keeps this share of its units, rounded up.
+        least: an orbit keeps so many channels, or all where it has fewer. Of whole heads and groups, which are few,
+            one is enough.
+        least_share: it keeps this share of its units, rounded up; of heads and groups, too.
         round_to: numbers of channels are multiples of this, where an orbit is wide enough. Whole heads and groups are
             not rounded.
 
@@ -44,17 +49,100 @@ class Bounds(Constraint):
 
     def __post_init__(self) -> None:
         for name in ("least", "round_to"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-                raise TypeError(f"{name}={value!r}, expected a whole number of channels")
-            if value < 1:
-                raise ValueError(f"{name}={value}, expected a positive number of channels")
-        if not 0 <= self.least_share <= 1:
-            raise ValueError(f"least_share={self.least_share}, expected a share from 0 to 1")
+            _require_number(name, getattr(self, name), 1)
+        _require_share("least_share", self.least_share)
 
     def widths(self, orbit: Orbit) -> NDArray[np.int64]:
         """Multiples of ``round_to`` (of one for heads and groups) from the least width on, and the whole width."""
-        step = self.round_to if orbit.reading == 0 else 1
-        least = max(self.least, int(np.ceil(self.least_share * orbit.width - 1e-9)))
+        step, least = (self.round_to, self.least) if orbit.reading == 0 else (1, 1)
+        least = max(least, int(np.ceil(self.least_share * orbit.width - 1e-9)))
         first = -(-least // step) * step
         return np.unique(np.append(np.arange(first, orbit.width, step), orbit.width))
+
+
+@dataclass(frozen=True)
+class EnotBounds(Constraint):
+    """The constraint that ENOT's search uses by default (``DefaultChannelsSelectorConstraint``).
+
+    The number of channels that are removed is a multiple of a step, and so many stay as the larger of two least
+    numbers says. Whole heads and groups are few: of them only the share stays, at least one, and the step is 1.
+
+    Attributes:
+        absolute_min_channels: an orbit keeps so many channels, or all where it has fewer.
+        relative_min_channels: it keeps this share of its units, rounded down.
+        fixed_step: the step; None takes 1 where an orbit has up to 64 channels, and 4 where it has more.
+
+    Raises:
+        ValueError: a number is out of range.
+        TypeError: a number of channels is no whole number.
+    """
+
+    absolute_min_channels: int = 16
+    relative_min_channels: float = 0.25
+    fixed_step: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_number("absolute_min_channels", self.absolute_min_channels, 0)
+        _require_share("relative_min_channels", self.relative_min_channels)
+        if self.fixed_step is not None:
+            _require_number("fixed_step", self.fixed_step, 1)
+
+    def widths(self, orbit: Orbit) -> NDArray[np.int64]:
+        """The whole width, less multiples of the step."""
+        share = int(self.relative_min_channels * orbit.width)
+        if orbit.reading == 0:
+            least, step = max(self.absolute_min_channels, share), self.fixed_step or (4 if orbit.width > 64 else 1)
+        else:
+            least, step = share, 1
+        return np.arange(orbit.width, min(max(least, 1), orbit.width) - 1, -step, dtype=np.int64)[::-1]
+
+
+class Overrides(Constraint):
+    """Other constraints for some orbits.
+
+    Args:
+        constraints: what is meant -> its constraint. A key is an orbit, a module, or a path or pattern of paths, and
+            means every orbit whose channels are produced there. Of several that mean an orbit, one that is the orbit
+            itself counts, else the last.
+        default: for all others.
+
+    Raises:
+        TypeError: something is no constraint.
+    """
+
+    def __init__(self, constraints: Mapping[Key, Constraint], default: Constraint | None = None):
+        self.constraints = dict(constraints)
+        self.default = Bounds() if default is None else default
+        for value in (*self.constraints.values(), self.default):
+            if not isinstance(value, Constraint):
+                raise TypeError(f"{value!r} is no Constraint; give Bounds(...), or a subclass of Constraint")
+        self._known: WeakKeyDictionary[Orbits, dict[int, Constraint]] = WeakKeyDictionary()
+
+    def widths(self, orbit: Orbit) -> NDArray[np.int64]:
+        """Those that the orbit's own constraint allows.
+
+        Raises:
+            ValueError: a key means no orbit.
+            TypeError: a key is no orbit, module or path.
+        """
+        orbits = orbit._orbits
+        if orbits not in self._known:
+            keys = sorted(self.constraints, key=lambda key: isinstance(key, Orbit))
+            self._known[orbits] = {
+                found.index: self.constraints[key] for key in keys for found in orbits_of(orbits, key)
+            }
+        return self._known[orbits].get(orbit.index, self.default).widths(orbit)
+
+
+def _require_number(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}, expected a whole number of channels")
+    if value < least:
+        raise ValueError(f"{name}={value}, expected a {'positive number' if least else 'number'} of channels")
+
+
+def _require_share(name: str, value: Any) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}, expected a share from 0 to 1")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value}, expected a share from 0 to 1")

@@ -1,68 +1,268 @@
-"""Prune a graph by a ratio, or to a number of FLOPs."""
+"""Prune a model: score its units, choose among them, remove, as often as asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchorbit.conversion import convert
 from torchorbit.graph.dag import DagModule
 from torchorbit.orbits.discovery import find_orbits
-from torchorbit.pruning.constraints import Bounds
-from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.history import Pruning
+from torchorbit.orbits.orbit import Orbits
+from torchorbit.pruning.batch_norm import finetune_batch_norm
+from torchorbit.pruning.calibration import (
+    MaskedLoss,
+    calibrate,
+    default_sample_to_model_inputs,
+    default_sample_to_n_samples,
+)
+from torchorbit.pruning.constraints import Bounds, Constraint
+from torchorbit.pruning.criteria import CRITERIA, Criterion, Place, WeightCriterion
+from torchorbit.pruning.history import History, Pruning
 from torchorbit.pruning.removal import remove_channels
-from torchorbit.pruning.selectors import Task, Uniform
+from torchorbit.pruning.schedule import Schedule, relative_to
+from torchorbit.pruning.scores import Scores
+from torchorbit.pruning.selectors import SELECTORS, Global, Removed, Selector, Task, Uniform
 from torchorbit.pruning.targets import Target
 
 
 def prune(
-    dag: DagModule,
+    model: nn.Module,
+    example_inputs: Any = None,
+    loader: Iterable[Any] | None = None,
+    loss: Callable[[Any, Any], Tensor] | None = None,
     *,
+    target: Target | None = None,
     ratio: float | None = None,
     flops: float | None = None,
+    parameters: float | None = None,
+    criterion: Criterion | str | Scores = "magnitude",
+    selector: Selector | str = "uniform",
+    constraint: Constraint | None = None,
     round_to: int = 1,
     frozen: Iterable[nn.Module | str] | nn.Module | str = (),
+    steps: int = 1,
+    between: Callable[[DagModule, int], object] | None = None,
+    finetune_bn: bool = False,
     inplace: bool = False,
     optimizer: Optimizer | None = None,
+    entry_point: str = "forward",
+    calibration_steps: int | None = None,
+    calibration_epochs: int = 1,
+    sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]] = default_sample_to_model_inputs,
+    sample_to_n_samples: Callable[[Any], int] = default_sample_to_n_samples,
+    place: Place = "consumed",
+    device: torch.device | str | None = None,
+    autocast: torch.dtype | None = None,
+    progress: bool = False,
+    seed: int = 0,
 ) -> DagModule:
-    """Prune a graph: in every orbit the units of the smallest magnitude go.
+    """Prune a model: the units that it needs least go, until it costs no more than it may.
 
-    The magnitude of a unit is the root mean square of its weights, each tensor first divided by its own root mean
-    square, so that a bias does not count less than a kernel ("Pruning Filters for Efficient ConvNets", Li et al., 2017,
-    on whole orbits).
+    By default the units of the smallest magnitude go, and the same share of every orbit. With data, say::
+
+        torchorbit.prune(model, images, loader, lambda output, sample: F.cross_entropy(output, sample[1]),
+                         flops=0.5, criterion="taylor", selector="knapsack")
 
     Args:
-        dag: a graph with weights.
-        ratio: share of the units of every orbit to remove, from 0 up to but not including 1. At least one is kept.
-        flops: how many FLOPs the result may have: a fraction of the graph's where it is below 1, else their number
-            (two per multiply-accumulate, one sample of the recorded size). The same share of every orbit is removed,
-            up to one step of its width.
+        model: a `DagModule`, or any module, which is then converted. It should be in the mode in which it is to be
+            calibrated, evaluation mostly.
+        example_inputs: what to convert it with, as for `torchorbit.convert`; by default what the first batch of
+            ``loader`` has for the model.
+        loader: batches of data, for criteria and selectors that look at some and for ``finetune_bn``. It is gone
+            through several times, so it must not be used up by one.
+        loss: gives the loss of a batch from the model's output and what the loader gave: the mean over its samples, or
+            one number for each of them.
+        target: what the result may cost, by FLOPs, parameters, or any function of a model.
+        ratio: share of the units to remove, of every orbit where the selector is ``"uniform"``, and of all where it is
+            ``"global"``.
+        flops: how many FLOPs the result may have: a fraction of the model's where it is below 1, else their number
+            (two per multiply-accumulate, one sample of the recorded size). The same as ``Target.flops(flops)``.
+        parameters: how many parameters it may have, likewise.
+        criterion: what units are scored by: a name in `torchorbit.pruning.criteria.CRITERIA`, one of the classes there
+            with other options, or scores that were made before by `torchorbit.calibrate`.
+        selector: how many go where: a name in `torchorbit.pruning.selectors.SELECTORS`, or one of the classes there.
+        constraint: which widths orbits may have; by default any from 1 on.
         round_to: numbers of channels are multiples of this, where an orbit is wide enough. Whole heads and groups are
-            not rounded.
+            not rounded. The same as ``Bounds(round_to=round_to)``.
         frozen: what must stay as it is, as for `torchorbit.find_orbits`.
-        inplace: change ``dag`` itself. The model that it was converted from shares its parameters, and no longer runs.
+        steps: reach the target in so many steps, in each of which the same part of the cost (or of the units) goes; the
+            units that are left are scored anew in each.
+        between: called after each step but the last with the graph and the number of the step, from 1 on; to train it,
+            say. With ``optimizer=`` the optimiser has the smaller parameters by then.
+        finetune_bn: re-estimate the running statistics of batch norms on the loader's data after each step.
+        inplace: change the graph itself. The model that it was converted from has the same parameters, and no longer
+            runs.
         optimizer: its state is cut along.
+        entry_point: the method of the model that is converted and pruned, as for `torchorbit.convert`.
+        calibration_steps: batches that a criterion looks at; by default all, ``calibration_epochs`` times.
+        calibration_epochs: passes over the loader.
+        sample_to_model_inputs: gives the model's positional and keyword arguments for what the loader gives; by default
+            its first item is the only one.
+        sample_to_n_samples: gives the number of samples in what the loader gives; by default the length of its first
+            tensor.
+        place: where criteria look at activations.
+        device: where batches go; by default where the parameters are.
+        autocast: dtype of mixed precision while criteria look at data; none by default.
+        progress: show progress bars.
+        seed: of whatever the criterion and the selector draw.
 
     Returns:
         The smaller graph.
 
     Raises:
-        ValueError: not exactly one of ``ratio`` and ``flops`` is given; one is out of range; the graph is on the meta
-            device; or so few FLOPs cannot be reached, and the message says which can.
-        TypeError: ``round_to`` is no whole number, or ``optimizer`` no optimiser.
+        ValueError: nothing says how much is to go, or more than one thing does; a number is out of range; there is no
+            criterion or selector of that name; the criterion needs data and there is none; or the graph is on the meta
+            device.
+        TargetError: the target cannot be reached, and the message says what can.
+        TypeError: an argument is of the wrong type.
+        ConversionError: the model cannot be converted.
+        CalibrationError: the loss is not finite, or does not depend on the model.
     """
-    if (ratio is None) == (flops is None):
-        raise ValueError(f"give either ratio or flops; given ratio={ratio}, flops={flops}")
-    selector = Uniform(ratio)
-    target = None if flops is None else Target.flops(flops)
-    constraint = Bounds(round_to=round_to)
-    criterion = Magnitude()
-    orbits = find_orbits(dag, frozen=frozen)
-    removed = selector.select(Task(criterion.scores(orbits), target=target, constraint=constraint))
-    smaller = remove_channels(dag, removed, inplace=inplace, optimizer=optimizer)
-    if removed:
-        asked = f"ratio={ratio:g}" if target is None else str(target)
-        smaller.history = smaller.history.as_last(Pruning(str(criterion), str(selector), asked, round_to))
-    return smaller
+    scored = criterion if isinstance(criterion, Scores) else _criterion(criterion, seed)
+    chosen, aim = _aim(selector, target, ratio=ratio, flops=flops, parameters=parameters)
+    if constraint is not None and round_to != 1:
+        raise ValueError("give either constraint or round_to; Bounds(round_to=...) is a constraint that rounds")
+    if isinstance(scored, Scores) and steps != 1:
+        raise ValueError(f"the scores are those of the whole model, and steps={steps} score anew: give a criterion")
+    if not isinstance(scored, (Scores, WeightCriterion)) and loader is None:
+        raise ValueError(f"the criterion {scored} looks at data: give a loader, and the loss")
+    if finetune_bn and loader is None:
+        raise ValueError("finetune_bn=True needs data: give a loader")
+    schedule = Schedule(chosen, aim, steps)
+    allowed = constraint or Bounds(round_to=round_to)
+    dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
+    data: dict[str, Any] = {
+        "steps": calibration_steps,
+        "sample_to_model_inputs": sample_to_model_inputs,
+        "device": device,
+        "autocast": autocast,
+    }
+    counted: dict[str, Any] = {**data, "sample_to_n_samples": sample_to_n_samples}
+
+    def scores_of(dag: DagModule, orbits: Orbits) -> Scores:
+        if isinstance(scored, Scores):
+            if scored.orbits.model.dag is not dag:
+                raise ValueError("the scores are of another graph; give the one that they were made with")
+            return scored
+        if isinstance(scored, WeightCriterion):
+            return scored.scores(orbits)
+        assert loader is not None
+        options = {"epochs": calibration_epochs, "place": place, "progress": progress, **counted}
+        return calibrate(dag, loader, loss, [scored], orbits=orbits, **options)[scored]
+
+    def loss_without(orbits: Orbits) -> Callable[[Removed], float] | None:
+        """The loss without some units; the batches are looked at when a selector asks for the first time."""
+        if loader is None or loss is None:
+            return None
+        made: list[MaskedLoss] = []
+
+        def ask(removed: Removed) -> float:
+            if not made:
+                made.append(MaskedLoss(orbits, loader, loss, **counted))
+            return made[0](removed)
+
+        return ask
+
+    earlier: History | None = dag.history
+    whole, original = dag, None
+    removed_any = False
+    for step in schedule:
+        orbits = scored.orbits if isinstance(scored, Scores) else find_orbits(dag, frozen=frozen)
+        original = original or orbits
+        scores = scores_of(dag, orbits)
+        task = Task(
+            scores,
+            target=schedule.target(step, scores),
+            constraint=relative_to(original, allowed),
+            loss=loss_without(orbits),
+            seed=seed,
+        )
+        removed = {orbit: list(units) for orbit, units in schedule.selector(step, orbits).select(task).items()}
+        removed_any = removed_any or any(removed.values())
+        dag = remove_channels(dag, removed, inplace=inplace or dag is not whole, optimizer=optimizer)
+        if finetune_bn and loader is not None:
+            finetune_batch_norm(dag, loader, progress=progress, **data)
+        if between is not None and step < steps:
+            between(dag, step)
+    if removed_any:
+        by = scored.criterion if isinstance(scored, Scores) else str(scored)
+        pruning = Pruning(by, chosen.name if aim is None else str(chosen), schedule.asked, round_to)
+        dag.history = History(dag.history.original, (*(earlier.prunings if earlier else ()), pruning))
+    return dag
+
+
+def _criterion(criterion: Criterion | str, seed: int) -> Criterion:
+    if isinstance(criterion, Criterion):
+        return criterion
+    return _by_name("criterion", criterion, CRITERIA, seed=seed)
+
+
+def _aim(
+    selector: Selector | str,
+    target: Target | None,
+    *,
+    ratio: float | None,
+    flops: float | None,
+    parameters: float | None,
+) -> tuple[Selector, Target | None]:
+    """The selector, and what it aims at."""
+    given = {"target": target, "ratio": ratio, "flops": flops, "parameters": parameters}
+    named = [f"{name}={value}" for name, value in given.items() if value is not None]
+    if len(named) > 1:
+        raise ValueError(f"given {' and '.join(named)}; expected one of them, which says how much is to go")
+    if ratio is not None:
+        if selector not in ("uniform", "global"):
+            raise ValueError(f"ratio={ratio} is for the selectors 'uniform' and 'global'; given {selector!r}")
+        return (Uniform(ratio) if selector == "uniform" else Global(ratio)), None
+    if target is not None and not isinstance(target, Target):
+        raise TypeError(f"target={target!r}, expected a Target, as Target.flops(0.5) or Target(latency, seconds)")
+    chosen = selector if isinstance(selector, Selector) else _by_name("selector", selector, SELECTORS)
+    aim = Target.flops(flops) if flops is not None else None if parameters is None else Target.parameters(parameters)
+    aim = aim or target
+    if aim is None and chosen.needs_target:
+        raise ValueError(f"nothing says how much is to go: give flops, parameters or target for the selector {chosen}")
+    if aim is not None and not chosen.needs_target:
+        raise ValueError(f"given {named[0]}, and the selector {chosen} says itself how much goes; give one of the two")
+    return chosen, aim
+
+
+def _by_name(what: str, name: Any, known: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
+    if not isinstance(name, str):
+        raise TypeError(f"{what}={name!r}, expected a name or an object; names are {', '.join(known)}")
+    if name not in known:
+        similar = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {similar[0]!r}?)" if similar else ""
+        raise ValueError(f"there is no {what} {name!r}{hint}, only {', '.join(known)}")
+    taken = inspect.signature(known[name]).parameters
+    return known[name](**{key: value for key, value in options.items() if key in taken})
+
+
+def _graph(
+    model: nn.Module,
+    example_inputs: Any,
+    loader: Iterable[Any] | None,
+    sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]],
+    entry_point: str,
+) -> DagModule:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}, expected an nn.Module")
+    if isinstance(model, DagModule) and entry_point == "forward":
+        return model
+    if example_inputs is None:
+        if loader is None:
+            raise ValueError(
+                f"example_inputs is missing: a {type(model).__name__} is converted to a graph first, and says nothing "
+                "of what it takes"
+            )
+        args, kwargs = sample_to_model_inputs(next(iter(loader)))
+        method = model.get_submodule(entry_point.rpartition(".")[0])
+        forward = getattr(method, entry_point.rpartition(".")[2])
+        example_inputs = inspect.signature(forward).bind(*args, **kwargs).arguments if kwargs else args
+    return convert(model, example_inputs, entry_point=entry_point)

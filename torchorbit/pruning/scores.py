@@ -78,17 +78,8 @@ class Scores(Mapping[Orbit, Array]):
         """
         if how is None:
             return self
-        if how not in _DIVISORS and how != "standard":
-            raise ValueError(f"how={how!r}, expected one of {', '.join([*_DIVISORS, 'standard'])}, or None")
         everything = np.concatenate([*self._values.values(), np.empty(0)]) if globally else None
-
-        def scaled(scores: Array) -> Array:
-            base = scores if everything is None else everything
-            if how == "standard":
-                return (scores - base.mean()) / (base.std() or 1.0)
-            return scores / (_DIVISORS[how](np.abs(base)) or 1.0)
-
-        values = {orbit: scaled(scores) for orbit, scores in self.items()}
+        values = {orbit: normalised(scores, how, everything) for orbit, scores in self.items()}
         return Scores(self.orbits, values, criterion=self.criterion, samples=self.samples)
 
     def merged(self, *others: Scores) -> Scores:
@@ -174,6 +165,25 @@ class Scores(Mapping[Orbit, Array]):
 
 class ScoresError(TorchorbitError, ValueError):
     """A file holds no scores, or those of another graph."""
+
+
+def normalised(scores: Array, how: Normalisation, base: Array | None = None) -> Array:
+    """Normalise scores, as `Scores.normalised` does.
+
+    Args:
+        scores: of some units.
+        how: what to divide by.
+        base: all the scores that they are normalised over; by default they themselves.
+
+    Raises:
+        ValueError: there is no such normalisation.
+    """
+    if how not in _DIVISORS and how != "standard":
+        raise ValueError(f"how={how!r}, expected one of {', '.join([*_DIVISORS, 'standard'])}, or None")
+    base = scores if base is None else base
+    if how == "standard":
+        return (scores - base.mean()) / (base.std() or 1.0)
+    return scores / (_DIVISORS[how](np.abs(base)) or 1.0)
 
 
 _DIVISORS: dict[str, Any] = {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -22,7 +23,12 @@ class Criterion(ABC):
 
     def __str__(self) -> str:
         """Its name, and the options that are not as by default."""
-        return self.name
+        options: tuple[dataclasses.Field[Any], ...] = ()
+        if dataclasses.is_dataclass(self):
+            options = dataclasses.fields(self)
+        values = [(option.name, getattr(self, option.name), option.default) for option in options]
+        given = [f"{name}={value!r}" for name, value, default in values if value != default]
+        return f"{self.name}({', '.join(given)})" if given else self.name
 
 
 class WeightCriterion(Criterion):
@@ -91,7 +97,14 @@ class GradientCriterion(Criterion):
 
     @abstractmethod
     def per_batch(self, statistics: Tensor) -> Tensor:
-        """Make a number of the statistics of a unit, of shape (units,), in one batch; the score is its mean."""
+        """Make a number of the statistics of a unit in one batch.
+
+        Args:
+            statistics: summed over the slices of each unit, of shape (units,).
+
+        Returns:
+            A tensor of shape (units,); the score is its mean over batches, each as often as it has samples.
+        """
 
 
 class LossCriterion(Criterion):
@@ -105,7 +118,8 @@ class LossCriterion(Criterion):
             losses: answers what the loss of every sample is when some units of the orbit are zero.
 
         Returns:
-            A tensor of shape (samples, units); the score is its mean over all samples.
+            A tensor of shape (samples, units), or (1, units) where the loss is one number for the batch; the score is
+            its mean over all samples.
         """
 
 
@@ -114,11 +128,11 @@ class Losses(ABC):
 
     Attributes:
         width: number of units.
-        samples: number of samples in the batch.
+        seed: tells this orbit in this batch from others; whatever is drawn for it starts from here.
     """
 
     width: int
-    samples: int
+    seed: tuple[int, ...]
 
     @abstractmethod
     def without(self, removed: Tensor) -> Tensor:
@@ -128,7 +142,7 @@ class Losses(ABC):
             removed: which units are zero, booleans of shape (width,).
 
         Returns:
-            A tensor of shape (samples,).
+            A tensor of shape (samples,), or (1,) where the loss is one number for the batch.
         """
 
 

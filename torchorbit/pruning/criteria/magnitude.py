@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
+from torchorbit.pruning.criteria.slices import UnitSlices, WeightSlices
 from torchorbit.pruning.scores import Scores
 
 
@@ -24,24 +25,12 @@ class Magnitude(WeightCriterion):
 
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""
-        require_weights(orbits)
-        return Scores(orbits, {orbit: magnitude(orbit) for orbit in orbits}, criterion=str(self))
-
-
-def require_weights(orbits: Orbits) -> None:
-    """Refuse a graph without weights.
-
-    Raises:
-        ValueError: the graph is on the meta device.
-    """
-    if any(parameter.is_meta for parameter in orbits.model.dag.parameters()):
-        raise ValueError(
-            "the graph is on the meta device, where weights have no magnitude: give it weights, or choose what goes by "
-            "find_orbits and remove_channels"
+        slices = WeightSlices(orbits)
+        return Scores(
+            orbits, {orbit: root_mean_square(slices.of(orbit), orbit.width) for orbit in orbits}, criterion=str(self)
         )
 
 
-@torch.no_grad()
 def magnitude(orbit: Orbit) -> NDArray[np.float64]:
     """The magnitude of every unit of an orbit.
 
@@ -49,27 +38,22 @@ def magnitude(orbit: Orbit) -> NDArray[np.float64]:
         An array as long as the orbit is wide: the root mean square of a unit's weights, over those of the tensors that
         they belong to.
     """
-    orbits = orbit._orbits
-    positions = orbits.positions[orbit.reading]
-    place = np.full(orbits.counts[orbit.reading], -1)
-    place[orbit.components] = np.arange(orbit.width)
-    squares, counts = np.zeros(orbit.width), np.zeros(orbit.width)
-    for part in orbits.parts:
-        units = place[positions[part.start : part.start + part.length]]
-        if part.path not in orbits.trainable or (units < 0).all():
-            continue
-        per_position, others = _mean_squares(orbits, part.path, part.axis)
-        owned = units >= 0
-        np.add.at(squares, units[owned], per_position[owned] * others)
-        np.add.at(counts, units[owned], others)
+    return root_mean_square(WeightSlices(orbit._orbits).of(orbit), orbit.width)
+
+
+@torch.no_grad()
+def root_mean_square(slices: list[UnitSlices], width: int) -> NDArray[np.float64]:
+    """The root mean square of every unit's weights, over those of the tensors that they belong to.
+
+    Args:
+        slices: of the units of an orbit.
+        width: number of units.
+    """
+    squares, counts = np.zeros(width), np.zeros(width)
+    for part in slices:
+        square = part.rows.square()
+        whole = square.sum().item() / max(square.numel(), 1)
+        relative = square.sum(1) / whole if whole else square.sum(1)
+        squares += part.summed(relative).cpu().numpy()
+        counts += (part.counts() * part.rows.shape[1]).cpu().numpy()
     return np.sqrt(squares / np.maximum(counts, 1))
-
-
-def _mean_squares(orbits: Orbits, path: str, axis: int) -> tuple[Any, int]:
-    """Mean squares of the slices of a tensor, over the mean square of all of it, and how many numbers a slice has."""
-    tensor = orbits.model.tensor_at(path).detach()
-    others = tensor.numel() // tensor.shape[axis]
-    square = tensor.double().square()
-    whole = square.mean().item()
-    per_position = square.mean([n for n in range(tensor.dim()) if n != axis]) if tensor.dim() > 1 else square
-    return (per_position / whole if whole else per_position).cpu().numpy(), others

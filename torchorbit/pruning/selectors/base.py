@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from torchorbit.latency import PredictedLatency, name_of
+from torchorbit.latency import AdditiveLatency, LatencyMeasurementError, PredictedLatency, name_of
 from torchorbit.orbits.orbit import Orbit, Orbits
+from torchorbit.orbits.pricing import Pricing
 from torchorbit.pruning.constraints import Bounds, Constraint
 from torchorbit.pruning.removal import remove_channels
 from torchorbit.pruning.scores import Scores
@@ -75,6 +77,19 @@ class Task:
             if width < orbit.width
         }
 
+    @cached_property
+    def pricing(self) -> Pricing | None:
+        """What knows the cost of many widths at once; None where the measure is not a sum that can be predicted."""
+        latency = None if self.target is None else self.target.latency
+        if isinstance(latency, AdditiveLatency):
+            return Pricing(self.orbits, latency.terms(self.orbits), self.order)
+        return None
+
+    @property
+    def measured(self) -> bool:
+        """Whether a model has to be built for every cost."""
+        return self.target is not None and not isinstance(self.target.latency, PredictedLatency)
+
     def cost(self, removed: Removed | Sequence[int]) -> float:
         """What the model costs, by the measure of the target.
 
@@ -89,8 +104,30 @@ class Task:
         widths = tuple([int(width) for width in removed])
         known = self._known.get(widths)
         if known is None:
-            known = self._known[widths] = self._cost(self.removed(widths))
+            pricing = self.pricing
+            known = self._cost(self.removed(widths)) if pricing is None else float(pricing.totals(widths))
+            self._known[widths] = known
         return known
+
+    def costs_along(self, widths: Sequence[int], index: int, others: Positions) -> NDArray[np.float64]:
+        """What the cost changes by when one orbit gets another width.
+
+        Args:
+            widths: of all orbits.
+            index: which orbit changes.
+            others: the widths that it gets instead, of shape (n,).
+
+        Returns:
+            An array of shape (n,); infinite where the cost could not be measured.
+        """
+        if self.pricing is not None:
+            return self.pricing.along(widths, index, others)
+        here = self.cost(widths)
+        found = np.full(len(others), np.inf)
+        for n, width in enumerate(others):
+            with suppress(LatencyMeasurementError):
+                found[n] = self.cost([*widths[:index], int(width), *widths[index + 1 :]]) - here
+        return found
 
     def _cost(self, removed: Removed) -> float:
         if self.target is None:

@@ -9,17 +9,21 @@ from typing import ClassVar
 import numpy as np
 
 from torchorbit.pruning.selectors.base import Task, WidthSelector
+from torchorbit.pruning.selectors.steps import filled, fits, improved
 
 _STEPS = 40  # of the search for a ratio; 2^-40 is far below one channel
+_MEASURED_STEPS = 12  # of it where every step builds and measures a model
 
 
 @dataclass(frozen=True)
 class Uniform(WidthSelector):
-    """Removes the same share of every orbit (ENOT's equal strategy).
+    """Removes the same share of every orbit (ENOT's equal strategy, ``UniformPruningLabelSelector``).
 
     Attributes:
         ratio: the share of the units of every orbit to remove, from 0 up to but not including 1; None finds the least
-            one with which the target is met, and lets as many orbits as possible keep a step more.
+            one with which the target is met. Then orbits take a step more, those that have lost most first, as far as
+            the target allows; where it is still missed by more than 0.5 %, some orbits take more steps, and others
+            fewer, to come closer.
 
     Raises:
         ValueError: ``ratio`` is out of range.
@@ -44,40 +48,45 @@ class Uniform(WidthSelector):
             return _shares(task, self.ratio)
         return _widths_for(task)
 
+    def __str__(self) -> str:
+        """Its name, and the ratio."""
+        return self.name if self.ratio is None else f"{self.name}(ratio={self.ratio:g})"
+
+
+def closest_width(task: Task, index: int, ratio: float) -> int:
+    """The width that an orbit may have which is the closest to that without a share of its units."""
+    orbit = task.orbits[index]
+    allowed = task.allowed[orbit]
+    return int(allowed[np.argmin(np.abs(allowed - orbit.width * (1 - ratio)))]) if ratio else orbit.width
+
 
 def _shares(task: Task, ratio: float) -> list[int]:
-    """How many units of every orbit are kept: of the widths that it may have the one closest to its share."""
-    if not ratio:
-        return list(task.most)
-    found = []
-    for orbit in task.orbits:
-        allowed = task.allowed[orbit]
-        kept = orbit.width * (1 - ratio)
-        found.append(int(allowed[np.argmin(np.abs(allowed - kept))]))
-    return found
+    return [closest_width(task, index, ratio) for index in range(len(task.orbits))]
 
 
 def _widths_for(task: Task) -> list[int]:
     """Widths with which the target is met, the same share of every orbit as far as can be."""
-    limit = task.limit
-    if task.cost(task.most) <= limit:
+    if task.cost(task.most) <= task.limit:
         return list(task.most)
     low, high = 0.0, 1.0
     most, least = list(task.most), list(task.least)
-    for _ in range(_STEPS):
+    for _ in range(_MEASURED_STEPS if task.measured else _STEPS):
         middle = (low + high) / 2
         widths = _shares(task, middle)
-        if task.cost(widths) > limit:
-            low, most = middle, widths
-        else:
+        if fits(task, widths):
             high, least = middle, widths
+        else:
+            low, most = middle, widths
         if sum(a != b for a, b in zip(most, least, strict=True)) <= 1:
             break
-    # Between the two shares some orbits differ by a step: as many of them as fit keep the greater width.
-    widths = list(least)
-    for n in sorted(range(len(widths)), key=lambda n: task.orbits[n].width, reverse=True):
-        if most[n] != least[n]:
-            widths[n] = most[n]
-            if task.cost(widths) > limit:
-                widths[n] = least[n]
-    return widths
+    return improved(task, filled(task, least, _raises(task, least)))
+
+
+def _raises(task: Task, widths: list[int]) -> list[tuple[int, int]]:
+    """One step more for every orbit, those first that have lost most."""
+    raises = []
+    for index, orbit in enumerate(task.orbits):
+        wider = task.allowed[orbit][task.allowed[orbit] > widths[index]]
+        if len(wider):
+            raises.append((index, int(wider[0])))
+    return sorted(raises, key=lambda step: step[1] / task.orbits[step[0]].width)

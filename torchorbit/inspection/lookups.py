@@ -1,0 +1,152 @@
+"""Which vertices belong to a module, and which module to a vertex."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from torch import nn
+
+from torchorbit.graph.dag import Container, DagModule, Graph
+from torchorbit.graph.flatten import names_at, one_level
+from torchorbit.graph.vertices import Attr, InputVertex, ModuleVertex, Vertex, vertex_args, walk_args
+from torchorbit.orbits.orbit import Orbits
+
+
+def vertices_of_module(graph: DagModule | Orbits, module: nn.Module | str) -> tuple[Vertex, ...]:
+    """The vertices that compute a module (ENOT's ``get_tracing_node_by_module_name``).
+
+    Args:
+        graph: a graph, or its orbits.
+        module: a module of the graph, or its path. A block has the vertices of all that is in it. Where a layer was
+            written as operators, they are those that read its parameters and buffers.
+
+    Returns:
+        Vertices of the graph written out in one level, by whose names orbits speak of them; in the order in which they
+        run.
+
+    Raises:
+        ValueError: there is no such module, or no vertex belongs to it.
+        TypeError: ``graph`` is neither, or ``module`` is neither.
+    """
+    path = module_path(graph, module)
+    inside = f"{path}."
+    found = [
+        vertex
+        for vertex in _graph(graph).vertices
+        if any(owner == path or f"{owner}.".startswith(inside) for owner in _owners(vertex))
+    ]
+    if not found:
+        raise ValueError(f"no vertex calls module '{path}' or reads its parameters: the model does not use it")
+    return tuple(found)
+
+
+def module_of_vertex(graph: DagModule | Orbits, vertex: Vertex | str) -> str:
+    """The path of the module that a vertex computes (ENOT's ``get_module_name_by_tracing_node``).
+
+    Args:
+        graph: a graph, or its orbits.
+        vertex: a vertex or its name: of one level, as orbits name it, or with blocks joined by ``/``, as
+            `DagModule.all_vertices` does.
+
+    Returns:
+        The path of the module that it calls; of an operator, of the module that holds the parameter or buffer that it
+        reads first.
+
+    Raises:
+        ValueError: there is no such vertex, or it belongs to no module (an input, an operator without parameters).
+    """
+    dag = _dag(graph)
+    name = vertex if isinstance(vertex, str) else vertex.name
+    vertices = {v.name: v for v in _graph(graph).vertices}
+    nested = dict(dag.all_vertices()) if name not in vertices else {}
+    if name in nested and isinstance(found := nested[name], ModuleVertex) and "/" not in name:
+        return found.target
+    if name not in vertices:
+        places = names_at(dag)
+        if len(places.get(name, ())) != 1:
+            raise ValueError(f"there is no vertex '{name}'{close_to(name, [*vertices, *places])}")
+        name = places[name][0]
+    owners = list(_owners(vertices[name]))
+    if not owners:
+        kind = "an input" if isinstance(vertices[name], InputVertex) else "an operator without parameters"
+        raise ValueError(f"vertex '{name}' belongs to no module: it is {kind}")
+    return owners[0]
+
+
+def module_path(graph: DagModule | Orbits, module: nn.Module | str) -> str:
+    """The path of a module in a graph.
+
+    Raises:
+        ValueError: it is none of the graph's.
+        TypeError: it is no module and no path.
+    """
+    modules = {path: found for path, found in _dag(graph).named_modules(remove_duplicate=False) if path}
+    if isinstance(module, str):
+        if module not in modules:
+            raise ValueError(f"there is no module '{module}' in the graph{close_to(module, modules)}")
+        return module
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module is {module!r}, expected a module of the graph or its path")
+    path = next((path for path, found in modules.items() if found is module), None)
+    if path is None:
+        kind = str(module).partition("\n")[0]
+        raise ValueError(
+            f"{kind} is no module of the graph; give one of dag.named_modules(), or its path. Blocks of the source "
+            "model are others in the graph, and so are all of its modules once it was pruned"
+        )
+    return path
+
+
+def described(dag: DagModule, path: str) -> str:
+    """The layer at a path as PyTorch prints it, in one line; empty for a block."""
+    module = dag.get_submodule(path)
+    return "" if isinstance(module, (DagModule, Container)) else str(module).partition("\n")[0]
+
+
+def current(orbits: Orbits) -> None:
+    """Refuse orbits of a graph that was changed since.
+
+    Raises:
+        ValueError: it was pruned in place, or a layer was replaced.
+        TypeError: ``orbits`` are none.
+    """
+    if not isinstance(orbits, Orbits):
+        raise TypeError(f"orbits is a {type(orbits).__name__}, expected what find_orbits gives")
+    model = orbits.model
+    model.look_again()
+    changed = model.source is not model.dag.graph
+    for path, known in [] if changed else orbits.readings[0].attributes.items():
+        try:
+            changed = changed or tuple(model.tensor_at(path).shape) != known.shape
+        except AttributeError:
+            changed = True
+    if changed:
+        raise ValueError("the graph was changed since these orbits were found; call find_orbits again")
+
+
+def close_to(name: str, names: Iterable[str]) -> str:
+    """What to say of names that are like one that there is not."""
+    close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
+    return f"; close to it: {', '.join(close)}" if close else ""
+
+
+def _owners(vertex: Vertex) -> Iterable[str]:
+    """Paths of the modules that a vertex calls, or whose tensors it reads."""
+    if isinstance(vertex, ModuleVertex):
+        yield vertex.target
+    for arg in walk_args(vertex_args(vertex)):
+        if isinstance(arg, Attr):
+            yield arg.path.rpartition(".")[0]
+
+
+def _dag(graph: DagModule | Orbits) -> DagModule:
+    if isinstance(graph, Orbits):
+        return graph.model.dag
+    if not isinstance(graph, DagModule):
+        raise TypeError(f"graph is a {type(graph).__name__}, expected a DagModule or its orbits")
+    return graph
+
+
+def _graph(graph: DagModule | Orbits) -> Graph:
+    return graph.model.graph if isinstance(graph, Orbits) else one_level(_dag(graph), separate=True)
