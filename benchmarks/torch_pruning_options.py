@@ -169,7 +169,7 @@ class Pruner:
         self.data = data
         self.flops = flops
         self.whole = self._count(model)
-        self._states: dict[str, tuple[State, float]] = {}
+        self._states: dict[str, tuple[Any, float]] = {}
 
     def prune(self, option: Option, seed: int = 0) -> Pruned:
         """Find the largest model within the FLOPs that an option gives.
@@ -199,12 +199,15 @@ class Pruner:
             raise ValueError(f"{option} leaves more than {self.flops:.0%} of the FLOPs")
         return best
 
-    def _state(self, needs: str) -> tuple[State, float]:
-        """What stands for the gradients of the whole model, and how many seconds it took."""
+    def _state(self, needs: str) -> tuple[Any, float]:
+        """What criteria take from the data and the whole model, and how many seconds it took."""
         if needs not in self._states:
             started = time.perf_counter()
-            takes = needs in ("gradients", "squares")
-            state = gradients(self.model, self.data, squared=needs == "squares") if takes else {}
+            state: Any = None
+            if needs in ("gradients", "squares"):
+                state = gradients(self.model, self.data, squared=needs == "squares")
+            elif needs == "factors":
+                state = self._with_factors(copy.deepcopy(self.model), IMPORTANCES["OBD-C"].make())
             self._states[needs] = state, time.perf_counter() - started
         return self._states[needs]
 
@@ -213,23 +216,38 @@ class Pruner:
 
     def _at(self, option: Option, ratio: float) -> nn.Module:
         """The model with a share of its channels removed."""
-        model = copy.deepcopy(self.model)
         importance = IMPORTANCES[option.importance]
         chosen = {"group_reduction": option.reduction, "normalizer": option.normalizer} if importance.reduces else {}
-        scorer = importance.make(**chosen)
+        model, scorer = self.model, importance.make(**chosen)
+        if importance.needs == "factors":
+            model, known = self._state("factors")[0]
+            scorer.Fisher, scorer.modules, scorer.steps = known.Fisher, known.modules, known.steps
+        model, scorer = copy.deepcopy((model, scorer))
+        pruner = self._pruner(model, scorer, option, ratio)
+        for step in range(option.steps):
+            self._look(model, scorer, importance.needs, first=step == 0)
+            pruner.step()
+            for attention in _attentions(model):
+                attention.num_heads = pruner.num_heads[attention.qkv]
+                attention.attn_dim = attention.proj.in_features
+                attention.head_dim = attention.attn_dim // attention.num_heads
+            model.zero_grad()
+        return model
+
+    def _pruner(self, model: nn.Module, scorer: Any, option: Option, ratio: float) -> Any:
         attentions = _attentions(model)
         for attention in attentions:
             attention.fused_attn = False  # it goes by autograd's functions, and cannot look into this one
-        ignored = [model.get_classifier(), *(_writers(model) if option.inner else ())]
-        arguments: dict[str, Any] = {}
+        # Its own defaults for these are dictionaries that all pruners share, and fill.
+        arguments: dict[str, Any] = {"num_heads": {}, "in_channel_groups": {}, "out_channel_groups": {}}
         if attentions:
-            arguments = {
+            arguments |= {
                 "num_heads": {attention.qkv: attention.num_heads for attention in attentions},
                 "prune_num_heads": option.heads != "dims",
                 "prune_head_dims": option.heads != "heads",
                 "head_pruning_ratio": ratio if option.heads != "dims" else 0.0,
             }
-        pruner = tp.pruner.BasePruner(
+        return tp.pruner.BasePruner(
             model,
             self.example,
             scorer,
@@ -237,41 +255,41 @@ class Pruner:
             isomorphic=option.scope == "isomorphic",
             pruning_ratio=ratio,
             iterative_steps=option.steps,
-            ignored_layers=ignored,
-            # Its own defaults are dictionaries that all pruners share, and fill.
-            **{"num_heads": {}, "in_channel_groups": {}, "out_channel_groups": {}, **arguments},
+            ignored_layers=[model.get_classifier(), *(_writers(model) if option.inner else ())],  # type: ignore[operator]
+            **arguments,
         )
-        for step in range(option.steps):
-            self._look(model, scorer, pruner, importance.needs, first=step == 0)
-            pruner.step()
-            for attention in attentions:
-                attention.num_heads = pruner.num_heads[attention.qkv]
-                attention.attn_dim = attention.proj.in_features
-                attention.head_dim = attention.attn_dim // attention.num_heads
-            model.zero_grad()
-        return model
 
-    def _look(self, model: nn.Module, scorer: Any, pruner: Any, needs: str, first: bool) -> None:
-        """Show a criterion the data; the gradients of the whole model are taken once."""
+    def _look(self, model: nn.Module, scorer: Any, needs: str, first: bool) -> None:
+        """Show a criterion the data; what it takes of the whole model is taken once."""
         if needs in ("gradients", "squares"):
-            state, _ = self._state(needs) if first else (gradients(model, self.data, squared=needs == "squares"), 0.0)
+            state = self._state(needs)[0] if first else gradients(model, self.data, squared=needs == "squares")
             for name, parameter in model.named_parameters():
                 parameter.grad = state[name].clone()
         elif needs == "activations":
             with scorer.compute_importance(model), torch.no_grad():
                 model(self.data[0])
         elif needs == "factors":
-            scorer._clear_buffer()
-            # It takes what this gives for attention, and fails where there is none.
-            root = pruner._downstream_node_as_root_if_attention
-            pruner._downstream_node_as_root_if_attention = lambda group: root(group) or group
-            scorer._prepare_model(model, pruner)
-            pruner._downstream_node_as_root_if_attention = root
-            for images, labels in zip(self.data[0].split(64), self.data[1].split(64), strict=True):
-                model.zero_grad()
-                F.cross_entropy(model(images), labels).backward()
-                scorer.step()
-            scorer._rm_hooks(model)
+            if not first:
+                self._with_factors(model, scorer)
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)  # layers that have none are left out
+
+    def _with_factors(self, model: nn.Module, scorer: Any) -> tuple[nn.Module, Any]:
+        """A model, and OBD-C with what it sums up for the Fisher matrix."""
+        scorer._clear_buffer()
+        pruner = self._pruner(model, scorer, Option("OBD-C", heads="dims"), 0.0)
+        # It takes what this gives for attention, and fails where there is none.
+        root = pruner._downstream_node_as_root_if_attention
+        pruner._downstream_node_as_root_if_attention = lambda group: root(group) or group
+        scorer._prepare_model(model, pruner)
+        for images, labels in zip(*(part.split(16) for part in self.data), strict=True):
+            model.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            scorer.step()
+        scorer._rm_hooks(model)
+        model.zero_grad()
+        scorer.A, scorer.DS = {}, {}
+        return model, scorer
 
 
 def gradients(model: nn.Module, data: Data, *, squared: bool = False) -> State:

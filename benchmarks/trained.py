@@ -15,7 +15,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 import torchorbit  # noqa: F401 - before timm, lets it import torchvision
-from training import sgd, shaken, train
+from training import BATCH, sgd, shaken, train
 
 import timm  # isort: skip
 
@@ -47,12 +47,16 @@ class Recipe:
         size: of its images.
         epochs: of training.
         optimizer: for its parameters.
+        batch_size: of training.
+        warm_up: the share of all steps in which the rate rises.
     """
 
     build: Callable[[], nn.Module]
     size: int
     epochs: int
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]
+    batch_size: int = BATCH
+    warm_up: float = 0.0
 
 
 RECIPES = {
@@ -62,13 +66,23 @@ RECIPES = {
         epochs=6,
         optimizer=lambda model: sgd(model, 0.05),
     ),
-    "vit_tiny": Recipe(
+    "vit": Recipe(
         lambda: timm.create_model(
-            "vit_tiny_patch16_224", img_size=28, patch_size=7, in_chans=1, num_classes=10, depth=6, scriptable=False
+            "vit_tiny_patch16_224",
+            img_size=28,
+            patch_size=7,
+            in_chans=1,
+            num_classes=10,
+            embed_dim=96,
+            depth=6,
+            weight_init="jax",
+            scriptable=False,
         ),
         size=28,
-        epochs=30,
+        epochs=40,
         optimizer=lambda model: torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.05),
+        batch_size=32,
+        warm_up=0.1,
     ),
 }
 
@@ -105,7 +119,9 @@ def trained(name: str, epochs: int | None = None) -> nn.Module:
     if path.exists():
         model.load_state_dict(load_file(path))
         return model.eval()
-    train(model, *digits(recipe.size, 1).train, recipe.optimizer(model), epochs, shaken)
+    images, labels = digits(recipe.size, 1).train
+    optimizer = recipe.optimizer(model)
+    train(model, images, labels, optimizer, epochs, shaken, batch_size=recipe.batch_size, warm_up=recipe.warm_up)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), path)
     return model

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -18,13 +19,24 @@ def train(
     optimizer: torch.optim.Optimizer,
     epochs: int,
     augment: Callable[[Tensor], Tensor] = lambda images: images,
+    batch_size: int = BATCH,
+    warm_up: float = 0.0,
 ) -> None:
-    """Train with a rate that falls to nothing; the model is in evaluation mode afterwards."""
-    batches = len(x) // BATCH
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
+    """Train; the model is in evaluation mode afterwards.
+
+    The rate rises for a share ``warm_up`` of all steps, and falls to nothing by a cosine.
+    """
+    batches = len(x) // batch_size
+    steps = epochs * batches
+
+    def rate(step: int) -> float:
+        rising = min(1.0, (step + 1) / (warm_up * steps)) if warm_up else 1.0
+        return rising * (1 + math.cos(math.pi * step / steps)) / 2
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     model.train()
     for _ in range(epochs):
-        for batch in torch.randperm(len(x)).split(BATCH)[:batches]:
+        for batch in torch.randperm(len(x)).split(batch_size)[:batches]:
             optimizer.zero_grad()
             F.cross_entropy(model(augment(x[batch])), y[batch]).backward()
             optimizer.step()
