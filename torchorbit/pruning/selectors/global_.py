@@ -70,7 +70,7 @@ class Global(WidthSelector):
         return self._widths_for(task, blocks)
 
     def _widths_for(self, task: Task, blocks: list[tuple[int, int]]) -> list[int]:
-        if task.cost(task.most) <= task.limit:
+        if task.limit >= task.cost(task.most):
             return list(task.most)
         low, high = 0, len(blocks)  # so many blocks are too few, and enough
         while high - low > 1:

@@ -40,9 +40,9 @@ class Knapsack(WidthSelector):
     each of its widths, the others as they are, is one binary variable of a mixed-integer program, of which an orbit
     chooses one; HiGHS solves it. A solution that really costs more than the target is drawn back towards the best
     widths until it fits, then improved by steps and exchanges at their true cost. It is kept where its total score is
-    higher; else the next one has to stay closer. Where widths are so coarse that
-    the best solution is farther below the target than the ``tolerance``, it gives up some score to come closer.
-    Problems of up to ``exhaustive`` combinations of widths are searched through instead.
+    higher; else the next one has to stay closer. Where widths are so coarse that the best solution is farther below
+    the target than the ``tolerance``, it gives up some score to come closer. Problems of up to ``exhaustive``
+    combinations of widths are searched through instead.
 
     FLOPs, parameters and other sums are known exactly for every width. A latency that is predicted by other means is
     predicted at up to eight widths of an orbit; for one that is measured ``measurements`` models are built and measured
@@ -109,7 +109,7 @@ class Knapsack(WidthSelector):
         return task if self.strict_order else _by_cost(task)
 
     def _widths(self, task: Task) -> list[int]:
-        if task.cost(task.most) <= task.limit:
+        if task.limit >= task.cost(task.most):
             return list(task.most)
         worth = _worth(task, self.normalisation)
         if task.pricing is not None and math.prod(map(len, task.allowed.values())) <= self.exhaustive:

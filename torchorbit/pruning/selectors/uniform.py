@@ -66,7 +66,7 @@ def _shares(task: Task, ratio: float) -> list[int]:
 
 def _widths_for(task: Task) -> list[int]:
     """Widths with which the target is met, the same share of every orbit as far as can be."""
-    if task.cost(task.most) <= task.limit:
+    if task.limit >= task.cost(task.most):
         return list(task.most)
     low, high = 0.0, 1.0
     most, least = list(task.most), list(task.least)
