@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 import torchorbit
 from torch_pruning_options import IMPORTANCES, Option, Pruned, Pruner, first_options, in_steps, more_options
-from torchorbit.pruning.criteria import CRITERIA, Criterion, WeightCriterion
+from torchorbit.pruning.criteria import CRITERIA, Criterion, LossCriterion, WeightCriterion
 from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import SELECTORS, Selector
 from trained import RECIPES, Digits, digits, trained
@@ -38,6 +38,8 @@ from training import BATCH, top1
 PACKAGES = ("torchorbit", "torch-pruning", "torch", "timm", "mlxtend")
 #: Selectors that search for minutes go with the best criteria alone.
 SEARCHES = ("optimal",)
+#: What asks for the loss without some units, thousands of times, gets so many batches.
+LOSS_BATCHES = 1
 STEPS = (3, 10)
 LEADERS = 3
 
@@ -119,13 +121,14 @@ class Ours:
             if isinstance(criterion, WeightCriterion):
                 scores = criterion.scores(self.orbits)
             else:
-                scores = torchorbit.calibrate(self.dag, self.batches, loss, {name: criterion}, orbits=self.orbits)[name]
+                batches = self.batches[:LOSS_BATCHES] if isinstance(criterion, LossCriterion) else self.batches
+                scores = torchorbit.calibrate(self.dag, batches, loss, [criterion], orbits=self.orbits)[criterion]
             self._scores[key] = scores, time.perf_counter() - started
         return self._scores[key]
 
-    def outcome(self, criterion: str, selector: str, steps: int = 1) -> Outcome:
+    def outcome(self, criterion: str, selector: Selector, steps: int = 1) -> Outcome:
         """Prune, and test; the mean over seeds where something is drawn."""
-        drawn = any("seed" in _options(kind) for kind in (CRITERIA[criterion], SELECTORS[selector]))
+        drawn = any("seed" in _options(kind) for kind in (CRITERIA[criterion], type(selector)))
         found = []
         for seed in self.case.seeds if drawn else self.case.seeds[:1]:
             by: Any = criterion
@@ -139,7 +142,7 @@ class Ours:
                 loss=loss,
                 flops=self.case.flops,
                 criterion=by,
-                selector=_made(SELECTORS[selector], seed),
+                selector=_seeded(selector, seed),
                 steps=steps,
                 seed=seed,
             )
@@ -159,8 +162,24 @@ def _options(kind: type[Criterion] | type[Selector]) -> dict[str, inspect.Parame
     return dict(inspect.signature(kind).parameters)
 
 
+def _seeded(selector: Selector, seed: int) -> Any:
+    return replace(selector, seed=seed) if "seed" in _options(type(selector)) else selector  # type: ignore[type-var]
+
+
 def _made(kind: Callable[..., Any], seed: int) -> Any:
     return kind(seed=seed) if "seed" in _options(kind) else kind()  # type: ignore[arg-type]
+
+
+def ways(name: str) -> list[Any]:
+    """A selector as it is by default, and, where it can be told so, with scores as they are and for what units cost."""
+    selector: Any = _made(SELECTORS[name], 0)
+    options = _options(SELECTORS[name])
+    found = [selector]
+    if "normalisation" in options:
+        found.append(replace(selector, normalisation=None))
+        if "per_cost" in options:
+            found.append(replace(selector, normalisation=None, per_cost=True))
+    return found
 
 
 def selectors_for_a_target() -> list[str]:
@@ -184,20 +203,20 @@ def measure_ours(
     ours = Ours(case)
     found: dict[tuple[str, str], Outcome] = {}
 
-    def take(criterion: str, selector: str, steps: int = 1) -> Outcome:
+    def take(criterion: str, selector: Selector, steps: int = 1) -> Outcome:
         outcome = _tried(partial(ours.outcome, criterion, selector, steps))
-        say(f"{case.name}, torchorbit, {criterion}, {selector}: {_cell(outcome)} {outcome.error}")
+        say(f"{case.name}, torchorbit, {outcome.option or criterion}: {_cell(outcome)} {outcome.error}")
         return outcome
 
-    quick = [name for name in selectors if name not in SEARCHES]
+    chosen = {str(way): way for name in selectors if name not in SEARCHES for way in ways(name)}
     for criterion in criteria:
-        for selector in quick:
-            found[criterion, selector] = take(criterion, selector)
+        for label, selector in chosen.items():
+            found[criterion, label] = take(criterion, selector)
     leaders = _leaders(found)
     for criterion in dict.fromkeys([criterion for criterion, _ in leaders] or criteria):
-        for selector in [name for name in selectors if name in SEARCHES]:
-            found[criterion, selector] = take(criterion, selector)
-    return found, [take(*pair, steps) for pair in leaders for steps in STEPS]
+        for name in [name for name in selectors if name in SEARCHES]:
+            found[criterion, name] = take(criterion, ways(name)[0])
+    return found, [take(criterion, chosen[label], steps) for criterion, label in leaders for steps in STEPS]
 
 
 # -- Torch-Pruning
