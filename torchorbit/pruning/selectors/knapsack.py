@@ -58,7 +58,8 @@ class Knapsack(WidthSelector):
         constraint: which widths orbits may have; None takes the task's.
         max_iterations: how often the problem is solved at most.
         solver_time_limit: seconds for each solution; None for no limit.
-        normalisation: how scores of different orbits are made comparable (`Scores.normalised`); None leaves them.
+        normalisation: how scores of different orbits are made comparable (`Scores.normalised`); None leaves them. By
+            default scores that are changes of the loss are left, and others divided by the mean of their orbit.
         tolerance: the share of the target below it within which the result is to be, where that is possible; 1 for
             whatever scores highest.
         exhaustive: up to so many combinations of widths all of them are compared, where the cost is a sum.
@@ -73,7 +74,7 @@ class Knapsack(WidthSelector):
     constraint: Constraint | None = None
     max_iterations: int = 15
     solver_time_limit: float | None = 60.0
-    normalisation: Normalisation | None = "mean"
+    normalisation: Normalisation | None = "auto"
     tolerance: float = 0.02
     exhaustive: int = 1 << 17
     measurements: int = 2
@@ -171,7 +172,7 @@ class Knapsack(WidthSelector):
     def __str__(self) -> str:
         """Its name, and the options that are not as by default."""
         options = [] if self.strict_order else ["strict_order=False"]
-        if self.normalisation != "mean":
+        if self.normalisation != "auto":
             options.append(f"normalisation={self.normalisation}")
         if self.tolerance != 0.02:
             options.append(f"tolerance={self.tolerance:g}")
