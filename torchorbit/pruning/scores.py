@@ -33,7 +33,7 @@ class Scores(Mapping[Orbit, Array]):
         values: orbit -> scores of its units; every orbit needs some.
         criterion: what made them.
         samples: over how many samples they are a mean; 0 where no data was looked at.
-        comparable: whether those of different orbits can be compared as they are, for they are changes of the loss, say.
+        comparable: whether those of different orbits can be compared as they are, as changes of the loss can.
 
     Raises:
         ValueError: an orbit has no scores, too few or too many, or some that are no number.
@@ -80,8 +80,8 @@ class Scores(Mapping[Orbit, Array]):
 
         Args:
             how: ``"auto"`` leaves those that are comparable as they are, and takes the mean for others. Otherwise what
-                to divide by: the ``"sum"``, ``"mean"``, ``"max"`` or ``"l2"`` norm of the absolute scores; ``"standard"``
-                subtracts the mean and divides by the standard deviation; None leaves them as they are.
+                to divide by: the ``"sum"``, ``"mean"``, ``"max"`` or ``"l2"`` norm of the absolute scores.
+                ``"standard"`` subtracts the mean and divides by the standard deviation; None leaves them as they are.
             globally: take it over all orbits together rather than over each by itself.
 
         Raises:
