@@ -31,7 +31,7 @@ _NIGHTLY_PAGES = (
     "summary.md",
 )
 
-_BENCHMARKS = ("conversion", "orbits", "latency", "loading", "targets")
+_BENCHMARKS = ("conversion", "orbits", "latency", "loading", "targets", "criteria")
 
 
 def _install(session: nox.Session, *extras: str) -> None:
@@ -130,7 +130,7 @@ def _chooses_models(arguments: list[str]) -> bool:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure side by side with the alternatives; after `--`, the name of one benchmark, arguments for it, or both."""
-    _install(session, "bench")
+    _install(session, "bench", "optimal")
     # Without its dependencies, which would replace torch and timm by those of 2023.
     requirements = "benchmarks/requirements-torch-dag.txt"
     _run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", requirements)

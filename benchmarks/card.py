@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from torch import Tensor, nn
+from torch import Tensor
 
 import torchorbit
+from training import sgd, top1, train
 from zoo.checkpoint import versions
 from zoo.manifest import Accuracy, Preprocessing, Source, Step
 from zoo.preprocessing import transforms_of
@@ -60,28 +60,6 @@ def digits(transform: Callable[[Image.Image], Tensor]) -> tuple[Tensor, Tensor, 
     y = torch.from_numpy(data.target).long()
     train, test = train_test_split(np.arange(len(y)), test_size=0.2, stratify=y, random_state=SEED)
     return x[train], y[train], x[test], y[test]
-
-
-def train(model: nn.Module, x: Tensor, y: Tensor, epochs: int, rate: float) -> None:
-    """SGD with momentum and a rate that falls to nothing."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    batches = len(x) // 64
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * batches)
-    model.train()
-    for _ in range(epochs):
-        for batch in torch.randperm(len(x)).split(64)[:batches]:
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[batch]), y[batch]).backward()
-            optimizer.step()
-            schedule.step()
-    model.eval()
-
-
-@torch.no_grad()
-def top1(model: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of the images that are told right."""
-    found = torch.cat([model(part).argmax(-1) for part in x.split(128)])
-    return (found == y).double().mean().item()
 
 
 def page(text: str) -> str:
@@ -127,13 +105,13 @@ def main() -> None:
     )
     x, y, x_test, y_test = digits(transforms_of(preprocessing))
     model = timm.create_model("resnet18", in_chans=1, num_classes=10, scriptable=False)
-    train(model, x, y, options.epochs, 0.05)
+    train(model, x, y, sgd(model, 0.05), options.epochs)
     before = top1(model, x_test, y_test)
 
     dag = torchorbit.convert(model, torch.zeros(2, 1, SIZE, SIZE))
     smaller = torchorbit.prune(dag, flops=0.5, round_to=8)
     cut = top1(smaller, x_test, y_test)
-    train(smaller, x, y, options.epochs // 2, 0.02)
+    train(smaller, x, y, sgd(smaller, 0.02), options.epochs // 2)
     after = top1(smaller, x_test, y_test)
     print(f"top-1: {before:.2%}, cut to half the FLOPs {cut:.2%}, trained on {after:.2%}")
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from torchorbit.graph.shapes import pick
-from torchorbit.graph.vertices import Attr, ByMode, InputVertex, Ref, walk_args
+from torchorbit.graph.vertices import Attr, InputVertex, Ref
+from torchorbit.inspection.operands import labelled_in, tensors_in
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.labels import OTHER, Array, Dim, Labels, arrays_of
-from torchorbit.orbits.rules import Labelled, Reading
+from torchorbit.orbits.rules import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,9 +23,11 @@ class Reason:
     Attributes:
         kind: ``"input"`` or ``"output"`` of the model; ``"named"`` by the caller in ``frozen=``; an operator with
             ``"no rule"``; ``"constant"``: they meet a constant, or only constants make them; ``"unlabelled"``: they
-            meet a dimension that holds no channels; ``"operator"``: one that needs all of them; ``"shape"``: a reshape
-            that has no place for their removal; ``"alone"``: nothing would be left without them.
-        vertex: the vertex at which it happens (a path, where a parameter or buffer is named); may be empty.
+            meet a dimension that holds no channels; ``"operator"``: one that needs all of them; ``"shape"``: a
+            dimension is split, joined or met such that only other channels along it can be removed; ``"alone"``:
+            nothing would be left without them.
+        vertex: the vertex at which it happens; of what is named, the path of the layer, parameter or buffer; may be
+            empty.
         text: the same in words.
     """
 
@@ -94,11 +98,14 @@ class Causes:
     Args:
         model: the graph.
         reading: a recorded reading of it.
+        frozen: names of the vertices that the caller wants frozen.
     """
 
-    def __init__(self, model: FlatModel, reading: Reading):
+    def __init__(self, model: FlatModel, reading: Reading, frozen: AbstractSet[str] = frozenset()):
         self.model = model
         self.reading = reading
+        self._frozen = {vertex.name: getattr(vertex, "target", "") for vertex in model.graph.vertices}
+        self._frozen = {name: target for name, target in self._frozen.items() if name in frozen}
         self._vertices = {vertex.name: vertex for vertex in model.graph.vertices}
         self._origins: dict[str, Reason | None] = {}
 
@@ -108,12 +115,15 @@ class Causes:
         if kind == "output":
             return [Reason("output", "", "channels of the model's output")]
         if kind == "frozen":
+            owner = name.rpartition(".")[0]
+            # A layer that is named is so with its tensors: that is one reason.
+            name = self._frozen.get(name) or (owner if owner and owner in self._frozen.values() else name)
             return [Reason("named", name, f"'{name}' is named in frozen=")]
         call = self.model.calls[name]
         if kind == "unruled":
             return [Reason("no rule", name, f"the operator {call.operator} of '{name}' has no rule")]
         if freeze.here:
-            return [Reason("shape", name, f"'{name}' ({call.operator}) splits or joins dimensions another way")]
+            return [Reason("shape", name, f"'{name}' ({call.operator}) has no place for them beside other channels")]
         if freeze.bare:
             return self.met(name, freeze.length)
         if freeze.length == 1:
@@ -122,7 +132,7 @@ class Causes:
 
     def met(self, name: str, length: int) -> list[Reason]:
         """What the operands of a vertex are that have a dimension of some length without labels."""
-        tensors = [arg for arg in walk_args(tuple(self.model.calls[name].args.values())) if type(arg) in (Ref, Attr)]
+        tensors = list(tensors_in(self.model.calls[name].args))
         bare = [arg for arg in tensors if _has_bare(self._value(arg), length)] or tensors
         found = [reason for arg in bare if (reason := self._origin(arg)) is not None]
         return list(dict.fromkeys(found)) or [Reason("unlabelled", name, f"they meet no channels in '{name}'")]
@@ -131,19 +141,15 @@ class Causes:
         """Where a result without labels comes from."""
         return self._origin(Ref(vertex))
 
-    def _value(self, arg: Any) -> Any:
-        if type(arg) is Ref:
+    def _value(self, arg: Ref | Attr) -> Any:
+        if isinstance(arg, Ref):
             return pick(self.reading.values[arg.vertex], arg.index)
         return self.reading.attributes.get(arg.path)
 
-    def _origin(self, arg: Any) -> Reason | None:
+    def _origin(self, arg: Ref | Attr) -> Reason | None:
         """Where a tensor without labels comes from."""
-        if type(arg) is ByMode:
-            return self._origin(arg.evaluation)
-        if type(arg) is Attr:
+        if isinstance(arg, Attr):
             return Reason("constant", arg.path, f"they meet '{arg.path}', which holds no channels")
-        if type(arg) is not Ref:
-            return None
         if arg.vertex not in self._origins:
             self._origins[arg.vertex] = None  # nothing runs in circles, but the same way is not gone twice
             self._origins[arg.vertex] = self._origin_of_vertex(arg.vertex)
@@ -155,8 +161,7 @@ class Causes:
         call = self.model.calls[name]
         if call.operator in self.reading.unruled:
             return Reason("no rule", name, f"the operator {call.operator} of '{name}' has no rule")
-        operands = [arg for arg in walk_args(tuple(call.args.values())) if type(arg) in (Ref, Attr)]
-        values = [arg for arg in operands if type(arg) is Ref]
+        values = [arg for arg in tensors_in(call.args) if isinstance(arg, Ref)]
         if any(_has_labels(self._value(arg)) for arg in values) or _has_labels(self.reading.values[name]):
             return Reason("unlabelled", name, f"they meet a dimension of what '{name}' gives that holds no channels")
         origins = [origin for arg in values if (origin := self._origin(arg)) is not None]
@@ -166,16 +171,12 @@ class Causes:
 
 
 def _has_bare(value: Any, length: int) -> bool:
-    if isinstance(value, (tuple, list)):
-        return any(_has_bare(item, length) for item in value)
-    return isinstance(value, Labelled) and any(
-        dim is None and size == length for dim, size in zip(value.dims, value.shape, strict=True)
+    return any(
+        dim is None and size == length
+        for tensor in labelled_in(value)
+        for dim, size in zip(tensor.dims, tensor.shape, strict=True)
     )
 
 
 def _has_labels(value: Any) -> bool:
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    if isinstance(value, (tuple, list)):
-        return any(map(_has_labels, value))
-    return isinstance(value, Labelled) and any(dim is not None for dim in value.dims)
+    return any(dim is not None for tensor in labelled_in(value) for dim in tensor.dims)

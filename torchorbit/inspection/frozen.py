@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from torchorbit.graph.vertices import Attr, Ref
 from torchorbit.inspection.causes import Causes, Freeze, Reason, RecordedLabels
 from torchorbit.inspection.lookups import current
 from torchorbit.orbits.discovery import read_again
@@ -152,8 +153,8 @@ class _Analysis:
         self.orbits = orbits
         self.readings = readings
         self.components = [reading.labels.components() for reading in readings]
-        self.causes = [Causes(orbits.model, reading) for reading in readings]
-        self._kernels = _kernels(orbits)
+        self.causes = [Causes(orbits.model, reading, orbits.fixed.vertices) for reading in readings]
+        self._kernels = _kernels(orbits, readings, self.components[0])
         self._known: dict[Any, list[Reason]] = {}
 
     @cached_property
@@ -224,7 +225,7 @@ class _Analysis:
             for key in keys:
                 indices = sorted({position for unit in family for position in units[unit][key]})
                 slices.append(Slice(key[0], key[1], tuple(indices)))
-            space = all(key in self._kernels for key in keys)
+            space = bool(self._kernels[family].all())
             sources = self._touching(self.readings[0].sources, family)
             sinks = self._touching(self.readings[0].sinks, family)
             yield FrozenGroup(len(family), reasons, tuple(slices), sources, sinks, space)
@@ -250,15 +251,17 @@ class _Values:
         return () if origin is None else (origin,)
 
 
-def _kernels(orbits: Orbits) -> set[tuple[str, int]]:
-    """Dimensions of parameters that are heights and widths of kernels."""
-    found = set()
+def _kernels(orbits: Orbits, readings: list[Reading], component: Array) -> NDArray[np.bool_]:
+    """For every unit of the first reading, whether it is a place in the height or width of a convolution's kernel."""
+    found = np.zeros(int(component.max(initial=0)) + 1, bool)
     for call in orbits.model.calls.values():
-        weight = call.args.get("weight")
-        path = getattr(weight, "path", None)
-        if call.operator.startswith("conv") and path is not None:
-            rank = len(orbits.model.tensor_at(path).shape)
-            found |= {(path, axis) for axis in range(2, rank)}
+        weight = call.args.get("weight") if call.operator.startswith("conv") else None
+        if not isinstance(weight, (Ref, Attr)):
+            continue
+        for reading in readings:  # the labels of parameters are the same in all of them
+            known = reading.attributes[weight.path] if isinstance(weight, Attr) else reading.values[weight.vertex]
+            for array in [array for dim in known.dims[2:] for array in arrays_of(dim)]:
+                found[component[array[array < len(component)]]] = True
     return found
 
 

@@ -59,10 +59,10 @@ def module_of_vertex(graph: DagModule | Orbits, vertex: Vertex | str) -> str:
     dag = _dag(graph)
     name = vertex if isinstance(vertex, str) else vertex.name
     vertices = {v.name: v for v in _graph(graph).vertices}
-    nested = dict(dag.all_vertices()) if name not in vertices else {}
-    if name in nested and isinstance(found := nested[name], ModuleVertex) and "/" not in name:
-        return found.target
     if name not in vertices:
+        path = _nested(dag, name)
+        if path is not None:
+            return path
         places = names_at(dag)
         if len(places.get(name, ())) != 1:
             raise ValueError(f"there is no vertex '{name}'{close_to(name, [*vertices, *places])}")
@@ -129,6 +129,20 @@ def close_to(name: str, names: Iterable[str]) -> str:
     """What to say of names that are like one that there is not."""
     close = difflib.get_close_matches(name, list(dict.fromkeys(names)), n=3, cutoff=0.6)
     return f"; close to it: {', '.join(close)}" if close else ""
+
+
+def _nested(dag: DagModule, name: str) -> str | None:
+    """The path of the module that a vertex of a nested block calls; None where it calls none."""
+    targets: list[str] = []
+    level: nn.Module = dag
+    for part in name.split("/"):
+        vertices = level.vertices if isinstance(level, DagModule) else ()
+        vertex = next((vertex for vertex in vertices if vertex.name == part), None)
+        if not isinstance(level, DagModule) or not isinstance(vertex, ModuleVertex):
+            return None
+        targets.append(vertex.target)
+        level = level.get_submodule(vertex.target)
+    return ".".join(targets)
 
 
 def _owners(vertex: Vertex) -> Iterable[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,11 @@ import numpy as np
 from tabulate import tabulate
 from torch import nn
 
-from torchorbit.graph.vertices import Vertex
+from torchorbit.graph.shapes import pick
+from torchorbit.graph.vertices import Ref, Vertex
 from torchorbit.inspection.frozen import FrozenGroup, frozen_groups
 from torchorbit.inspection.lookups import current, described, module_path, vertices_of_module
+from torchorbit.inspection.operands import labelled_in, tensors_in
 from torchorbit.inspection.passing import Member, Passing, Show
 from torchorbit.inspection.showing import check_show, members_table
 from torchorbit.orbits.labels import arrays_of
@@ -114,13 +117,12 @@ def module_dependencies(orbits: Orbits, module: nn.Module | str, *, show: Show =
     names = {vertex.name for vertex in vertices}
     calls = orbits.model.calls
     found = []
-    for orbit in orbits:
+    for orbit in _touched(orbits, vertices):
         passing = Passing(orbits, orbit.reading, orbit.components)
         produced = bool(names.intersection(passing.given))
         consumed = any(name in passing.taken or name in passing.sinks for name in names)
-        if produced or consumed:
-            members = tuple([member for member in passing.members(show) if member.role != "consumes"])
-            found.append(OrbitDependencies(orbit, produced, consumed, members, passing.users()))
+        members = tuple([member for member in passing.members(show) if member.role != "consumes"])
+        found.append(OrbitDependencies(orbit, produced, consumed, members, passing.users()))
     inside = f"{path}."
     frozen = [
         group
@@ -137,6 +139,26 @@ def module_dependencies(orbits: Orbits, module: nn.Module | str, *, show: Show =
         tuple(found),
         tuple(frozen),
     )
+
+
+def _touched(orbits: Orbits, vertices: tuple[Vertex, ...]) -> Iterator[Orbit]:
+    """The orbits of which some vertices give, take or hold channels."""
+    there = [np.zeros(count, bool) for count in orbits.counts]
+    for vertex in vertices:
+        call = orbits.model.calls.get(vertex.name)
+        operands = () if call is None else tuple(tensors_in(call.args))
+        for reading, component, units in zip(orbits.readings, orbits.components, there, strict=True):
+            values = [reading.values[vertex.name]]
+            values += [
+                pick(reading.values[arg.vertex], arg.index) if isinstance(arg, Ref) else reading.attributes[arg.path]
+                for arg in operands
+            ]
+            for dim in [dim for value in values for tensor in labelled_in(value) for dim in tensor.dims]:
+                for array in arrays_of(dim):
+                    units[component[array]] = True
+    for orbit in orbits:
+        if there[orbit.reading][orbit.components].any():
+            yield orbit
 
 
 def _labels(orbits: Orbits, vertex: Vertex) -> Any:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from torchorbit.graph.shapes import pick
-from torchorbit.graph.vertices import Attr, ByMode, Ref
+from torchorbit.graph.vertices import Ref
 from torchorbit.inspection.lookups import described, module_of_vertex
+from torchorbit.inspection.operands import labelled_in, tensors_in
 from torchorbit.orbits.labels import Array, arrays_of
 from torchorbit.orbits.orbit import Orbits
-from torchorbit.orbits.rules import Labelled
 
 #: What a vertex does with channels.
 Role = Literal["produces", "consumes", "passes on", "holds"]
@@ -75,7 +74,7 @@ class Passing:
             if self._holds(self._reading.values.get(name)):
                 self.given.append(name)
             held = False
-            for arg in _tensors_of(() if call is None else tuple(call.args.values())):
+            for arg in tensors_in({} if call is None else call.args):
                 if isinstance(arg, Ref):
                     if self._holds(pick(self._reading.values[arg.vertex], arg.index)):
                         self.taken.setdefault(name, []).append(arg.vertex)
@@ -122,29 +121,10 @@ class Passing:
         return {name for name, array in places if self._hit(array)}
 
     def _holds(self, value: Any) -> bool:
-        if isinstance(value, Labelled):
-            return any(self._hit(array) for dim in value.dims for array in arrays_of(dim))
-        if isinstance(value, dict):
-            value = tuple(value.values())
-        return isinstance(value, (tuple, list)) and any(map(self._holds, value))
+        return any(self._hit(array) for tensor in labelled_in(value) for dim in tensor.dims for array in arrays_of(dim))
 
     def _hit(self, array: Array) -> bool:
         known = self._known.get(id(array))  # arrays of a reading live as long as it does
         if known is None:
             known = self._known[id(array)] = bool(self._units[self._component[array]].any())
         return known
-
-
-def _tensors_of(arg: Any) -> Iterator[Ref | Attr]:
-    """The tensors among arguments: sizes and devices of others are none."""
-    if isinstance(arg, (Ref, Attr)):
-        yield arg
-    elif isinstance(arg, ByMode):
-        yield from _tensors_of((arg.training, arg.evaluation))
-    elif isinstance(arg, (tuple, list)):
-        for item in arg:
-            yield from _tensors_of(item)
-    elif isinstance(arg, dict):
-        yield from _tensors_of(tuple(arg.values()))
-    elif isinstance(arg, slice):
-        yield from _tensors_of((arg.start, arg.stop, arg.step))

@@ -18,7 +18,7 @@ from torch import nn
 from torchorbit.errors import TorchorbitError
 from torchorbit.orbits.orbit import Orbit, Orbits
 
-Normalisation = Literal["sum", "mean", "max", "l2", "standard"]
+Normalisation = Literal["auto", "sum", "mean", "max", "l2", "standard"]
 Array = NDArray[np.float64]
 
 _FORMAT = "torchorbit-scores"
@@ -34,15 +34,25 @@ class Scores(Mapping[Orbit, Array]):
         values: orbit -> scores of its units; every orbit needs some.
         criterion: what made them.
         samples: over how many samples they are a mean; 0 where no data was looked at.
+        comparable: whether those of different orbits can be compared as they are, as changes of the loss can.
 
     Raises:
         ValueError: an orbit has no scores, too few or too many, or some that are no number.
     """
 
-    def __init__(self, orbits: Orbits, values: Mapping[Orbit, ArrayLike], *, criterion: str, samples: int = 0):
+    def __init__(
+        self,
+        orbits: Orbits,
+        values: Mapping[Orbit, ArrayLike],
+        *,
+        criterion: str,
+        samples: int = 0,
+        comparable: bool = False,
+    ):
         self.orbits = orbits
         self.criterion = criterion
         self.samples = samples
+        self.comparable = comparable
         self._values: dict[Orbit, Array] = {}
         for orbit in orbits:
             if orbit not in values:
@@ -66,22 +76,24 @@ class Scores(Mapping[Orbit, Array]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def normalised(self, how: Normalisation | None = "mean", *, globally: bool = False) -> Scores:
+    def normalised(self, how: Normalisation | None = "auto", *, globally: bool = False) -> Scores:
         """Make scores of different orbits comparable.
 
         Args:
-            how: what to divide by: the ``"sum"``, ``"mean"``, ``"max"`` or ``"l2"`` norm of the absolute scores;
+            how: ``"auto"`` leaves those that are comparable as they are, and takes the mean for others. Otherwise what
+                to divide by: the ``"sum"``, ``"mean"``, ``"max"`` or ``"l2"`` norm of the absolute scores.
                 ``"standard"`` subtracts the mean and divides by the standard deviation; None leaves them as they are.
             globally: take it over all orbits together rather than over each by itself.
 
         Raises:
             ValueError: there is no such normalisation.
         """
-        if how is None:
+        if how is None or (how == "auto" and self.comparable):
             return self
+        how = "mean" if how == "auto" else how
         everything = np.concatenate([*self._values.values(), np.empty(0)]) if globally else None
         values = {orbit: normalised(scores, how, everything) for orbit, scores in self.items()}
-        return Scores(self.orbits, values, criterion=self.criterion, samples=self.samples)
+        return Scores(self.orbits, values, criterion=self.criterion, samples=self.samples, comparable=self.comparable)
 
     def of_channels(self, module: nn.Module | str, dim: int = 0) -> Array:
         """The scores of a layer's channels, in their order (what TorchPruner's ``run(module)`` returns).
@@ -129,7 +141,7 @@ class Scores(Mapping[Orbit, Array]):
             )
             for orbit in self.orbits
         }
-        return Scores(self.orbits, values, criterion=self.criterion, samples=samples)
+        return Scores(self.orbits, values, criterion=self.criterion, samples=samples, comparable=self.comparable)
 
     def save(self, path: str | Path) -> None:
         """Write the scores to a file (a zip of numpy arrays, no pickle); one that is there is replaced in one step."""
@@ -139,6 +151,7 @@ class Scores(Mapping[Orbit, Array]):
             "version": 1,
             "criterion": self.criterion,
             "samples": self.samples,
+            "comparable": self.comparable,
             "orbits": _description(self.orbits),
         }
         arrays: dict[str, Any] = {f"orbit{orbit.index}": scores for orbit, scores in self.items()}
@@ -175,7 +188,13 @@ class Scores(Mapping[Orbit, Array]):
                         f"'{path}' holds scores for the orbits of another model, or of one of other sizes"
                     )
                 values = {orbit: file[f"orbit{orbit.index}"] for orbit in orbits}
-            return cls(orbits, values, criterion=str(about["criterion"]), samples=int(about["samples"]))
+            return cls(
+                orbits,
+                values,
+                criterion=str(about["criterion"]),
+                samples=int(about["samples"]),
+                comparable=bool(about["comparable"]),
+            )
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ScoresError(f"'{path}' holds no scores that `Scores.save` wrote: {error}") from None
 

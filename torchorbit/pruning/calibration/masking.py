@@ -133,7 +133,7 @@ class MaskedLoss:
                 with autocasting(dag, self._autocast):
                     output = self._gated.run(masks, partial(self._gated.whole, *batch.args, **batch.kwargs))
                     losses = batch.losses(self._loss, output, self._reduction)
-                total += losses.double().mean().item() * batch.samples
+                total += losses.cpu().double().mean().item() * batch.samples
                 samples += batch.samples
         return total / samples
 
@@ -184,4 +184,4 @@ class OrbitLosses(Losses):
             else:
                 after, masks = self._after, Masks(gated, {self._orbit: removed.nonzero()[:, 0].numpy()})
                 output = gated.run(masks, partial(after, **self._values))
-            return batch.losses(self._loss, output, self._reduction).double().reshape(-1).cpu()
+            return batch.losses(self._loss, output, self._reduction).cpu().double().reshape(-1)

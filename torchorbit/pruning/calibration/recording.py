@@ -151,7 +151,13 @@ class Recorder:
                 "float16 take bfloat16 instead"
             )
         values = {orbit: tally.total[self.numbering.slice_of(orbit)] / tally.samples for orbit in self.orbits}
-        return Scores(self.orbits, values, criterion=str(criterion), samples=tally.samples)
+        return Scores(
+            self.orbits,
+            values,
+            criterion=str(criterion),
+            samples=tally.samples,
+            comparable=criterion.comparable,
+        )
 
 
 class Run:

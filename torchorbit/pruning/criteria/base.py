@@ -17,9 +17,12 @@ class Criterion(ABC):
 
     Attributes:
         name: what it is called, on the command line and in model cards.
+        comparable: whether scores of different orbits can be compared as they are: changes of the loss can, norms
+            cannot.
     """
 
     name: ClassVar[str]
+    comparable: ClassVar[bool] = False
 
     def __str__(self) -> str:
         """Its name, and the options that are not as by default."""

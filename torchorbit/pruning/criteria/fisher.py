@@ -20,6 +20,7 @@ class Fisher(ActivationCriterion):
     """
 
     name: ClassVar[str] = "fisher"
+    comparable: ClassVar[bool] = True
     gradients: ClassVar[bool] = True
 
     def statistics(self, activation: Tensor, gradient: Tensor | None) -> Tensor:
@@ -42,6 +43,7 @@ class FisherWeights(GradientCriterion):
     """
 
     name: ClassVar[str] = "fisher_weights"
+    comparable: ClassVar[bool] = True
 
     def statistics(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """Sum the squares of weight times gradient, and halve them."""

@@ -36,6 +36,7 @@ class Lamp(WeightCriterion):
     over: Over = "all"
 
     name: ClassVar[str] = "lamp"
+    comparable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_choice("over", self.over, Over)
@@ -48,7 +49,7 @@ class Lamp(WeightCriterion):
         for orbit in orbits:
             squares = [norm(part, 2).square() for part in slices.of(orbit, self.over)]
             values[orbit] = _lamp(reduced(squares, "sum", orbit.width))
-        return Scores(orbits, values, criterion=str(self))
+        return Scores(orbits, values, criterion=str(self), comparable=True)
 
 
 def _lamp(squares: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -15,6 +15,7 @@ class Sensitivity(ActivationCriterion):
     """The sum of the absolute gradients of a sample's loss by a unit's activations (arXiv 1812.10240, TorchPruner)."""
 
     name: ClassVar[str] = "sensitivity"
+    comparable: ClassVar[bool] = True
     gradients: ClassVar[bool] = True
 
     def statistics(self, activation: Tensor, gradient: Tensor | None) -> Tensor:

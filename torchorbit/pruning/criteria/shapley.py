@@ -36,6 +36,7 @@ class Shapley(LossCriterion):
     seed: int = 0
 
     name: ClassVar[str] = "shapley"
+    comparable: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.sv_samples is not None and self.sv_samples < 1:

@@ -25,6 +25,7 @@ class Taylor(ActivationCriterion):
     signed: bool = False
 
     name: ClassVar[str] = "taylor"
+    comparable: ClassVar[bool] = True
     gradients: ClassVar[bool] = True
 
     def statistics(self, activation: Tensor, gradient: Tensor | None) -> Tensor:
@@ -47,6 +48,7 @@ class TaylorWeights(GradientCriterion):
     """
 
     name: ClassVar[str] = "taylor_weights"
+    comparable: ClassVar[bool] = True
 
     def statistics(self, weight: Tensor, gradient: Tensor) -> Tensor:
         """Sum weight times gradient."""

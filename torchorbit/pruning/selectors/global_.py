@@ -25,12 +25,13 @@ class Global(WidthSelector):
     go together, and count as their mean score.
 
     For a target, as few units go as meet it. Then those of them that fit come back, the highest scores first; where the
-    target is still missed by more than 0.5 %, some orbits take more steps, and others fewer, to come closer.
+    target is still missed by more than 1 %, some orbits take more steps, and others fewer, to come closer.
 
     Attributes:
         n_channels_or_ratio: how many units go; below 1 which share of all units. None removes them until the target is
             met. Units that go together go where as many are still wanted.
-        normalisation: how scores of different orbits are made comparable (`Scores.normalised`); None leaves them.
+        normalisation: how scores of different orbits are made comparable (`Scores.normalised`); None leaves them. By
+            default scores that are changes of the loss are left, and others divided by the mean of their orbit.
         per_cost: divide a unit's score by what the model would cost less without it, as a share of its cost, so that
             units that cost much go sooner. Needs a target, which says by what measure.
         selector_cb: called for every model that is tried, with its cost and the limit; when it returns True the search
@@ -42,7 +43,7 @@ class Global(WidthSelector):
     """
 
     n_channels_or_ratio: float | None = None
-    normalisation: Normalisation | None = "mean"
+    normalisation: Normalisation | None = "auto"
     per_cost: bool = False
     selector_cb: Callable[[float, float], bool] | None = None
 
@@ -70,7 +71,7 @@ class Global(WidthSelector):
         return self._widths_for(task, blocks)
 
     def _widths_for(self, task: Task, blocks: list[tuple[int, int]]) -> list[int]:
-        if task.cost(task.most) <= task.limit:
+        if task.limit >= task.cost(task.most):
             return list(task.most)
         low, high = 0, len(blocks)  # so many blocks are too few, and enough
         while high - low > 1:
@@ -92,7 +93,7 @@ class Global(WidthSelector):
         options = []
         if self.n_channels_or_ratio is not None:
             options.append(f"n_channels_or_ratio={self.n_channels_or_ratio:g}")
-        if self.normalisation != "mean":
+        if self.normalisation != "auto":
             options.append(f"normalisation={self.normalisation}")
         if self.per_cost:
             options.append("per_cost")

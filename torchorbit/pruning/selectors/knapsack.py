@@ -40,9 +40,9 @@ class Knapsack(WidthSelector):
     each of its widths, the others as they are, is one binary variable of a mixed-integer program, of which an orbit
     chooses one; HiGHS solves it. A solution that really costs more than the target is drawn back towards the best
     widths until it fits, then improved by steps and exchanges at their true cost. It is kept where its total score is
-    higher; else the next one has to stay closer. Where widths are so coarse that
-    the best solution is farther below the target than the ``tolerance``, it gives up some score to come closer.
-    Problems of up to ``exhaustive`` combinations of widths are searched through instead.
+    higher; else the next one has to stay closer. Where widths are so coarse that the best solution is farther below
+    the target than the ``tolerance``, it gives up some score to come closer. Problems of up to ``exhaustive``
+    combinations of widths are searched through instead.
 
     FLOPs, parameters and other sums are known exactly for every width. A latency that is predicted by other means is
     predicted at up to eight widths of an orbit; for one that is measured ``measurements`` models are built and measured
@@ -58,7 +58,8 @@ class Knapsack(WidthSelector):
         constraint: which widths orbits may have; None takes the task's.
         max_iterations: how often the problem is solved at most.
         solver_time_limit: seconds for each solution; None for no limit.
-        normalisation: how scores of different orbits are made comparable (`Scores.normalised`); None leaves them.
+        normalisation: how scores of different orbits are made comparable (`Scores.normalised`); None leaves them. By
+            default scores that are changes of the loss are left, and others divided by the mean of their orbit.
         tolerance: the share of the target below it within which the result is to be, where that is possible; 1 for
             whatever scores highest.
         exhaustive: up to so many combinations of widths all of them are compared, where the cost is a sum.
@@ -73,7 +74,7 @@ class Knapsack(WidthSelector):
     constraint: Constraint | None = None
     max_iterations: int = 15
     solver_time_limit: float | None = 60.0
-    normalisation: Normalisation | None = "mean"
+    normalisation: Normalisation | None = "auto"
     tolerance: float = 0.02
     exhaustive: int = 1 << 17
     measurements: int = 2
@@ -109,7 +110,7 @@ class Knapsack(WidthSelector):
         return task if self.strict_order else _by_cost(task)
 
     def _widths(self, task: Task) -> list[int]:
-        if task.cost(task.most) <= task.limit:
+        if task.limit >= task.cost(task.most):
             return list(task.most)
         worth = _worth(task, self.normalisation)
         if task.pricing is not None and math.prod(map(len, task.allowed.values())) <= self.exhaustive:
@@ -171,7 +172,7 @@ class Knapsack(WidthSelector):
     def __str__(self) -> str:
         """Its name, and the options that are not as by default."""
         options = [] if self.strict_order else ["strict_order=False"]
-        if self.normalisation != "mean":
+        if self.normalisation != "auto":
             options.append(f"normalisation={self.normalisation}")
         if self.tolerance != 0.02:
             options.append(f"tolerance={self.tolerance:g}")
@@ -253,7 +254,8 @@ def _solved(
     lower = np.append(np.ones(len(sizes)), -np.inf)
     upper = np.append(np.ones(len(sizes)), slack / limit)
     value = np.concatenate(values)
-    options: dict[str, Any] = {"mip_rel_gap": _GAP}
+    # With its presolve HiGHS prints lines to stdout that nothing turns off, and is not faster on such problems.
+    options: dict[str, Any] = {"mip_rel_gap": _GAP, "presolve": False}
     if time_limit is not None:
         options["time_limit"] = time_limit
     result = milp(

@@ -328,11 +328,11 @@ def _better(sample: Sample, than: Sample) -> bool:
 
 
 class _Objective:
-    """The loss on data; without data the share of the score that goes."""
+    """The loss on data; without data the score that goes."""
 
     def __init__(self, task: Task):
         self.task = task
-        self.shares = task.scores.normalised("sum")
+        self.shares = task.scores.normalised()
 
     def __call__(self, widths: Sequence[int]) -> float:
         removed = self.task.removed(widths)

@@ -14,7 +14,7 @@ from torchorbit.pruning.selectors.base import Task
 #: For every orbit, what each of its allowed widths is worth.
 Worth = Sequence[NDArray[np.float64]]
 
-CLOSE = 0.005  # of the limit: closer to it than that no more exchanges are looked for
+CLOSE = 0.01  # of the limit: closer to it than that no more exchanges are looked for
 _DISTANCES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # steps that an orbit may take at once
 _CANDIDATES = 256  # moves of a round whose true cost is found out
 _MEASUREMENTS = 16  # widths that are tried where each of them has to be built and measured
@@ -71,7 +71,7 @@ def improved(
     """Raise orbits, or raise some and lower others for it, while the result is worth more and the limit allows it.
 
     Every round prices all single moves, combines them in pairs as if their costs added up, and makes the best of them
-    that really fit. Where a model has to be built for each price, nothing is done.
+    that really fit. Where the cost is no sum of terms, so that so many prices would take too long, nothing is done.
 
     Args:
         task: what is to be done.
@@ -84,26 +84,31 @@ def improved(
     present = list(widths)
     if task.pricing is None:
         return present
+    # Where nothing but closeness is wanted, widths are changed as little as possible for it.
+    reach = _DISTANCES[-1] if worth is not None else _DISTANCES[0]
     for _ in range(rounds):
-        slack = task.limit - task.cost(present)
-        if worth is None and slack <= close * task.limit:
+        cost = task.cost(present)
+        if worth is None and cost >= (1 - close) * task.limit:
             break
-        moves = _moves(task, present, worth)
-        candidates = _candidates(moves, floor - task.cost(present), slack)
+        moves = _moves(task, present, worth, reach)
+        candidates = _candidates(moves, floor - cost, task.limit - cost)
         better = _apply(task, present, candidates, floor, rising=worth is None)
-        if better == present:
+        if better == present and reach == _DISTANCES[-1]:
             break
+        if better == present:
+            reach = next(distance for distance in _DISTANCES if distance > reach)
         present = better
     return present
 
 
-def _moves(task: Task, widths: list[int], worth: Worth | None) -> NDArray[np.float64]:
+def _moves(task: Task, widths: list[int], worth: Worth | None, reach: int) -> NDArray[np.float64]:
     """Every orbit by some steps wider or narrower: columns of orbit, width, change of cost, and of worth."""
     rows = []
     for index, orbit in enumerate(task.orbits):
         allowed = task.allowed[orbit]
         here = int(np.searchsorted(allowed, widths[index]))
-        places = np.array([here + sign * distance for distance in _DISTANCES for sign in (1, -1)])
+        distances = [distance for distance in _DISTANCES if distance <= reach]
+        places = np.array([here + sign * distance for distance in distances for sign in (1, -1)])
         places = places[(places >= 0) & (places < len(allowed))]
         if len(places):
             costs = task.costs_along(widths, index, allowed[places])

@@ -22,7 +22,7 @@ class Uniform(WidthSelector):
     Attributes:
         ratio: the share of the units of every orbit to remove, from 0 up to but not including 1; None finds the least
             one with which the target is met. Then orbits take a step more, those that have lost most first, as far as
-            the target allows; where it is still missed by more than 0.5 %, some orbits take more steps, and others
+            the target allows; where it is still missed by more than 1 %, some orbits take more steps, and others
             fewer, to come closer.
 
     Raises:
@@ -66,7 +66,7 @@ def _shares(task: Task, ratio: float) -> list[int]:
 
 def _widths_for(task: Task) -> list[int]:
     """Widths with which the target is met, the same share of every orbit as far as can be."""
-    if task.cost(task.most) <= task.limit:
+    if task.limit >= task.cost(task.most):
         return list(task.most)
     low, high = 0.0, 1.0
     most, least = list(task.most), list(task.least)

@@ -141,10 +141,9 @@ class Boundary:
             left = self.limit - self.cost(greater)
             if left >= 0:
                 widths, slack = greater, left
-            else:
-                tried += 1
-                if tried == _TRIES:
-                    break
+            tried += 1
+            if tried == _TRIES:
+                break
         return widths
 
     def factors(self, widths: Array) -> Array:
@@ -185,9 +184,9 @@ class Boundary:
 _BISECTIONS = 16
 _CLOSE = 0.005  # of the limit: single steps do the rest
 _ROUNDS = 4
-_TRIES = 4  # steps that turned out not to fit, after which no more are tried
+_TRIES = 8  # single steps, each of which costs a count
 _OPTIMISM = 1.5  # slopes are estimates
-_REMEMBERED = 2000
+_REMEMBERED = 1000
 
 
 def checked(task: Task, widths: Sequence[int] | Widths) -> Widths:
