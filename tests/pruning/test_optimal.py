@@ -168,7 +168,8 @@ def test_additional_starting_points_are_tried():
     orbits = orbits_of(8, 8, 8)
     points = [(1, 2, 3), (8, 1, 1)]
     found = search(task_of(orbits), n_search_steps=6, additional_starting_points=lambda task: points)
-    assert [sample.widths for sample in found.samples][1:3] == points
+    tried = [sample.widths for sample in found.samples]
+    assert set(points) <= set(tried[:5]), "after the warm starts: uniform, global and knapsack"
 
 
 @pytest.mark.parametrize("point", [(1, 2), (9, 1, 1), (0, 1, 1), (1.5, 2, 2)])
@@ -306,7 +307,13 @@ INTERRUPTED = """
 def test_ctrl_c_ends_the_search_with_the_best_so_far(handled):
     code = textwrap.dedent(INTERRUPTED.format(handled=handled))
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ,
+        # Where this runs in the background interrupts are ignored, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     try:
         for _ in range(3):

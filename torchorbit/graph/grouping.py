@@ -23,8 +23,6 @@ from torchorbit.graph.vertices import (
 )
 from torchorbit.graph.writing import Writer
 
-_EFFECTS = frozenset({"assign", "check"})
-
 
 def group(dag: DagModule, vertices: Iterable[str], name: str) -> str:
     """Put vertices into a block of their own, in the graph itself.
@@ -46,8 +44,8 @@ def group(dag: DagModule, vertices: Iterable[str], name: str) -> str:
     Raises:
         TypeError: ``dag`` is no graph.
         ValueError: ``dag`` is a block of a graph; there are no such vertices, or they are of several blocks; a vertex
-            between them is left out; nothing takes what they give; or the name is taken. The graph is then as it was
-            before.
+            between them is left out; a buffer would be written at another time; nothing takes what they give; or the
+            name is taken. The graph is then as it was before.
     """
     require_graph(dag)
     paths = list(vertices)
@@ -101,12 +99,27 @@ def _parted(level: DagModule, names: set[str]) -> tuple[list[Vertex], list[Verte
             after.append(vertex)
         else:
             before.append(vertex)
-    order = [vertex.name for vertex in level.graph.vertices]
-    span = level.graph.vertices[order.index(inside[0].name) : order.index(inside[-1].name) + 1]
-    for vertex in span:
-        if isinstance(vertex, OperatorVertex) and vertex.operator in _EFFECTS:
-            raise ValueError(f"'{vertex.name}' ({vertex.operator}) stands among them, and has to run where it is")
+    _check_writes(level, [*before, *inside, *after])
     return before, inside, after
+
+
+def _check_writes(level: DagModule, ordered: list[Vertex]) -> None:
+    """Refuse an order in which what is written into a buffer is read earlier or later than it was."""
+    now = {vertex.name: place for place, vertex in enumerate(level.graph.vertices)}
+    then = {vertex.name: place for place, vertex in enumerate(ordered)}
+    users: dict[str, list[str]] = {}
+    for vertex in ordered:
+        for arg in walk_args(vertex_args(vertex)):
+            if type(arg) is Attr:
+                users.setdefault(arg.path, []).append(vertex.name)
+    for vertex in ordered:
+        if isinstance(vertex, OperatorVertex) and vertex.operator == "assign":
+            (path,) = [arg.path for arg in walk_args(vertex.args["target"])]
+            for other in users[path]:
+                if (now[other] < now[vertex.name]) != (then[other] < then[vertex.name]):
+                    raise ValueError(
+                        f"'{vertex.name}' would write '{path}' before or after other vertices than it does"
+                    )
 
 
 def _needed(vertex: Vertex) -> set[str]:

@@ -22,6 +22,8 @@ from torchorbit.pruning.selectors.steps import Worth, filled, fits, improved
 from torchorbit.pruning.selectors.uniform import Uniform
 
 _GAP = 1e-6  # to the best that there can be, at which the solver stops
+_LARGE_GAP = 1e-4  # likewise where there are many variables: costs are a guess, and exchanges at true costs follow
+_SMALL = 1000
 _OPTIONS = 64  # widths of an orbit among which the solver chooses
 _ROUNDS = 8  # of steps and exchanges on every solution; the last one gets as many as it takes
 _ENOUGH = 1e-3  # a gain of less than this share ends the search where latencies are measured
@@ -254,8 +256,7 @@ def _solved(
     lower = np.append(np.ones(len(sizes)), -np.inf)
     upper = np.append(np.ones(len(sizes)), slack / limit)
     value = np.concatenate(values)
-    # With its presolve HiGHS prints lines to stdout that nothing turns off, and is not faster on such problems.
-    options: dict[str, Any] = {"mip_rel_gap": _GAP, "presolve": False}
+    options: dict[str, Any] = {"mip_rel_gap": _GAP if variables <= _SMALL else _LARGE_GAP}
     if time_limit is not None:
         options["time_limit"] = time_limit
     result = milp(
