@@ -50,7 +50,7 @@ NAMES = {
         prune_resnet18_cifar10 round test_models save state_dict DenseNet ResNet Inception AlexNet VGG split cat chunk
     """,
     "torch-dag": """
-        build_from_unstructured_module DagModule activation insert nesting hierarchy save load FX symbolic_trace kmapp
+        build_from_unstructured_module DagModule activation insert nesting hierarchy wrap save load FX symbolic_trace kmapp
         FLOPs GFLOPs params reduction vit deit3 timm proportion table checkpoints Block-pruning fine-tuning
     """,
 }

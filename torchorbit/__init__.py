@@ -10,6 +10,7 @@ from torchorbit.errors import CheckpointError, ConversionError, GraphRunError, T
 from torchorbit.explaining import Explanation, explain  # noqa: E402
 from torchorbit.graph.dag import DagModule  # noqa: E402
 from torchorbit.graph.editing import insert_after, replace_layers, users  # noqa: E402
+from torchorbit.graph.grouping import group  # noqa: E402
 from torchorbit.graph.loading import load  # noqa: E402
 from torchorbit.inspection import (  # noqa: E402
     frozen_groups,
@@ -78,6 +79,7 @@ __all__ = [
     "flops",
     "from_pretrained",
     "frozen_groups",
+    "group",
     "insert_after",
     "load",
     "module_dependencies",

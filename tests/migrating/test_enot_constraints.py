@@ -62,3 +62,7 @@ def test_enot_constraints_are_applied_by_selectors(chain):
         allowed = constraint.widths(before)
         assert after.width in allowed
         assert abs(after.width - 0.45 * before.width) == np.abs(allowed - 0.45 * before.width).min()
+    for selector in ("uniform", "global", "knapsack"):
+        pruned = torchorbit.prune(chain.model.dag, flops=0.5, selector=selector, constraint=constraint)
+        for before, after in zip(chain, torchorbit.find_orbits(pruned), strict=True):
+            assert after.width in constraint.widths(before)

@@ -71,6 +71,16 @@ def test_torch_dag_hierarchy():
     assert_same(flat(images), dag(images))
 
 
+def test_torch_dag_wraps_parts():
+    model = small(8, 6)
+    dag = torchorbit.convert(model, X)
+    torchorbit.group(dag, [vertex.name for vertex in dag.vertices[1:5]], "features")
+    assert_same(dag(X), model(X))
+    assert_same(dag.features(X), model[:4](X))
+    assert isinstance(dag.features, torchorbit.DagModule)
+    assert "features.0.weight" in dag.state_dict()
+
+
 def test_torch_dag_saves_without_source(tmp_path):
     def make():
         class Secret(nn.Module):

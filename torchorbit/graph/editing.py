@@ -57,11 +57,11 @@ def replace_layers(
         ValueError: ``dag`` is a block of a graph, there is no operator of that name in it that takes one tensor, or the
             graph does not run any more. It is then as it was before.
     """
-    _require_graph(dag)
+    require_graph(dag)
     classes, operators = _kinds(which)
     made: dict[int, nn.Module | None] = {}
     changed: list[str] = []
-    with _all_or_nothing(dag):
+    with all_or_nothing(dag):
         for prefix, level in _levels(dag):
             vertices: list[Vertex] = []
             for vertex in level.graph.vertices:
@@ -78,7 +78,7 @@ def replace_layers(
                     source = _only_tensor(vertex)
                     layer = _checked(make(vertex), level.training)
                     if layer is not None:
-                        target = _place(level, vertex.name, layer)
+                        target = place(level, vertex.name, layer)
                         new = ModuleVertex(vertex.name, target, (source,), {}, leaf_name(layer) or "")
                         changed.append(prefix + vertex.name)
                 vertices.append(new)
@@ -122,8 +122,8 @@ def insert_after(dag: DagModule, vertex: str, module: nn.Module, *, name: str = 
         ValueError: ``dag`` is a block of a graph, there is no such vertex, the name is taken, or the graph does not run
             any more. It is then as it was before.
     """
-    _require_graph(dag)
-    level, found = _find(dag, vertex)
+    require_graph(dag)
+    level, found = find_vertex(dag, vertex)
     layer = _checked(module, level.training)
     if layer is None:
         raise TypeError("module is None, expected an nn.Module")
@@ -135,12 +135,12 @@ def insert_after(dag: DagModule, vertex: str, module: nn.Module, *, name: str = 
     def change(value: Any) -> Any:
         return Ref(added) if type(value) is Ref and value.vertex == found.name else value
 
-    with _all_or_nothing(dag):
-        target = _place(level, name or added, layer, exactly=bool(name))
+    with all_or_nothing(dag):
+        target = place(level, name or added, layer, exactly=bool(name))
         new = ModuleVertex(added, target, (Ref(found.name),), {}, leaf_name(layer) or "")
         vertices: list[Vertex] = []
         for known in level.graph.vertices:
-            vertices.append(_with_args(known, change))
+            vertices.append(with_args(known, change))
             if known is found:
                 vertices.append(new)
         rewrite(level, Graph(tuple(vertices), map_args(level.graph.output, change), level.graph.shapes))
@@ -162,7 +162,7 @@ def users(dag: DagModule, vertex: str, kind: str = "") -> tuple[str, ...]:
     Raises:
         ValueError: there is no such vertex.
     """
-    level, found = _find(dag, vertex)
+    level, found = find_vertex(dag, vertex)
     prefix = vertex.rpartition("/")[0]
     return tuple(
         [
@@ -174,7 +174,13 @@ def users(dag: DagModule, vertex: str, kind: str = "") -> tuple[str, ...]:
     )
 
 
-def _require_graph(dag: DagModule) -> None:
+def require_graph(dag: DagModule) -> None:
+    """Refuse what is no outermost graph.
+
+    Raises:
+        TypeError: it is no graph.
+        ValueError: it is a block of one.
+    """
     if not isinstance(dag, DagModule):
         raise TypeError(f"this is a {type(dag).__name__}, expected a DagModule; torchorbit.convert makes one")
     if dag.provenance is None:
@@ -206,12 +212,16 @@ def _only_tensor(vertex: OperatorVertex) -> Ref | Attr:
     return source
 
 
-def _place(level: DagModule, wanted: str, layer: nn.Module, *, exactly: bool = False) -> str:
-    """Give a level another submodule, under a name that nothing there has."""
+def place(level: DagModule, wanted: str, layer: nn.Module, *, exactly: bool = False) -> str:
+    """Give a level another submodule, under a name that nothing there has; returns the name.
+
+    Raises:
+        ValueError: the name that was wanted ``exactly`` is taken, or none.
+    """
     taken = {*level._modules, *level._parameters, *level._buffers, *dir(nn.Module())}
     name, count = wanted, 0
-    if exactly and (name in taken or "." in name):
-        raise ValueError(f"name={name!r} is taken there, or holds a dot; give another one")
+    if exactly and (name in taken or "." in name or not name):
+        raise ValueError(f"name={name!r} is taken there, empty or holds a dot; give another one")
     while name in taken:
         count += 1
         name = f"{wanted}_{count}"
@@ -235,8 +245,12 @@ def _levels(dag: DagModule, prefix: str = "") -> Iterator[tuple[str, DagModule]]
                     waiting.append((f"{path}{vertex.name}/", inner))
 
 
-def _find(dag: DagModule, path: str) -> tuple[DagModule, Vertex]:
-    """The level that a vertex stands in, and the vertex."""
+def find_vertex(dag: DagModule, path: str) -> tuple[DagModule, Vertex]:
+    """The level that a vertex stands in, and the vertex.
+
+    Raises:
+        ValueError: there is no such vertex.
+    """
     level = dag
     *blocks, last = path.split("/")
     for block in blocks:
@@ -254,7 +268,8 @@ def _find(dag: DagModule, path: str) -> tuple[DagModule, Vertex]:
     return level, found
 
 
-def _with_args(vertex: Vertex, change: Callable[[Any], Any]) -> Vertex:
+def with_args(vertex: Vertex, change: Callable[[Any], Any]) -> Vertex:
+    """A vertex with every `Ref` and `Attr` in its arguments changed."""
     if isinstance(vertex, InputVertex):
         return vertex
     if isinstance(vertex, OperatorVertex):
@@ -265,22 +280,22 @@ def _with_args(vertex: Vertex, change: Callable[[Any], Any]) -> Vertex:
 
 
 @contextmanager
-def _all_or_nothing(dag: DagModule) -> Iterator[None]:
+def all_or_nothing(dag: DagModule) -> Iterator[None]:
     """Undo an edit that fails, or after which the graph does not run."""
     one_level(dag, separate=False)  # from here on it is known that shapes have to be found anew
     graphs = [(level, level.graph) for _, level in _levels(dag)]
-    members = [
-        (module, dict(module._modules)) for module in dag.modules() if isinstance(module, (DagModule, Container))
-    ]
+    holders = [module for module in dag.modules() if isinstance(module, (DagModule, Container))]
+    members: list[Any] = [part for m in holders for part in (m._modules, m._parameters, m._buffers)]
+    before = [dict(part) for part in members]
     try:
         yield
         one_level(dag, separate=False)
     except Exception as error:
         for level, graph in graphs:
             rewrite(level, graph)
-        for module, children in members:
-            module._modules.clear()
-            module._modules.update(children)
+        for part, earlier in zip(members, before, strict=True):
+            part.clear()
+            part.update(earlier)
         if isinstance(error, (TypeError, ValueError)):
             raise
         raise ValueError(f"the edited graph does not run: {error}") from error
