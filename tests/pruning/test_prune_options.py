@@ -15,7 +15,7 @@ from tests.models import stir
 from torchorbit import latency
 from torchorbit.pruning.constraints import Bounds
 from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.selectors import Uniform
+from torchorbit.pruning.selectors import Global, Uniform
 from torchorbit.pruning.targets import Target, TargetError
 
 
@@ -202,6 +202,45 @@ def test_a_ratio_in_steps_is_the_ratio(selector):
     pruned = torchorbit.prune(dag, ratio=0.5, selector=selector, steps=4)
     left = sum(orbit.width for orbit in torchorbit.find_orbits(pruned))
     assert left == pytest.approx(64, abs=2)
+
+
+@pytest.mark.parametrize("round_to", [1, 8])
+@pytest.mark.parametrize("selector", ["uniform", "global"])
+def test_widths_that_are_too_coarse_for_one_step_are_reached_by_the_last(selector, round_to):
+    """A tenth of the way is less than one channel of six, and less than eight of sixteen."""
+    sizes = (6, 16, 16) if round_to == 1 else (16, 24, 32)
+    layers = [nn.Linear(4, sizes[0]), nn.ReLU(), nn.Linear(*sizes[:2]), nn.Linear(*sizes[1:]), nn.Linear(sizes[2], 3)]
+    dag = torchorbit.convert(stir(nn.Sequential(*layers)), torch.randn(2, 4))
+    at_once = torchorbit.prune(dag, ratio=0.5, selector=selector, round_to=round_to)
+    in_steps = torchorbit.prune(dag, ratio=0.5, selector=selector, round_to=round_to, steps=10)
+    assert sum(widths(in_steps)) == sum(widths(at_once)) < sum(widths(dag))
+    if selector == "uniform":
+        assert widths(in_steps) == widths(at_once)
+
+
+def test_a_number_of_units_in_steps_is_that_number_whatever_it_is_measured_by():
+    dag = torchorbit.convert(chain(16), X)
+    by_cost = Global(9, per_cost=True)
+    pruned = torchorbit.prune(dag, selector=by_cost, target=Target.flops(0.5), steps=3)
+    assert sum(widths(dag)) - sum(widths(pruned)) == 9
+
+
+@pytest.mark.parametrize("options", [{"flops": 0.01}, {"selector": Global(60)}])
+def test_what_cannot_be_reached_is_refused_before_the_first_step(options):
+    dag = torchorbit.convert(chain(), X)
+    state = copy.deepcopy(dag.state_dict())
+    trained = []
+    with pytest.raises(TargetError):
+        torchorbit.prune(
+            dag,
+            constraint=Bounds(least=8),
+            steps=4,
+            between=lambda *step: trained.append(step),
+            inplace=True,
+            **options,
+        )
+    assert not trained
+    assert all(torch.equal(value, state[key]) for key, value in dag.state_dict().items())
 
 
 def test_shares_in_later_steps_are_of_what_there_was():

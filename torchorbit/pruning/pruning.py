@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from torchorbit.pruning.constraints import Bounds, Constraint
 from torchorbit.pruning.criteria import CRITERIA, Criterion, Place, WeightCriterion
 from torchorbit.pruning.history import History, Pruning
 from torchorbit.pruning.removal import remove_channels
-from torchorbit.pruning.schedule import Schedule, relative_to
+from torchorbit.pruning.schedule import Original, Schedule
 from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import SELECTORS, Global, Removed, Selector, Task, Uniform
 from torchorbit.pruning.targets import Target
@@ -175,17 +176,17 @@ def prune(
     removed_any = False
     for step in schedule:
         orbits = scored.orbits if isinstance(scored, Scores) else find_orbits(dag, frozen=frozen)
-        original = original or orbits
+        original = original or Original(orbits)
         scores = scores_of(dag, orbits)
-        task = Task(
-            scores,
-            target=schedule.target(step, scores),
-            constraint=relative_to(original, allowed),
-            loss=loss_without(orbits),
-            seed=seed,
-        )
-        removed = {orbit: list(units) for orbit, units in schedule.selector(step, orbits).select(task).items()}
-        removed_any = removed_any or any(removed.values())
+        constraint = original.relative(allowed)
+        task = partial(Task, scores, constraint=constraint, loss=loss_without(orbits), seed=seed)
+        if step == 1:
+            schedule.begin(task(target=aim))
+        chosen_units = schedule.selector(step, original).select(task(target=schedule.target(step)))
+        removed = {orbit: list(units) for orbit, units in chosen_units.items()}
+        units = sum(map(len, removed.values()))
+        schedule.went(units)
+        removed_any = removed_any or units > 0
         dag = remove_channels(dag, removed, inplace=inplace or dag is not whole, optimizer=optimizer)
         if finetune_bn and loader is not None:
             finetune_batch_norm(dag, loader, progress=progress, **data)
