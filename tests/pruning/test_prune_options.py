@@ -249,6 +249,42 @@ def test_shares_in_later_steps_are_of_what_there_was():
     assert widths(pruned) == [32, 32, 5]
 
 
+# -- what is frozen
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        lambda model, dag: [model.layer1],
+        lambda model, dag: model.layer1[0].conv1,
+        lambda model, dag: dag.get_submodule("layer1"),
+        lambda model, dag: (path for path in ["layer1"]),
+    ],
+    ids=["a block of the model", "a layer", "a block of the graph", "an iterator"],
+)
+def test_what_is_frozen_stays_in_every_step(frozen, steps):
+    model = timm.create_model("resnet18").eval()
+    dag = torchorbit.convert(model, torch.empty(2, 3, 64, 64))
+    pruned = torchorbit.prune(dag, flops=0.6, frozen=frozen(model, dag), steps=steps)
+    assert pruned.get_submodule("layer1.0.conv1").weight.shape == (64, 64, 3, 3)
+    assert pruned.get_submodule("layer2.0.conv1").out_channels < 128
+
+
+def test_a_block_of_a_model_that_is_converted_on_the_way_can_be_frozen():
+    model = timm.create_model("test_vit").eval()
+    size = model.patch_embed.img_size
+    block = model.blocks[1]
+    pruned = torchorbit.prune(model, torch.empty(2, 3, *size), flops=0.7, frozen=block)
+    assert pruned.get_submodule("blocks.1.mlp.fc1").weight.shape == block.mlp.fc1.weight.shape
+    assert pruned.get_submodule("blocks.0.mlp.fc1").out_features < block.mlp.fc1.out_features
+
+
+def test_a_module_of_another_model_is_not_frozen():
+    with pytest.raises(ValueError, match="frozen: a Sequential is no module, parameter or vertex of the graph"):
+        torchorbit.prune(chain(), X, flops=0.5, frozen=[chain()])
+
+
 # -- data
 
 
@@ -276,6 +312,8 @@ def test_scores_made_before_are_used():
     assert all(torch.equal(a, b) for a, b in zip(by_scores.parameters(), by_name.parameters(), strict=True))
     with pytest.raises(ValueError, match="of another graph"):
         torchorbit.prune(torchorbit.convert(chain(), X), flops=0.5, criterion=found["taylor"])
+    with pytest.raises(ValueError, match="give frozen to calibrate or to find_orbits"):
+        torchorbit.prune(dag, flops=0.5, criterion=found["taylor"], frozen="0")
     with pytest.raises(ValueError, match="steps=2 score anew"):
         torchorbit.prune(dag, flops=0.5, criterion=found["taylor"], steps=2)
 

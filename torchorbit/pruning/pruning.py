@@ -25,6 +25,7 @@ from torchorbit.pruning.calibration import (
 )
 from torchorbit.pruning.constraints import Bounds, Constraint
 from torchorbit.pruning.criteria import CRITERIA, Criterion, Place, WeightCriterion
+from torchorbit.pruning.freezing import lasting
 from torchorbit.pruning.history import History, Pruning
 from torchorbit.pruning.removal import remove_channels
 from torchorbit.pruning.schedule import Original, Schedule
@@ -92,7 +93,7 @@ def prune(
         constraint: which widths orbits may have; by default any from 1 on.
         round_to: numbers of channels are multiples of this, where an orbit is wide enough. Whole heads and groups are
             not rounded. The same as ``Bounds(round_to=round_to)``.
-        frozen: what must stay as it is, as for `torchorbit.find_orbits`.
+        frozen: what must stay as it is, as for `torchorbit.find_orbits`; modules may be those of ``model``.
         steps: reach the target in so many steps, in each of which the same part of the cost (or of the units) goes; the
             units that are left are scored anew in each.
         between: called after each step but the last with the graph and the number of the step, from 1 on; to train it,
@@ -139,6 +140,9 @@ def prune(
     schedule = Schedule(chosen, aim, steps)
     allowed = constraint or Bounds(round_to=round_to)
     dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
+    fixed = lasting(dag, frozen)
+    if isinstance(scored, Scores) and fixed:
+        raise ValueError("the scores are of orbits that were found before; give frozen to calibrate or to find_orbits")
     data: dict[str, Any] = {
         "steps": calibration_steps,
         "sample_to_model_inputs": sample_to_model_inputs,
@@ -175,7 +179,7 @@ def prune(
     whole, original = dag, None
     removed_any = False
     for step in schedule:
-        orbits = scored.orbits if isinstance(scored, Scores) else find_orbits(dag, frozen=frozen)
+        orbits = scored.orbits if isinstance(scored, Scores) else find_orbits(dag, frozen=fixed)
         original = original or Original(orbits)
         scores = scores_of(dag, orbits)
         constraint = original.relative(allowed)
