@@ -376,12 +376,63 @@ def test_pruned_batch_norms_are_reestimated_on_request():
         ({"flops": 0.5, "finetune_bn": True}, ValueError, "finetune_bn=True needs data"),
         ({"flops": 0.5, "steps": 0}, ValueError, "steps=0, expected a positive number"),
         ({"flops": 0.5, "steps": 1.5}, TypeError, "steps=1.5, expected a whole number"),
+        ({"ratio": 5, "selector": "global"}, ValueError, "ratio=5, expected a share from 0 up to but not including 1"),
+        ({"ratio": "0.5"}, TypeError, "ratio='0.5', expected a number"),
+        ({"flops": 0.5, "steps": 2, "between": 3}, TypeError, "between=3, expected a function"),
         ({"flops": 0.5, "constraint": Bounds(), "round_to": 8}, ValueError, "either constraint or round_to"),
     ],
 )
 def test_wrong_arguments(options, error, message):
     with pytest.raises(error, match=message):
         torchorbit.prune(torchorbit.convert(chain(), X), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"loader": iter(loader())}, TypeError, "list_iterator, which is used up by one pass; expected something"),
+        ({"loader": 5}, TypeError, "loader is a int; expected something that gives batches"),
+        ({"loader": []}, torchorbit.CalibrationError, "the loader gives no batch"),
+        ({"loss": "cross_entropy"}, TypeError, "loss is a str, expected a function of the model's output and a batch"),
+        ({"autocast": "bfloat16"}, TypeError, "autocast='bfloat16', expected a dtype"),
+        ({"calibration_steps": "3"}, TypeError, "steps='3', expected a whole number"),
+        ({"calibration_epochs": 0}, ValueError, "epochs=0, expected a positive number"),
+        ({"place": "somewhere"}, ValueError, "place='somewhere', expected 'consumed' or 'produced'"),
+        ({"sample_to_model_inputs": lambda sample: sample[0]}, torchorbit.CalibrationError, "gives a Tensor, expected"),
+        ({"sample_to_model_inputs": lambda sample: ((sample[0],), {"input": sample[0]})},
+         torchorbit.CalibrationError, "gives 1 positional inputs and input, and the model takes input"),
+        ({"entry_point": "no.such"}, ValueError, "Sequential has no such method"),
+    ],
+)  # fmt: skip
+def test_wrong_data_is_one_clear_error(options, error, message):
+    """Whether the model is converted by its first batch, or was before."""
+    for model in (chain(), torchorbit.convert(chain(), X)) if "entry_point" not in options else (chain(),):
+        if isinstance(model, torchorbit.DagModule) and "positional" in message:
+            continue  # a graph knows by itself what it takes
+        with pytest.raises(error, match=message):
+            torchorbit.prune(
+                model, **{"loader": loader(), "loss": cross_entropy, "flops": 0.5, "criterion": "taylor", **options}
+            )
+
+
+def test_inputs_by_names_that_a_model_does_not_list():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = chain()
+
+        def forward(self, x, **by):
+            return self.inner(x) * by["scale"]
+
+    pruned = torchorbit.prune(
+        Scaled().eval(),
+        loader=loader(),
+        loss=cross_entropy,
+        flops=0.5,
+        criterion="taylor",
+        sample_to_model_inputs=lambda sample: ((sample[0],), {"scale": sample[0][:, :1, 0, 0]}),
+    )
+    assert pruned(X, scale=torch.zeros(2, 1)).abs().max() == 0
 
 
 def test_a_module_without_inputs():

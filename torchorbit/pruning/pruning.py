@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from torchorbit.conversion import convert
+from torchorbit.conversion.converting import entered_at
 from torchorbit.graph.dag import DagModule
 from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.batch_norm import finetune_batch_norm
 from torchorbit.pruning.calibration import (
+    CalibrationError,
     MaskedLoss,
     calibrate,
     default_sample_to_model_inputs,
     default_sample_to_n_samples,
 )
+from torchorbit.pruning.calibration.batches import batches_of, require_repeatable
 from torchorbit.pruning.constraints import Bounds, Constraint
 from torchorbit.pruning.criteria import CRITERIA, Criterion, Place, WeightCriterion
 from torchorbit.pruning.freezing import lasting
@@ -78,7 +81,7 @@ def prune(
         example_inputs: what to convert it with, as for `torchorbit.convert`; by default what the first batch of
             ``loader`` has for the model.
         loader: batches of data, for criteria and selectors that look at some and for ``finetune_bn``. It is gone
-            through several times, so it must not be used up by one.
+            through several times: a `torch.utils.data.DataLoader` or a list, but no iterator.
         loss: gives the loss of a batch from the model's output and what the loader gave: the mean over its samples, or
             one number for each of them.
         target: what the result may cost, by FLOPs, parameters, or any function of a model.
@@ -123,9 +126,10 @@ def prune(
             criterion or selector of that name; the criterion needs data and there is none; or the graph is on the meta
             device.
         TargetError: the target cannot be reached, and the message says what can.
-        TypeError: an argument is of the wrong type.
+        TypeError: an argument is of the wrong type, or ``loader`` can be gone through only once.
         ConversionError: the model cannot be converted.
-        CalibrationError: the loss is not finite, or does not depend on the model.
+        CalibrationError: the loader gives no batch, or one that is not what it should be; the loss is not finite, or
+            does not depend on the model.
     """
     scored = criterion if isinstance(criterion, Scores) else _criterion(criterion, seed)
     chosen, aim = _aim(selector, target, ratio=ratio, flops=flops, parameters=parameters)
@@ -137,6 +141,10 @@ def prune(
         raise ValueError(f"the criterion {scored} looks at data: give a loader, and the loss")
     if finetune_bn and loader is None:
         raise ValueError("finetune_bn=True needs data: give a loader")
+    if loader is not None:
+        require_repeatable(loader)
+    if between is not None and not callable(between):
+        raise TypeError(f"between={between!r}, expected a function of the graph and the number of the step")
     schedule = Schedule(chosen, aim, steps)
     allowed = constraint or Bounds(round_to=round_to)
     dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
@@ -223,6 +231,10 @@ def _aim(
     if len(named) > 1:
         raise ValueError(f"given {' and '.join(named)}; expected one of them, which says how much is to go")
     if ratio is not None:
+        if not isinstance(ratio, (int, float)) or isinstance(ratio, bool):
+            raise TypeError(f"ratio={ratio!r}, expected a number")
+        if not 0 <= ratio < 1:
+            raise ValueError(f"ratio={ratio}, expected a share from 0 up to but not including 1")
         if selector not in ("uniform", "global"):
             raise ValueError(f"ratio={ratio} is for the selectors 'uniform' and 'global'; given {selector!r}")
         return (Uniform(ratio) if selector == "uniform" else Global(ratio)), None
@@ -266,8 +278,19 @@ def _graph(
                 f"example_inputs is missing: a {type(model).__name__} is converted to a graph first, and says nothing "
                 "of what it takes"
             )
-        args, kwargs = sample_to_model_inputs(next(iter(loader)))
-        method = model.get_submodule(entry_point.rpartition(".")[0])
-        forward = getattr(method, entry_point.rpartition(".")[2])
-        example_inputs = inspect.signature(forward).bind(*args, **kwargs).arguments if kwargs else args
+        batch = next(batches_of(loader, model, sample_to_model_inputs, lambda sample: 1, steps=1))
+        forward = (model if entry_point == "forward" else entered_at(model, entry_point)).forward
+        example_inputs = _named(forward, batch.args, batch.kwargs) if batch.kwargs else batch.args
     return convert(model, example_inputs, entry_point=entry_point)
+
+
+def _named(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Positional and keyword inputs, all by name."""
+    parameters = list(inspect.signature(forward).parameters.values())
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(args) > len(names) or set(names[: len(args)]) & set(kwargs):
+        raise CalibrationError(
+            f"sample_to_model_inputs gives {len(args)} positional inputs and {', '.join(kwargs)}, and the model takes "
+            f"{', '.join(names) or 'none by position'}; give example_inputs"
+        )
+    return {**dict(zip(names, args, strict=False)), **kwargs}
