@@ -249,6 +249,32 @@ def test_shares_in_later_steps_are_of_what_there_was():
     assert widths(pruned) == [32, 32, 5]
 
 
+def test_a_callback_that_trains_changes_nothing_of_how_later_steps_are_scored():
+    modes = []
+
+    def train(smaller, step):
+        modes.append(smaller.training)
+        smaller.train()
+
+    class Noted(Magnitude):
+        def scores(self, orbits):
+            modes.append(orbits.model.dag.training)
+            return super().scores(orbits)
+
+    pruned = torchorbit.prune(chain(), X, flops=0.4, criterion=Noted(), steps=3, between=train)
+    assert modes == [False] * 5
+    assert not any(module.training for module in pruned.modules())
+
+
+@pytest.mark.parametrize("selector", ["uniform", "global", "knapsack"])
+def test_where_nothing_may_go_a_target_is_missed_with_the_cost_that_is_left(selector):
+    dag = torchorbit.convert(chain(), X)
+    with pytest.raises(TargetError, match="cannot be reached") as caught:
+        torchorbit.prune(dag, flops=0.5, frozen="*", selector=selector)
+    assert caught.value.least == torchorbit.flops(dag).total
+    assert torchorbit.prune(dag, flops=1e12, frozen="*", selector=selector).history is None
+
+
 # -- what is frozen
 
 

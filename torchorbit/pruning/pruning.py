@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchorbit.comparing import same_modes
 from torchorbit.conversion import convert
 from torchorbit.conversion.converting import entered_at
 from torchorbit.graph.dag import DagModule
@@ -100,7 +101,8 @@ def prune(
         steps: reach the target in so many steps, in each of which the same part of the cost (or of the units) goes; the
             units that are left are scored anew in each.
         between: called after each step but the last with the graph and the number of the step, from 1 on; to train it,
-            say. With ``optimizer=`` the optimiser has the smaller parameters by then.
+            say; afterwards the graph is again in the mode that it was in. With ``optimizer=`` the optimiser has the
+            smaller parameters by then.
         finetune_bn: re-estimate the running statistics of batch norms on the loader's data after each step.
         inplace: change the graph itself. The model that it was converted from has the same parameters, and no longer
             runs.
@@ -203,7 +205,8 @@ def prune(
         if finetune_bn and loader is not None:
             finetune_batch_norm(dag, loader, progress=progress, **data)
         if between is not None and step < steps:
-            between(dag, step)
+            with same_modes(dag):
+                between(dag, step)
     if removed_any:
         by = scored.criterion if isinstance(scored, Scores) else str(scored)
         pruning = Pruning(by, chosen.name if aim is None else str(chosen), schedule.asked, round_to)
