@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchorbit.graph.dag import DagModule
 from torchorbit.pruning.calibration.errors import CalibrationError
 
 #: Gives the loss of a model's output on a batch, as a scalar or as a number for each sample.
@@ -231,11 +230,11 @@ def autocasting(model: nn.Module, dtype: torch.dtype | None) -> AbstractContextM
 
 
 @contextmanager
-def unchanged_buffers(dag: DagModule) -> Iterator[None]:
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
     """While active, buffers may change (running statistics in training mode); afterwards they are as before."""
     kept = [
         (module, name, buffer, buffer.clone())
-        for module in dag.modules()
+        for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
