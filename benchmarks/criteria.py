@@ -12,6 +12,7 @@ import argparse
 import importlib.metadata
 import inspect
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -372,7 +373,8 @@ def main() -> None:
         "# Criteria and selectors",
         f"Top-1 accuracy on 1,000 test images of models pruned to {options.flops:.0%} of their FLOPs, with no training "
         f"after pruning. {options.calibration} training images to calibrate on; means over {options.seeds} seeds where "
-        "something is drawn. Made by `nox -s bench -- criteria --out results/criteria.md`.",
+        "something is drawn. Seconds are those from a model to the pruned one; for Torch-Pruning at a ratio that is "
+        f"known, without the search for it. Made by `nox -s bench -- criteria {shlex.join(sys.argv[1:])}`.",
         f"{platform.machine()}, {torch.get_num_threads()} threads, {versions}",
     ]
     for name in options.only or names[: options.models]:

@@ -49,10 +49,17 @@ def compare_module_outputs(first: nn.Module, second: nn.Module, input_shape: Seq
 @contextmanager
 def evaluating(*models: nn.Module) -> Iterator[None]:
     """While active, models are in evaluation mode; afterwards every submodule is in the mode that it was in."""
-    modes = [(module, module.training) for model in models for module in model.modules()]
-    try:
+    with same_modes(*models):
         for model in models:
             model.eval()
+        yield
+
+
+@contextmanager
+def same_modes(*models: nn.Module) -> Iterator[None]:
+    """Whatever is done meanwhile, afterwards every submodule is in the mode that it was in."""
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    try:
         yield
     finally:
         for module, training in modes:

@@ -13,6 +13,7 @@ from torch import nn
 from tqdm import tqdm
 
 from harness.errors import UsageError
+from torchorbit.comparing import evaluating
 from zoo.checkpoint import save_checkpoint
 from zoo.data import Images, checked
 from zoo.making import graph_of
@@ -50,10 +51,8 @@ def evaluate(
         UsageError: a label is none that the model has, or there is no image.
     """
     place = device or next((parameter.device for parameter in model.parameters()), None)
-    modes = {module: module.training for module in model.modules()}
     first = fifth = images = 0
-    model.eval()
-    try:
+    with evaluating(model):
         for inputs, labels in tqdm(loader, desc="evaluate", disable=None if progress else True, leave=False):
             scores = model(inputs.to(place))
             right = checked(scores, labels).to(scores.device)
@@ -61,9 +60,6 @@ def evaluate(
             first += int(ranked[:, 0].sum())
             fifth += int(ranked.any(1).sum())
             images += len(labels)
-    finally:
-        for module, training in modes.items():
-            module.training = training
     if not images:
         raise UsageError("there is no image to measure accuracy on")
     return Accuracies(first / images, fifth / images, images)

@@ -415,6 +415,7 @@ class _Nothing:
         ({"place": "before"}, ValueError, "place='before', expected"),
         ({"loss_reduction": "none"}, ValueError, "loss_reduction='none', expected"),
         ({"steps": 0}, ValueError, "steps=0"),
+        ({"loader": iter(()), "epochs": 2}, TypeError, "iterator, which is used up by one pass"),
         ({"frozen": ["head"], "orbits": True}, ValueError, "both orbits and frozen"),
     ],
 )
@@ -425,6 +426,16 @@ def test_bad_input_is_refused_with_what_to_do(options, error, message):
     arguments = {"loader": [data()], "loss": mean_loss, "criteria": "taylor", **options}
     with pytest.raises(error, match=message):
         torchorbit.calibrate(dag, **arguments)
+
+
+def test_batches_that_are_not_kept_have_to_come_again():
+    _, _, orbits = made(Chain)
+    batches = [data()]
+    assert torchorbit.MaskedLoss(orbits, iter(batches), mean_loss)({}) == torchorbit.MaskedLoss(
+        orbits, batches, mean_loss, cache=False
+    )({})
+    with pytest.raises(TypeError, match="used up by one pass"):
+        torchorbit.MaskedLoss(orbits, iter(batches), mean_loss, cache=False)
 
 
 def test_orbits_of_another_graph_or_of_an_earlier_state_are_refused():

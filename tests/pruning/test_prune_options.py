@@ -15,7 +15,7 @@ from tests.models import stir
 from torchorbit import latency
 from torchorbit.pruning.constraints import Bounds
 from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.selectors import Uniform
+from torchorbit.pruning.selectors import Global, Uniform
 from torchorbit.pruning.targets import Target, TargetError
 
 
@@ -204,10 +204,111 @@ def test_a_ratio_in_steps_is_the_ratio(selector):
     assert left == pytest.approx(64, abs=2)
 
 
+@pytest.mark.parametrize("round_to", [1, 8])
+@pytest.mark.parametrize("selector", ["uniform", "global"])
+def test_widths_that_are_too_coarse_for_one_step_are_reached_by_the_last(selector, round_to):
+    """A tenth of the way is less than one channel of six, and less than eight of sixteen."""
+    sizes = (6, 16, 16) if round_to == 1 else (16, 24, 32)
+    layers = [nn.Linear(4, sizes[0]), nn.ReLU(), nn.Linear(*sizes[:2]), nn.Linear(*sizes[1:]), nn.Linear(sizes[2], 3)]
+    dag = torchorbit.convert(stir(nn.Sequential(*layers)), torch.randn(2, 4))
+    at_once = torchorbit.prune(dag, ratio=0.5, selector=selector, round_to=round_to)
+    in_steps = torchorbit.prune(dag, ratio=0.5, selector=selector, round_to=round_to, steps=10)
+    assert sum(widths(in_steps)) == sum(widths(at_once)) < sum(widths(dag))
+    if selector == "uniform":
+        assert widths(in_steps) == widths(at_once)
+
+
+def test_a_number_of_units_in_steps_is_that_number_whatever_it_is_measured_by():
+    dag = torchorbit.convert(chain(16), X)
+    by_cost = Global(9, per_cost=True)
+    pruned = torchorbit.prune(dag, selector=by_cost, target=Target.flops(0.5), steps=3)
+    assert sum(widths(dag)) - sum(widths(pruned)) == 9
+
+
+@pytest.mark.parametrize("options", [{"flops": 0.01}, {"selector": Global(60)}])
+def test_what_cannot_be_reached_is_refused_before_the_first_step(options):
+    dag = torchorbit.convert(chain(), X)
+    state = copy.deepcopy(dag.state_dict())
+    trained = []
+    with pytest.raises(TargetError):
+        torchorbit.prune(
+            dag,
+            constraint=Bounds(least=8),
+            steps=4,
+            between=lambda *step: trained.append(step),
+            inplace=True,
+            **options,
+        )
+    assert not trained
+    assert all(torch.equal(value, state[key]) for key, value in dag.state_dict().items())
+
+
 def test_shares_in_later_steps_are_of_what_there_was():
     dag = torchorbit.convert(chain(64), X)
     pruned = torchorbit.prune(dag, parameters=0.27, constraint=Bounds(least_share=0.5, round_to=4), steps=5)
     assert widths(pruned) == [32, 32, 5]
+
+
+def test_a_callback_that_trains_changes_nothing_of_how_later_steps_are_scored():
+    modes = []
+
+    def train(smaller, step):
+        modes.append(smaller.training)
+        smaller.train()
+
+    class Noted(Magnitude):
+        def scores(self, orbits):
+            modes.append(orbits.model.dag.training)
+            return super().scores(orbits)
+
+    pruned = torchorbit.prune(chain(), X, flops=0.4, criterion=Noted(), steps=3, between=train)
+    assert modes == [False] * 5
+    assert not any(module.training for module in pruned.modules())
+
+
+@pytest.mark.parametrize("selector", ["uniform", "global", "knapsack"])
+def test_where_nothing_may_go_a_target_is_missed_with_the_cost_that_is_left(selector):
+    dag = torchorbit.convert(chain(), X)
+    with pytest.raises(TargetError, match="cannot be reached") as caught:
+        torchorbit.prune(dag, flops=0.5, frozen="*", selector=selector)
+    assert caught.value.least == torchorbit.flops(dag).total
+    assert torchorbit.prune(dag, flops=1e12, frozen="*", selector=selector).history is None
+
+
+# -- what is frozen
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        lambda model, dag: [model.layer1],
+        lambda model, dag: model.layer1[0].conv1,
+        lambda model, dag: dag.get_submodule("layer1"),
+        lambda model, dag: (path for path in ["layer1"]),
+    ],
+    ids=["a block of the model", "a layer", "a block of the graph", "an iterator"],
+)
+def test_what_is_frozen_stays_in_every_step(frozen, steps):
+    model = timm.create_model("resnet18").eval()
+    dag = torchorbit.convert(model, torch.empty(2, 3, 64, 64))
+    pruned = torchorbit.prune(dag, flops=0.6, frozen=frozen(model, dag), steps=steps)
+    assert pruned.get_submodule("layer1.0.conv1").weight.shape == (64, 64, 3, 3)
+    assert pruned.get_submodule("layer2.0.conv1").out_channels < 128
+
+
+def test_a_block_of_a_model_that_is_converted_on_the_way_can_be_frozen():
+    model = timm.create_model("test_vit").eval()
+    size = model.patch_embed.img_size
+    block = model.blocks[1]
+    pruned = torchorbit.prune(model, torch.empty(2, 3, *size), flops=0.7, frozen=block)
+    assert pruned.get_submodule("blocks.1.mlp.fc1").weight.shape == block.mlp.fc1.weight.shape
+    assert pruned.get_submodule("blocks.0.mlp.fc1").out_features < block.mlp.fc1.out_features
+
+
+def test_a_module_of_another_model_is_not_frozen():
+    with pytest.raises(ValueError, match="frozen: a Sequential is no module, parameter or vertex of the graph"):
+        torchorbit.prune(chain(), X, flops=0.5, frozen=[chain()])
 
 
 # -- data
@@ -237,6 +338,8 @@ def test_scores_made_before_are_used():
     assert all(torch.equal(a, b) for a, b in zip(by_scores.parameters(), by_name.parameters(), strict=True))
     with pytest.raises(ValueError, match="of another graph"):
         torchorbit.prune(torchorbit.convert(chain(), X), flops=0.5, criterion=found["taylor"])
+    with pytest.raises(ValueError, match="give frozen to calibrate or to find_orbits"):
+        torchorbit.prune(dag, flops=0.5, criterion=found["taylor"], frozen="0")
     with pytest.raises(ValueError, match="steps=2 score anew"):
         torchorbit.prune(dag, flops=0.5, criterion=found["taylor"], steps=2)
 
@@ -244,14 +347,11 @@ def test_scores_made_before_are_used():
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnetz_b16", "mobilenetv3_small_050"])
 def test_statistics_of_batch_norms_are_those_that_torch_estimates(name):
     model = timm.create_model(name, drop_path_rate=0.0, drop_rate=0.0).eval()
-    batches = [torch.randn(8, 3, 64, 64) * 2 + 1 for _ in range(3)]
+    batch = torch.randn(8, 3, 64, 64) * 2 + 1
     expected = copy.deepcopy(model)
-    for module in expected.modules():
-        if hasattr(module, "drop_prob"):
-            module.drop_prob = 0.0
-    update_bn(batches, expected)
+    update_bn([batch], expected)
     dag = torchorbit.convert(copy.deepcopy(model), torch.empty(2, 3, 64, 64))
-    count = torchorbit.finetune_batch_norm(dag, batches)
+    count = torchorbit.finetune_batch_norm(dag, [batch])
     state = dag.state_dict()
     running = [key for key in state if "running_" in key]
     assert count == len(running) // 2
@@ -259,11 +359,32 @@ def test_statistics_of_batch_norms_are_those_that_torch_estimates(name):
         torch.testing.assert_close(state[key], expected.state_dict()[key], rtol=1e-4, atol=1e-5)
 
 
-def test_statistics_of_uneven_batches_are_weighted():
+def test_statistics_are_those_of_all_batches_together_whatever_the_order():
+    """Batches of one class each: the variance between them is part of the variance of the data."""
+    x = torch.cat([torch.randn(40, 3) * 0.1 + level for level in (-2.0, 0.0, 3.0)])
     model = nn.Sequential(nn.BatchNorm1d(3)).eval()
-    x = torch.randn(10, 3)
-    torchorbit.finetune_batch_norm(model, [x[:8], x[8:]])
+    torchorbit.finetune_batch_norm(model, [x[:50], x[50:52], x[52:]])
     torch.testing.assert_close(model[0].running_mean, x.mean(0))
+    torch.testing.assert_close(model[0].running_var, x.var(0))
+
+
+def test_a_last_batch_of_one_sample_does_not_stop_the_estimation():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(6), nn.BatchNorm1d(6))
+    x = torch.randn(9, 3, 5, 5)
+    model.eval()(x)
+    twin = copy.deepcopy(model)
+    assert torchorbit.finetune_batch_norm(model, [x[:8], x[8:]]) == 2
+    torchorbit.finetune_batch_norm(twin, [x[:8]])
+    torch.testing.assert_close(model[4].running_mean, twin[4].running_mean)
+    made = model[0](x).detach()
+    torch.testing.assert_close(model[1].running_var, made.transpose(0, 1).flatten(1).var(1))
+
+
+def test_a_model_in_training_mode_counts_no_batches_while_statistics_are_estimated():
+    model = chain().train()
+    torchorbit.finetune_batch_norm(model, [sample[0] for sample in loader()])
+    assert model.training
+    assert model[1].num_batches_tracked == 0
 
 
 def test_pruned_batch_norms_are_reestimated_on_request():
@@ -299,12 +420,63 @@ def test_pruned_batch_norms_are_reestimated_on_request():
         ({"flops": 0.5, "finetune_bn": True}, ValueError, "finetune_bn=True needs data"),
         ({"flops": 0.5, "steps": 0}, ValueError, "steps=0, expected a positive number"),
         ({"flops": 0.5, "steps": 1.5}, TypeError, "steps=1.5, expected a whole number"),
+        ({"ratio": 5, "selector": "global"}, ValueError, "ratio=5, expected a share from 0 up to but not including 1"),
+        ({"ratio": "0.5"}, TypeError, "ratio='0.5', expected a number"),
+        ({"flops": 0.5, "steps": 2, "between": 3}, TypeError, "between=3, expected a function"),
         ({"flops": 0.5, "constraint": Bounds(), "round_to": 8}, ValueError, "either constraint or round_to"),
     ],
 )
 def test_wrong_arguments(options, error, message):
     with pytest.raises(error, match=message):
         torchorbit.prune(torchorbit.convert(chain(), X), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"loader": iter(loader())}, TypeError, "list_iterator, which is used up by one pass; expected something"),
+        ({"loader": 5}, TypeError, "loader is a int; expected something that gives batches"),
+        ({"loader": []}, torchorbit.CalibrationError, "the loader gives no batch"),
+        ({"loss": "cross_entropy"}, TypeError, "loss is a str, expected a function of the model's output and a batch"),
+        ({"autocast": "bfloat16"}, TypeError, "autocast='bfloat16', expected a dtype"),
+        ({"calibration_steps": "3"}, TypeError, "steps='3', expected a whole number"),
+        ({"calibration_epochs": 0}, ValueError, "epochs=0, expected a positive number"),
+        ({"place": "somewhere"}, ValueError, "place='somewhere', expected 'consumed' or 'produced'"),
+        ({"sample_to_model_inputs": lambda sample: sample[0]}, torchorbit.CalibrationError, "gives a Tensor, expected"),
+        ({"sample_to_model_inputs": lambda sample: ((sample[0],), {"input": sample[0]})},
+         torchorbit.CalibrationError, "gives 1 positional inputs and input, and the model takes input"),
+        ({"entry_point": "no.such"}, ValueError, "Sequential has no such method"),
+    ],
+)  # fmt: skip
+def test_wrong_data_is_one_clear_error(options, error, message):
+    """Whether the model is converted by its first batch, or was before."""
+    for model in (chain(), torchorbit.convert(chain(), X)) if "entry_point" not in options else (chain(),):
+        if isinstance(model, torchorbit.DagModule) and "positional" in message:
+            continue  # a graph knows by itself what it takes
+        with pytest.raises(error, match=message):
+            torchorbit.prune(
+                model, **{"loader": loader(), "loss": cross_entropy, "flops": 0.5, "criterion": "taylor", **options}
+            )
+
+
+def test_inputs_by_names_that_a_model_does_not_list():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = chain()
+
+        def forward(self, x, **by):
+            return self.inner(x) * by["scale"]
+
+    pruned = torchorbit.prune(
+        Scaled().eval(),
+        loader=loader(),
+        loss=cross_entropy,
+        flops=0.5,
+        criterion="taylor",
+        sample_to_model_inputs=lambda sample: ((sample[0],), {"scale": sample[0][:, :1, 0, 0]}),
+    )
+    assert pruned(X, scale=torch.zeros(2, 1)).abs().max() == 0
 
 
 def test_a_module_without_inputs():

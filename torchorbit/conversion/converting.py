@@ -64,13 +64,20 @@ def convert(
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}, expected an nn.Module")
     if entry_point != "forward":
-        model = _entered_at(model, entry_point)
+        model = entered_at(model, entry_point)
     with no_garbage_collection():
         return _convert(model, _Inputs.of(model, example_inputs), tuple(atomic))
 
 
-def _entered_at(model: nn.Module, entry_point: str) -> nn.Module:
-    """A module whose forward is a method of a model or of a submodule of it; it shares everything else."""
+def entered_at(model: nn.Module, entry_point: str) -> nn.Module:
+    """A module whose forward is a method of a model or of a submodule of it; it shares everything else.
+
+    Raises:
+        TypeError: ``entry_point`` is no text.
+        ValueError: there is no such method.
+    """
+    if not isinstance(entry_point, str):
+        raise TypeError(f"entry_point={entry_point!r}, expected the name of a method, as 'forward_features'")
     path, _, method = entry_point.rpartition(".")
     try:
         owner = model.get_submodule(path)

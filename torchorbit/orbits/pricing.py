@@ -9,6 +9,7 @@ polynomial is asked for anew each time.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,7 @@ class Pricing:
             An array of shape (...).
         """
         given = np.asarray(widths, np.int64)
-        many = given.reshape(-1, len(self._most))
+        many = given.reshape(math.prod(given.shape[:-1]), len(self._most))  # of no orbit, too
         step = max(1, _BATCH // max(1, self._monomials.factors.size + self._products.factors.size))
         totals = [self._batch(many[start : start + step]) for start in range(0, len(many), step)]
         return np.concatenate([*totals, np.empty(0)]).reshape(given.shape[:-1])

@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from torchorbit.pruning.calibration.batches import autocasting, batches_of, default_sample_to_model_inputs
+from torchorbit.pruning.calibration.batches import (
+    autocasting,
+    batches_of,
+    default_sample_to_model_inputs,
+    unchanged_buffers,
+)
 
 _NAMES = tuple(inspect.signature(F.batch_norm).parameters)
 
@@ -30,9 +35,11 @@ def finetune_batch_norm(
 ) -> int:
     """Set running means and variances to those of data, and leave everything else of the model as it is.
 
-    Every batch is normalised by its own statistics on its way through the model, as in training; everything else (
-    dropout, say) is in the mode that it is in. The running statistics become the means over all batches, each weighted
-    by how many values it has (ENOT's ``finetune_bn``; "precise batch norm", Wu & Johnson, 2021, arXiv 2105.07576).
+    Every batch is normalised by its own statistics on its way through the model, as in training; everything else
+    (dropout, say) is in the mode that it is in. The running statistics become the mean and the unbiased variance of
+    what all batches have there together, so that it does not matter whether samples come in the order of their classes
+    (ENOT's ``finetune_bn``; "precise batch norm", Wu & Johnson, 2021, arXiv 2105.07576). Where a batch has one value
+    per channel only (its last sample, behind pooling), it is normalised by the running statistics and not counted.
 
     Args:
         model: a `DagModule`, or any module. Batch norms without running statistics are left alone.
@@ -51,18 +58,19 @@ def finetune_batch_norm(
     """
     statistics = _Statistics()
     batches = batches_of(loader, model, sample_to_model_inputs, lambda sample: 1, steps=steps, device=device)
-    for batch in tqdm(batches, desc="batch norm", disable=not progress, leave=False):
-        with autocasting(model, autocast), statistics:
-            model(*batch.args, **batch.kwargs)
+    with unchanged_buffers(model):
+        for batch in tqdm(batches, desc="batch norm", disable=not progress, leave=False):
+            with autocasting(model, autocast), statistics:
+                model(*batch.args, **batch.kwargs)
     return statistics.write()
 
 
 class _Statistics(TorchFunctionMode):
-    """Lets batch norms use the statistics of the batch, and keeps their means over all batches."""
+    """Lets batch norms use the statistics of the batch, and puts those of all batches together."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.sums: dict[int, tuple[Tensor, Tensor, Tensor, Tensor, int]] = {}
+        self.moments: dict[int, _Moments] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -71,17 +79,36 @@ class _Statistics(TorchFunctionMode):
         if func is not F.batch_norm or given.get("running_mean") is None or given.get("running_var") is None:
             return func(*args, **(kwargs or {}))
         mean, var = given["running_mean"], given["running_var"]
+        count = given["input"].numel() // len(mean)
+        if count < 2:
+            return func(**{**given, "training": False})
         own_mean, own_var = torch.zeros_like(mean), torch.ones_like(var)
         given.update(running_mean=own_mean, running_var=own_var, training=True, momentum=1.0)
         result = func(**given)
-        count = given["input"].numel() // len(mean)
-        zero = torch.zeros_like(mean, dtype=torch.float64)
-        _, _, mean_sum, var_sum, total = self.sums.get(id(mean), (mean, var, zero, zero, 0))
-        self.sums[id(mean)] = (mean, var, mean_sum + count * own_mean, var_sum + count * own_var, total + count)
+        self.moments.setdefault(id(mean), _Moments(mean, var)).add(own_mean, own_var, count)
         return result
 
     def write(self) -> int:
-        for mean, var, mean_sum, var_sum, count in self.sums.values():
-            mean.copy_(mean_sum / count)
-            var.copy_(var_sum / count)
-        return len(self.sums)
+        for moments in self.moments.values():
+            moments.write()
+        return len(self.moments)
+
+
+class _Moments:
+    """The mean and the variance of several batches, from their own."""
+
+    def __init__(self, mean: Tensor, var: Tensor):
+        self.mean, self.var = mean, var  # where they go
+        self.count = 0
+        self.sum, self.squares = (torch.zeros_like(mean, dtype=torch.float64, device="cpu") for _ in range(2))
+
+    def add(self, mean: Tensor, var: Tensor, count: int) -> None:
+        mean, var = mean.cpu().double(), var.cpu().double()
+        self.count += count
+        self.sum += count * mean
+        self.squares += (count - 1) * var + count * mean.square()
+
+    def write(self) -> None:
+        mean = self.sum / self.count
+        self.mean.copy_(mean)
+        self.var.copy_(((self.squares - self.count * mean.square()) / (self.count - 1)).clamp(min=0))

@@ -5,28 +5,34 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from torchorbit.comparing import same_modes
 from torchorbit.conversion import convert
+from torchorbit.conversion.converting import entered_at
 from torchorbit.graph.dag import DagModule
 from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.batch_norm import finetune_batch_norm
 from torchorbit.pruning.calibration import (
+    CalibrationError,
     MaskedLoss,
     calibrate,
     default_sample_to_model_inputs,
     default_sample_to_n_samples,
 )
+from torchorbit.pruning.calibration.batches import batches_of, require_repeatable
 from torchorbit.pruning.constraints import Bounds, Constraint
 from torchorbit.pruning.criteria import CRITERIA, Criterion, Place, WeightCriterion
+from torchorbit.pruning.freezing import lasting
 from torchorbit.pruning.history import History, Pruning
 from torchorbit.pruning.removal import remove_channels
-from torchorbit.pruning.schedule import Schedule, relative_to
+from torchorbit.pruning.schedule import Original, Schedule
 from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import SELECTORS, Global, Removed, Selector, Task, Uniform
 from torchorbit.pruning.targets import Target
@@ -77,7 +83,7 @@ def prune(
         example_inputs: what to convert it with, as for `torchorbit.convert`; by default what the first batch of
             ``loader`` has for the model.
         loader: batches of data, for criteria and selectors that look at some and for ``finetune_bn``. It is gone
-            through several times, so it must not be used up by one.
+            through several times: a `torch.utils.data.DataLoader` or a list, but no iterator.
         loss: gives the loss of a batch from the model's output and what the loader gave: the mean over its samples, or
             one number for each of them.
         target: what the result may cost, by FLOPs, parameters, or any function of a model.
@@ -92,11 +98,12 @@ def prune(
         constraint: which widths orbits may have; by default any from 1 on.
         round_to: numbers of channels are multiples of this, where an orbit is wide enough. Whole heads and groups are
             not rounded. The same as ``Bounds(round_to=round_to)``.
-        frozen: what must stay as it is, as for `torchorbit.find_orbits`.
+        frozen: what must stay as it is, as for `torchorbit.find_orbits`; modules may be those of ``model``.
         steps: reach the target in so many steps, in each of which the same part of the cost (or of the units) goes; the
             units that are left are scored anew in each.
         between: called after each step but the last with the graph and the number of the step, from 1 on; to train it,
-            say. With ``optimizer=`` the optimiser has the smaller parameters by then.
+            say; afterwards the graph is again in the mode that it was in. With ``optimizer=`` the optimiser has the
+            smaller parameters by then.
         finetune_bn: re-estimate the running statistics of batch norms on the loader's data after each step.
         inplace: change the graph itself. The model that it was converted from has the same parameters, and no longer
             runs.
@@ -123,9 +130,10 @@ def prune(
             criterion or selector of that name; the criterion needs data and there is none; or the graph is on the meta
             device.
         TargetError: the target cannot be reached, and the message says what can.
-        TypeError: an argument is of the wrong type.
+        TypeError: an argument is of the wrong type, or ``loader`` can be gone through only once.
         ConversionError: the model cannot be converted.
-        CalibrationError: the loss is not finite, or does not depend on the model.
+        CalibrationError: the loader gives no batch, or one that is not what it should be; the loss is not finite, or
+            does not depend on the model.
     """
     scored = criterion if isinstance(criterion, Scores) else _criterion(criterion, seed)
     chosen, aim = _aim(selector, target, ratio=ratio, flops=flops, parameters=parameters)
@@ -137,9 +145,16 @@ def prune(
         raise ValueError(f"the criterion {scored} looks at data: give a loader, and the loss")
     if finetune_bn and loader is None:
         raise ValueError("finetune_bn=True needs data: give a loader")
+    if loader is not None:
+        require_repeatable(loader)
+    if between is not None and not callable(between):
+        raise TypeError(f"between={between!r}, expected a function of the graph and the number of the step")
     schedule = Schedule(chosen, aim, steps)
     allowed = constraint or Bounds(round_to=round_to)
     dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
+    fixed = lasting(dag, frozen)
+    if isinstance(scored, Scores) and fixed:
+        raise ValueError("the scores are of orbits that were found before; give frozen to calibrate or to find_orbits")
     data: dict[str, Any] = {
         "steps": calibration_steps,
         "sample_to_model_inputs": sample_to_model_inputs,
@@ -176,25 +191,26 @@ def prune(
     whole, original = dag, None
     removed_any = False
     for step in schedule:
-        orbits = scored.orbits if isinstance(scored, Scores) else find_orbits(dag, frozen=frozen)
-        original = original or orbits
+        orbits = scored.orbits if isinstance(scored, Scores) else find_orbits(dag, frozen=fixed)
+        original = original or Original(orbits)
         scores = scores_of(dag, orbits)
-        task = Task(
-            scores,
-            target=schedule.target(step, scores),
-            constraint=relative_to(original, allowed),
-            loss=loss_without(orbits),
-            seed=seed,
-        )
-        removed = {orbit: list(units) for orbit, units in schedule.selector(step, orbits).select(task).items()}
-        removed_any = removed_any or any(removed.values())
+        constraint = original.relative(allowed)
+        task = partial(Task, scores, constraint=constraint, loss=loss_without(orbits), seed=seed)
+        if step == 1:
+            schedule.begin(task(target=aim))
+        chosen_units = schedule.selector(step, original).select(task(target=schedule.target(step)))
+        removed = {orbit: list(units) for orbit, units in chosen_units.items()}
+        units = sum(map(len, removed.values()))
+        schedule.went(units)
+        removed_any = removed_any or units > 0
         dag = remove_channels(
             dag, removed, inplace=inplace or dag is not whole, optimizer=optimizer, adjust_dropout=adjust_dropout
         )
         if finetune_bn and loader is not None:
             finetune_batch_norm(dag, loader, progress=progress, **data)
         if between is not None and step < steps:
-            between(dag, step)
+            with same_modes(dag):
+                between(dag, step)
     if removed_any:
         by = scored.criterion if isinstance(scored, Scores) else str(scored)
         pruning = Pruning(by, chosen.name if aim is None else str(chosen), schedule.asked, round_to)
@@ -222,6 +238,10 @@ def _aim(
     if len(named) > 1:
         raise ValueError(f"given {' and '.join(named)}; expected one of them, which says how much is to go")
     if ratio is not None:
+        if not isinstance(ratio, (int, float)) or isinstance(ratio, bool):
+            raise TypeError(f"ratio={ratio!r}, expected a number")
+        if not 0 <= ratio < 1:
+            raise ValueError(f"ratio={ratio}, expected a share from 0 up to but not including 1")
         if selector not in ("uniform", "global"):
             raise ValueError(f"ratio={ratio} is for the selectors 'uniform' and 'global'; given {selector!r}")
         return (Uniform(ratio) if selector == "uniform" else Global(ratio)), None
@@ -265,8 +285,19 @@ def _graph(
                 f"example_inputs is missing: a {type(model).__name__} is converted to a graph first, and says nothing "
                 "of what it takes"
             )
-        args, kwargs = sample_to_model_inputs(next(iter(loader)))
-        method = model.get_submodule(entry_point.rpartition(".")[0])
-        forward = getattr(method, entry_point.rpartition(".")[2])
-        example_inputs = inspect.signature(forward).bind(*args, **kwargs).arguments if kwargs else args
+        batch = next(batches_of(loader, model, sample_to_model_inputs, lambda sample: 1, steps=1))
+        forward = (model if entry_point == "forward" else entered_at(model, entry_point)).forward
+        example_inputs = _named(forward, batch.args, batch.kwargs) if batch.kwargs else batch.args
     return convert(model, example_inputs, entry_point=entry_point)
+
+
+def _named(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Positional and keyword inputs, all by name."""
+    parameters = list(inspect.signature(forward).parameters.values())
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    if len(args) > len(names) or set(names[: len(args)]) & set(kwargs):
+        raise CalibrationError(
+            f"sample_to_model_inputs gives {len(args)} positional inputs and {', '.join(kwargs)}, and the model takes "
+            f"{', '.join(names) or 'none by position'}; give example_inputs"
+        )
+    return {**dict(zip(names, args, strict=False)), **kwargs}

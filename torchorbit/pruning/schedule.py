@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
 
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.pruning.constraints import Constraint
-from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import Global, Selector, Task, Uniform
+from torchorbit.pruning.selectors.base import WidthSelector
 from torchorbit.pruning.targets import Target
 
 _LONGEST = 200  # of what a selector says of itself
@@ -21,6 +22,9 @@ _LONGEST = 200  # of what a selector says of itself
 
 class Schedule:
     """Comes down to a target in steps of equal size.
+
+    Every step is measured from the model before the first one, so that what a step could not remove (of an orbit that
+    is too narrow, or whose channels go eight at a time) goes in a later one.
 
     Args:
         selector: chooses what goes.
@@ -44,8 +48,8 @@ class Schedule:
         self.steps = steps
         self._selector = selector
         self._target = target
-        self._whole: float | None = None  # cost of the model before the first step
-        self._units = 0
+        self._whole = self._limit = 0.0  # what the model costs before the first step, and may after the last
+        self._wanted = self._gone = 0  # units that go in all, and that went until now
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(1, self.steps + 1))
@@ -60,69 +64,113 @@ class Schedule:
             said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
         return f"{said} in {self.steps} steps" if self.steps > 1 else said
 
-    def target(self, step: int, scores: Scores) -> Target | None:
-        """What the model may cost after a step.
+    def begin(self, task: Task) -> None:
+        """Look at the whole model, so that what cannot be reached is refused before anything goes.
 
         Args:
-            step: from 1 on.
-            scores: of the model before it.
+            task: with the target of the last step.
+
+        Raises:
+            TargetError: it cannot be reached.
         """
-        if self._target is None or self.steps == 1:
-            return self._target
-        if self._whole is None:
-            task = Task(scores, target=self._target)
+        if self.steps == 1:
+            return
+        if self._by_number:
+            most = sum(task.most)
+            self._wanted = most - sum(self._selector.widths(task))  # type: ignore[attr-defined]
+        elif self._target is not None:
             self._whole = task.cost(task.most)
-        limit = self._target.limit * self._whole if self._target.relative else self._target.limit
-        left = self._whole - (self._whole - min(limit, self._whole)) * step / self.steps
-        return dataclasses.replace(self._target, limit=left, relative=False)
+            self._limit = min(task.limit, self._whole)
 
-    def selector(self, step: int, orbits: Orbits) -> Selector:
+    @property
+    def _by_number(self) -> bool:
+        return isinstance(self._selector, Global) and self._selector.n_channels_or_ratio is not None
+
+    def target(self, step: int) -> Target | None:
+        """What the model may cost after a step, from 1 on."""
+        if self._target is None or self.steps == 1 or self._by_number:
+            return self._target
+        left = self._whole - (self._whole - self._limit) * (step / self.steps)
+        limit = self._limit if step == self.steps else left
+        return dataclasses.replace(self._target, limit=limit, relative=False)
+
+    def selector(self, step: int, original: Original) -> Selector:
         """What chooses in a step, among the units that are left then."""
-        if self._target is not None or self.steps == 1:
+        if self.steps == 1:
             return self._selector
-        if isinstance(self._selector, Uniform):
-            ratio = self._selector.ratio or 0.0
-            before, after = 1 - ratio * (step - 1) / self.steps, 1 - ratio * step / self.steps
-            return dataclasses.replace(self._selector, ratio=1 - after / before)
-        assert isinstance(self._selector, Global)
-        amount: Any = self._selector.n_channels_or_ratio
-        if step == 1:
-            self._units = orbits.units
-        wanted = round(amount * self._units) if amount < 1 else int(amount)
-        gone = wanted * (step - 1) // self.steps
-        return dataclasses.replace(self._selector, n_channels_or_ratio=wanted * step // self.steps - gone)
+        if isinstance(self._selector, Uniform) and self._selector.ratio is not None:
+            return _ShareOfOriginal(original.width, self._selector.ratio * (step / self.steps))
+        if self._by_number:
+            number: Any = self._wanted * step // self.steps - self._gone
+            return dataclasses.replace(self._selector, n_channels_or_ratio=number)  # type: ignore[type-var]
+        return self._selector
+
+    def went(self, units: int) -> None:
+        """Note how many units a step removed."""
+        self._gone += units
 
 
-def relative_to(original: Orbits, constraint: Constraint) -> Constraint:
-    """The same constraint on what is left of some orbits, whose shares are shares of what there was."""
-    return _OfOriginal(original, constraint)
+class _ShareOfOriginal(WidthSelector):
+    """Widths that are closest to those of the original without a share of their units."""
+
+    name = Uniform.name
+    needs_target = False
+
+    def __init__(self, width: Callable[[Orbit], int], ratio: float):
+        self.width = width
+        self.ratio = ratio
+
+    def widths(self, task: Task) -> Sequence[int]:
+        """The width of every orbit."""
+        return [
+            int(task.allowed[orbit][np.argmin(np.abs(task.allowed[orbit] - self.width(orbit) * (1 - self.ratio)))])
+            for orbit in task.orbits
+        ]
 
 
-class _OfOriginal(Constraint):
-    def __init__(self, original: Orbits, constraint: Constraint):
-        self.orbits = original
-        self.constraint = constraint
-        self.known = _by_place(original)
-        self.now: dict[int, dict[Orbit, Orbit]] = {}
+class Original:
+    """The orbits of a model before the first step, and what is left of them in later ones.
 
-    def widths(self, orbit: Orbit) -> NDArray[np.int64]:
-        before = self.before(orbit)
-        allowed = np.asarray(self.constraint.widths(before), np.int64)
-        return np.unique(np.append(allowed[allowed < orbit.width], orbit.width))
+    Args:
+        orbits: those before the first step.
+    """
+
+    def __init__(self, orbits: Orbits):
+        self.orbits = orbits
+        self._known = _by_place(orbits)
+        self._pairs: WeakKeyDictionary[Orbits, dict[int, Orbit]] = WeakKeyDictionary()
 
     def before(self, orbit: Orbit) -> Orbit:
         """What an orbit was in the original; itself where that cannot be told."""
-        if orbit in self.orbits:
-            return orbit
         present = orbit._orbits
-        pairs = self.now.get(id(present))
+        if present is self.orbits:
+            return orbit
+        pairs = self._pairs.get(present)
         if pairs is None:
-            pairs = self.now[id(present)] = {}
+            pairs = self._pairs[present] = {}
             for place, orbits in _by_place(present).items():
-                earlier = self.known.get(place, [])
+                earlier = self._known.get(place, [])
                 if len(earlier) == len(orbits):
-                    pairs.update(zip(orbits, earlier, strict=True))
-        return pairs.get(orbit, orbit)
+                    pairs.update(zip([found.index for found in orbits], earlier, strict=True))
+        return pairs.get(orbit.index, orbit)
+
+    def width(self, orbit: Orbit) -> int:
+        """How wide an orbit was."""
+        return self.before(orbit).width
+
+    def relative(self, constraint: Constraint) -> Constraint:
+        """The same constraint on what is left, whose shares are shares of what there was."""
+        return _OfOriginal(self, constraint)
+
+
+class _OfOriginal(Constraint):
+    def __init__(self, original: Original, constraint: Constraint):
+        self.original = original
+        self.constraint = constraint
+
+    def widths(self, orbit: Orbit) -> NDArray[np.int64]:
+        allowed = np.asarray(self.constraint.widths(self.original.before(orbit)), np.int64)
+        return np.unique(np.append(allowed[allowed < orbit.width], orbit.width))
 
 
 def _by_place(orbits: Orbits) -> dict[tuple[int, frozenset[tuple[str, int]]], list[Orbit]]:

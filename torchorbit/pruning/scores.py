@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import tempfile
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -157,14 +157,12 @@ class Scores(Mapping[Orbit, Array]):
         arrays: dict[str, Any] = {f"orbit{orbit.index}": scores for orbit, scores in self.items()}
         buffer = io.BytesIO()
         np.savez(buffer, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                file.write(buffer.getvalue())
-                file.close()
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            aside.write_bytes(buffer.getvalue())
+            aside.replace(path)
+        finally:
+            aside.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path, orbits: Orbits) -> Scores:
@@ -182,12 +180,14 @@ class Scores(Mapping[Orbit, Array]):
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(bytes(file["about"]))
                 if about["format"] != _FORMAT or about["version"] != 1:
-                    raise ScoresError(f"'{path}' holds {about['format']} version {about['version']}, expected 1")
-                if about["orbits"] != _description(orbits):
-                    raise ScoresError(
-                        f"'{path}' holds scores for the orbits of another model, or of one of other sizes"
-                    )
-                values = {orbit: file[f"orbit{orbit.index}"] for orbit in orbits}
+                    raise ValueError(f"it is {about['format']} version {about['version']}, expected {_FORMAT} 1")
+                same = about["orbits"] == _description(orbits)
+                values = {orbit: file[f"orbit{orbit.index}"] for orbit in orbits} if same else {}
+            if not same:
+                raise ScoresError(
+                    f"'{path}' holds scores for the orbits of another model, of one of other sizes, or that were found "
+                    "with something else frozen"
+                )
             return cls(
                 orbits,
                 values,
@@ -195,8 +195,11 @@ class Scores(Mapping[Orbit, Array]):
                 samples=int(about["samples"]),
                 comparable=bool(about["comparable"]),
             )
+        except ScoresError:
+            raise
         except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-            raise ScoresError(f"'{path}' holds no scores that `Scores.save` wrote: {error}") from None
+            reason = "it is no zip of arrays" if "pickle" in str(error) else error
+            raise ScoresError(f"'{path}' holds no scores that `Scores.save` wrote: {reason}") from None
 
     def __str__(self) -> str:
         rows = [

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchorbit.graph.dag import DagModule
 from torchorbit.pruning.calibration.errors import CalibrationError
 
 #: Gives the loss of a model's output on a batch, as a scalar or as a number for each sample.
@@ -117,16 +116,34 @@ def batches_of(
 
     Raises:
         CalibrationError: there is none, or inputs are not what they should be.
-        TypeError: the loader cannot be gone through.
+        TypeError: the loader cannot be gone through, or only once although there are several epochs; or ``steps`` or
+            ``epochs`` is no whole number.
         ValueError: ``steps`` or ``epochs`` is not positive.
     """
     for name, number in (("steps", steps), ("epochs", epochs)):
-        if number is not None and number < 1:
+        if number is None:
+            continue
+        if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
+            raise TypeError(f"{name}={number!r}, expected a whole number")
+        if number < 1:
             raise ValueError(f"{name}={number}, expected a positive number")
-    if not isinstance(loader, Iterable):
+    if epochs > 1:
+        require_repeatable(loader)
+    elif not isinstance(loader, Iterable):
         raise TypeError(f"loader is a {type(loader).__name__}, expected something that gives batches")
     if device is None:
         device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), None)
+    return _batches(loader, sample_to_model_inputs, sample_to_n_samples, steps, epochs, device)
+
+
+def _batches(
+    loader: Iterable[Any],
+    sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]],
+    sample_to_n_samples: Callable[[Any], int],
+    steps: int | None,
+    epochs: int,
+    device: torch.device | str | None,
+) -> Iterator[Batch]:
     count = 0
     for _ in range(epochs):
         for sample in loader:
@@ -137,6 +154,20 @@ def batches_of(
                 return
     if not count:
         raise CalibrationError("the loader gives no batch")
+
+
+def require_repeatable(loader: Iterable[Any]) -> None:
+    """Refuse what gives its batches only once.
+
+    Raises:
+        TypeError: it does, or gives none at all.
+    """
+    if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
+        used_up = ", which is used up by one pass" if isinstance(loader, Iterator) else ""
+        raise TypeError(
+            f"loader is a {type(loader).__name__}{used_up}; expected something that gives batches as often as it is "
+            "gone through: a DataLoader, or a list"
+        )
 
 
 def _batch(sample: Any, inputs: Any, samples: Any) -> Batch:
@@ -159,6 +190,16 @@ def _described(value: Any) -> str:
     return f"a {type(value).__name__}"
 
 
+def require_loss(loss: Any) -> None:
+    """Refuse what is no function.
+
+    Raises:
+        TypeError: it is none.
+    """
+    if not callable(loss):
+        raise TypeError(f"loss is a {type(loss).__name__}, expected a function of the model's output and a batch")
+
+
 def checked_count(samples: Any) -> int:
     """A number of samples.
 
@@ -175,19 +216,25 @@ def _moved(sample: Any, device: Any) -> Any:
 
 
 def autocasting(model: nn.Module, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
-    """Mixed precision where the model is; none where no dtype is given."""
+    """Mixed precision where the model is; none where no dtype is given.
+
+    Raises:
+        TypeError: ``dtype`` is none.
+    """
     if dtype is None:
         return nullcontext()
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"autocast={dtype!r}, expected a dtype, as torch.bfloat16, or None")
     device = next((tensor.device.type for tensor in [*model.parameters(), *model.buffers()]), "cpu")
     return torch.autocast(device, dtype=dtype)
 
 
 @contextmanager
-def unchanged_buffers(dag: DagModule) -> Iterator[None]:
+def unchanged_buffers(model: nn.Module) -> Iterator[None]:
     """While active, buffers may change (running statistics in training mode); afterwards they are as before."""
     kept = [
         (module, name, buffer, buffer.clone())
-        for module in dag.modules()
+        for module in model.modules()
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]

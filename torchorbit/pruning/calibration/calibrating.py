@@ -18,6 +18,7 @@ from torchorbit.pruning.calibration.batches import (
     batches_of,
     default_sample_to_model_inputs,
     default_sample_to_n_samples,
+    require_loss,
     unchanged_buffers,
 )
 from torchorbit.pruning.calibration.calibrator import Criteria, Reduction, orbits_of, resolved
@@ -81,7 +82,8 @@ def calibrate(
     Raises:
         CalibrationError: the loader gives nothing; the loss is no tensor, of another shape, not finite, or does not
             depend on the model; inputs are not what they should be; or scores are not finite.
-        TypeError: ``dag`` is no graph, or something is no criterion.
+        TypeError: ``dag`` is no graph, something is no criterion, ``loader`` is used up by the first of several epochs,
+            or an argument is of the wrong type.
         ValueError: an argument is out of range, a criterion needs a loss and there is none, or the graph has no
             weights.
     """
@@ -94,6 +96,8 @@ def calibrate(
     looking = {key: c for key, c in found.items() if key not in results and key not in asking}
     if not asking and not looking:
         return results
+    if loss is not None:
+        require_loss(loss)
     recorder = Recorder(GatedModel(orbits, place), looking)
     if loss is None and (asking or recorder.needs_gradients):
         needing = [str(c) for c in found.values() if not isinstance(c, WeightCriterion)]

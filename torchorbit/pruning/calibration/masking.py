@@ -19,6 +19,8 @@ from torchorbit.pruning.calibration.batches import (
     batches_of,
     default_sample_to_model_inputs,
     default_sample_to_n_samples,
+    require_loss,
+    require_repeatable,
     unchanged_buffers,
 )
 from torchorbit.pruning.calibration.calibrator import Reduction
@@ -77,6 +79,7 @@ class MaskedLoss:
 
     Raises:
         CalibrationError: the loader gives nothing; later: a loss is not what it should be, or not finite.
+        TypeError: ``loss`` is no function; or the loader gives its batches only once, and they are not kept.
         ValueError: the graph has no weights.
     """
 
@@ -97,6 +100,9 @@ class MaskedLoss:
         loss_reduction: Reduction = "mean",
     ):
         require_weights(orbits)
+        require_loss(loss)
+        if not cache:
+            require_repeatable(loader)
         self.orbits = orbits
         self._gated = GatedModel(orbits)
         self._loss = loss
