@@ -51,8 +51,8 @@ class Knapsack(WidthSelector):
     for each orbit and iteration. Between these widths costs are interpolated. A search with measured latencies also
     ends when the total score grows by less than 0.1 %.
 
-    Scores that are changes of the loss (``taylor``, ``fisher``) are what this is for. Others, divided by the mean of their
-    orbit, say that all orbits are worth the same, and then the expensive ones go; a least share (`Bounds`) limits that.
+    Scores that are changes of the loss (``taylor``, ``fisher``) are what this is for. Others, divided by the mean of
+    their orbit, say that all orbits are worth the same, and then the expensive ones go; `Bounds` limits that.
 
     Scores below zero count as zero, so that such units go first, but come back where they fit: a target is a limit to
     be used. Where no score is above zero, all are raised by the least.
