@@ -168,7 +168,8 @@ def _seeded(selector: Selector, seed: int) -> Any:
 
 
 def _made(kind: Callable[..., Any], seed: int) -> Any:
-    return kind(seed=seed) if "seed" in _options(kind) else kind()  # type: ignore[arg-type]
+    wanted = {"seed": seed, "verbose": False}
+    return kind(**{name: value for name, value in wanted.items() if name in _options(kind)})  # type: ignore[arg-type]
 
 
 def ways(name: str) -> list[Any]:
