@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import inspect
+import json
 import platform
 import shlex
 import statistics
@@ -18,7 +19,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,15 @@ from torch_pruning_options import IMPORTANCES, Option, Pruned, Pruner, first_opt
 from torchorbit.pruning.criteria import CRITERIA, Criterion, LossCriterion, WeightCriterion
 from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import SELECTORS, Selector
-from trained import RECIPES, Digits, digits, trained
+from trained import CACHE, RECIPES, Digits, digits, trained
 from training import BATCH, top1
 
 PACKAGES = ("torchorbit", "torch-pruning", "torch", "timm", "mlxtend")
 #: Selectors that search for minutes go with the best criteria alone.
 SEARCHES = ("optimal",)
-#: What asks for the loss without some units, thousands of times, gets so many batches.
+#: What asks for the loss without some units, thousands of times, gets so many batches, and draws so often.
 LOSS_BATCHES = 1
-STEPS = (3, 10)
+LOSS_SAMPLES = 1
 LEADERS = 3
 
 
@@ -75,6 +76,8 @@ class Case:
         accuracy: of the whole model on the test images.
         flops: which share of the FLOPs is to be left.
         seeds: of what is drawn.
+        steps: in how many the best are pruned as well.
+        measured: what is known already.
     """
 
     name: str
@@ -83,6 +86,8 @@ class Case:
     accuracy: float
     flops: float
     seeds: range
+    steps: Sequence[int]
+    measured: Measured
 
     @property
     def example(self) -> Tensor:
@@ -168,7 +173,7 @@ def _seeded(selector: Selector, seed: int) -> Any:
 
 
 def _made(kind: Callable[..., Any], seed: int) -> Any:
-    wanted = {"seed": seed, "verbose": False}
+    wanted = {"seed": seed, "verbose": False, "sv_samples": LOSS_SAMPLES}
     return kind(**{name: value for name, value in wanted.items() if name in _options(kind)})  # type: ignore[arg-type]
 
 
@@ -206,9 +211,8 @@ def measure_ours(
     found: dict[tuple[str, str], Outcome] = {}
 
     def take(criterion: str, selector: Selector, steps: int = 1) -> Outcome:
-        outcome = _tried(partial(ours.outcome, criterion, selector, steps))
-        say(f"{case.name}, torchorbit, {outcome.option or criterion}: {_cell(outcome)} {outcome.error}")
-        return outcome
+        what = f"{case.name}, torchorbit, {criterion}, {selector}, {steps} steps"
+        return case.measured.outcome(what, partial(ours.outcome, criterion, selector, steps))
 
     chosen = {str(way): way for name in selectors if name not in SEARCHES for way in ways(name)}
     for criterion in criteria:
@@ -218,7 +222,7 @@ def measure_ours(
     for criterion in dict.fromkeys([criterion for criterion, _ in leaders] or criteria):
         for name in [name for name in selectors if name in SEARCHES]:
             found[criterion, name] = take(criterion, ways(name)[0])
-    return found, [take(criterion, chosen[label], steps) for criterion, label in leaders for steps in STEPS]
+    return found, [take(criterion, chosen[label], steps) for criterion, label in leaders for steps in case.steps]
 
 
 # -- Torch-Pruning
@@ -233,16 +237,16 @@ def measure_torch_pruning(case: Case) -> dict[str, list[Outcome]]:
     def take(options: Iterator[Option]) -> None:
         for option in options:
             if option not in tried:
-                outcome = tried[option] = _tried(partial(_theirs, pruner, case, option))
+                what = f"{case.name}, Torch-Pruning, {option.importance}, {option}"
+                outcome = tried[option] = case.measured.outcome(what, partial(_theirs, pruner, case, option))
                 found.setdefault(option.importance, []).append(outcome)
-                say(f"{case.name}, Torch-Pruning, {option.importance}, {option}: {_cell(outcome)} {outcome.error}")
 
     take(first_options(case.model))
     for importance in list(found):
         for option in _leaders({key: value for key, value in tried.items() if key.importance == importance})[:1]:
             take(more_options(option))
     for option in _leaders(tried):
-        take(in_steps(option))
+        take(in_steps(option, case.steps))
     return found
 
 
@@ -267,6 +271,34 @@ def _better_of_two(pruned: Pruned, case: Case) -> float:
 
 
 # -- tables
+
+
+class Measured:
+    """What was measured already, kept in a file so that a run that was stopped goes on where it was.
+
+    Args:
+        path: a JSON object per line; made where there is none.
+        settings: that the outcomes depend on; those of others are left alone.
+    """
+
+    def __init__(self, path: Path, settings: str):
+        self.path = path
+        self.settings = settings
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        entries = [json.loads(line) for line in lines]
+        self.known = {e["what"]: Outcome(**e["outcome"]) for e in entries if e["settings"] == settings}
+
+    def outcome(self, what: str, measure: Callable[[], Outcome]) -> Outcome:
+        """What came of something, measured where it is not known; an error is an outcome, too."""
+        if what not in self.known:
+            self.known[what] = _tried(measure)
+            entry = {"settings": self.settings, "what": what, "outcome": asdict(self.known[what])}
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+        outcome = self.known[what]
+        say(f"{what}: {_cell(outcome)} {outcome.error}")
+        return outcome
 
 
 def _tried(action: Callable[[], Outcome]) -> Outcome:
@@ -365,6 +397,9 @@ def main() -> None:
     parser.add_argument("--flops", type=float, default=0.5, help="share that is to be left")
     parser.add_argument("--calibration", type=int, default=512, help="training images to look at while pruning")
     parser.add_argument("--seeds", type=int, default=3, help="for what is drawn")
+    parser.add_argument(
+        "--steps", nargs="*", type=int, default=[3, 10], metavar="N", help="prune the best in so many steps, too"
+    )
     parser.add_argument("--alone", action="store_true", help="without Torch-Pruning")
     parser.add_argument("--out", type=Path, help="write the tables to this file as well, say results/criteria.md")
     options = parser.parse_args()
@@ -374,14 +409,25 @@ def main() -> None:
         "# Criteria and selectors",
         f"Top-1 accuracy on 1,000 test images of models pruned to {options.flops:.0%} of their FLOPs, with no training "
         f"after pruning. {options.calibration} training images to calibrate on; means over {options.seeds} seeds where "
-        "something is drawn. Seconds are those from a model to the pruned one; for Torch-Pruning at a ratio that is "
-        f"known, without the search for it. Made by `nox -s bench -- criteria {shlex.join(sys.argv[1:])}`.",
+        f"something is drawn; Shapley values from {LOSS_SAMPLES} permutation on one batch. Seconds are those from a "
+        "model to the pruned one; for Torch-Pruning at a ratio that is known, without the search for it. Made by "
+        f"`nox -s bench -- criteria {shlex.join(sys.argv[1:])}`.",
         f"{platform.machine()}, {torch.get_num_threads()} threads, {versions}",
     ]
     for name in options.only or names[: options.models]:
         model = trained(name, options.epochs)
         data = digits(RECIPES[name].size, options.calibration)
-        case = Case(name, model, data, top1(model, *data.test), options.flops, range(options.seeds))
+        settings = f"{options.flops} {options.calibration} {options.seeds} {options.epochs} {versions}"
+        case = Case(
+            name,
+            model,
+            data,
+            top1(model, *data.test),
+            options.flops,
+            range(options.seeds),
+            options.steps,
+            Measured(CACHE / "outcomes.jsonl", settings),
+        )
         parts.append(section(case, options.criteria, options.selectors, options.alone))
     text = "\n\n".join(parts)
     print(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -147,9 +147,9 @@ def more_options(option: Option) -> Iterator[Option]:
                     yield replace(option, reduction=reduction, normalizer=normalizer)
 
 
-def in_steps(option: Option) -> Iterator[Option]:
+def in_steps(option: Option, numbers: Sequence[int]) -> Iterator[Option]:
     """An option in several steps, as Torch-Pruning recommends it."""
-    for steps in (3, 10):
+    for steps in numbers:
         yield replace(option, steps=steps)
 
 
