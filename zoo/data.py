@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from harness.errors import UsageError
@@ -17,6 +17,7 @@ from zoo.preprocessing import transforms_of
 
 from timm.data.dataset_factory import create_dataset  # isort: skip - after torchvision, which this lets be imported
 
+_SPLITS = ("train", "training", "val", "valid", "validation", "eval", "evaluation", "test")
 _PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
 
@@ -74,6 +75,7 @@ class Images:
                 f"--data {self.name}: there is no such folder or file, and it is no name of a data set, which begins "
                 f"with {', '.join(_PREFIXES[:-1])} or {_PREFIXES[-1]}"
             )
+        self._check_split(path)
         where = str(path) if path.exists() else None if self.root is None else str(self.root)
         try:
             data = create_dataset(
@@ -89,8 +91,22 @@ class Images:
         data.transform = transforms_of(preprocessing)
         return data
 
+    def _check_split(self, folder: Path) -> None:
+        """A folder without a subfolder of this name is taken as a whole: not where that would mix others up."""
+        there = [name for name in _SPLITS if (folder / name).is_dir()]
+        same = next((names for names in (_SPLITS[:2], _SPLITS[2:7]) if self.split in names), (self.split,))
+        if there and not any((folder / name).is_dir() for name in same):
+            raise UsageError(
+                f"--data {self.name} has no '{self.split}'; say with --split which of {', '.join(there)} is meant"
+            )
+
     def _is_path(self) -> bool:
         return not self.name.lower().startswith(_PREFIXES)
+
+
+def dtype_of(model: nn.Module) -> torch.dtype:
+    """The dtype of a model's weights, which its images have to be of, too."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
 def cross_entropy(output: Any, sample: Any) -> Tensor:
@@ -116,6 +132,8 @@ def checked(output: Any, labels: Tensor) -> Tensor:
     if not isinstance(output, Tensor) or output.dim() != 2:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise UsageError(f"the model's output is {shape}, expected scores of classes, (batch, classes)")
+    if labels.numel() and int(labels.min()) < 0:
+        raise UsageError(f"the data has class {int(labels.min())}, expected classes from 0 on; it may have no labels")
     if labels.numel() and int(labels.max()) >= output.shape[1]:
         raise UsageError(
             f"the data has class {int(labels.max())}, and the model tells {output.shape[1]} apart, from 0 on; give the "

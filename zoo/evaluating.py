@@ -15,7 +15,7 @@ from tqdm import tqdm
 from harness.errors import UsageError
 from torchorbit.comparing import evaluating
 from zoo.checkpoint import save_checkpoint
-from zoo.data import Images, checked
+from zoo.data import Images, checked, dtype_of
 from zoo.making import graph_of
 from zoo.manifest import MANIFEST_FILE, Accuracy
 
@@ -43,7 +43,7 @@ def evaluate(
 
     Args:
         model: gives scores of shape (batch, classes).
-        loader: batches of images and labels.
+        loader: batches of images and labels; the images get the dtype of the model's weights.
         device: where the images go; by default where the model is.
         progress: show a progress bar.
 
@@ -51,10 +51,11 @@ def evaluate(
         UsageError: a label is none that the model has, or there is no image.
     """
     place = device or next((parameter.device for parameter in model.parameters()), None)
+    dtype = dtype_of(model)
     first = fifth = images = 0
     with evaluating(model):
         for inputs, labels in tqdm(loader, desc="evaluate", disable=None if progress else True, leave=False):
-            scores = model(inputs.to(place))
+            scores = model(inputs.to(place, dtype))
             right = checked(scores, labels).to(scores.device)
             ranked = scores.topk(min(5, scores.shape[1]), dim=1).indices == right[:, None]
             first += int(ranked[:, 0].sum())

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
 
 import torchorbit
 from harness.errors import UsageError
@@ -15,8 +17,9 @@ from harness.models import VERSIONS, build, check_name, example_input
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.files import GRAPH_FILE
 from torchorbit.pruning.constraints import Bounds
+from torchorbit.pruning.criteria import CRITERIA, Random, WeightCriterion
 from zoo.checkpoint import load_checkpoint, manifest_of, save_checkpoint, sha256, versions
-from zoo.data import Images, cross_entropy
+from zoo.data import Images, cross_entropy, dtype_of
 from zoo.manifest import MANIFEST_FILE, Manifest, Preprocessing, Source, Step
 
 import timm.data  # isort: skip - after torchorbit, which lets it import torchvision
@@ -39,30 +42,55 @@ class Recipe:
     frozen: tuple[str, ...] = ()
     data: Images | None = None
 
-    def prune(self, dag: DagModule, *, seed: int = 0) -> DagModule:
+    def prune(self, dag: DagModule, *, seed: int = 0) -> tuple[DagModule, bool]:
         """Prune a graph that carries a manifest.
 
+        Returns:
+            The smaller graph, and whether the data was looked at.
+
         Raises:
-            UsageError: data is wanted, and nothing is known of the model's preprocessing.
+            UsageError: data is wanted, and there is none, or nothing is known of the model's preprocessing.
             ValueError: as `torchorbit.prune`.
         """
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         images, least, share = options.pop("data"), options.pop("least"), options.pop("least_share")
         round_to = options.pop("round_to")
         loader = None
+        if images is None and self.criterion in CRITERIA and not issubclass(CRITERIA[self.criterion], WeightCriterion):
+            raise UsageError(f"--criterion {self.criterion} looks at data: give --data")
+        if images is None and self.finetune_bn:
+            raise UsageError("--finetune-bn needs data: give --data")
         if images is not None:
             if dag.manifest is None or dag.manifest.preprocessing is None:
                 raise UsageError("--data: nothing is known of this model's preprocessing; save it with preprocessing=")
-            loader = images.loader(dag.manifest.preprocessing, seed=seed)
-        return torchorbit.prune(
+            loader = _Noticed(images.loader(dag.manifest.preprocessing, seed=seed))
+        dtype = dtype_of(dag)
+        pruned = torchorbit.prune(
             dag,
             loader=loader,
             loss=None if loader is None else cross_entropy,
             constraint=Bounds(least, share, round_to),
+            sample_to_model_inputs=lambda sample: ((sample[0].to(dtype),), {}),
             seed=seed,
             progress=sys.stderr.isatty(),
             **options,
         )
+        return pruned, loader is not None and loader.looked_at
+
+
+class _Noticed(Iterable[Any]):
+    """Gives what a loader gives, and notes whether anybody asked."""
+
+    def __init__(self, loader: DataLoader[Any]):
+        self.loader = loader
+        self.looked_at = False
+
+    def __iter__(self) -> Iterator[Any]:
+        self.looked_at = True
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
 
 
 def make_checkpoint(
@@ -104,12 +132,12 @@ def make_checkpoint(
     drawn = weights is None and not pretrained and not is_checkpoint(model)
     manifest = dag.manifest = manifest_of(dag)
     stage("prune")
-    pruned = recipe.prune(dag, seed=seed)
+    pruned, looked_at = recipe.prune(dag, seed=seed)
     (pruning,) = pruned.history.prunings if pruned.history is not None else (None,)
     step = pruning and Step(
         **asdict(pruning),
-        data=None if recipe.data is None else str(recipe.data),
-        seed=seed if drawn or recipe.data is not None else None,
+        data=str(recipe.data) if looked_at else None,
+        seed=seed if drawn or looked_at or recipe.criterion == Random.name else None,
         command=command,
         versions=versions(VERSIONS["timm"]),
     )

@@ -91,7 +91,7 @@ class Step(_Part):
         selector: how their number was chosen.
         target: what was asked for, as ``"flops=0.5"``.
         round_to: what numbers of channels are multiples of.
-        data: what the criterion saw; None for one that looks at weights only.
+        data: what was looked at, by the criterion or the selector or for batch norms; None where weights told all.
         seed: of whatever was drawn.
         command: what was typed.
         versions: what it was done with.

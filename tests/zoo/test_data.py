@@ -140,19 +140,55 @@ def test_pruned_by_data_and_measured_on_the_command_line(run, digits, tmp_path):
         Images(str(digits), split="test").loader(read_manifest(tmp_path / "pruned").preprocessing),
     )
     assert accuracy.after == round(found.top1, 4)
-    assert (
-        "| digits" in (tmp_path / "pruned" / "README.md").read_text()
-        or "digits" in (tmp_path / "pruned" / "README.md").read_text()
-    )
+    assert re.search(r"digits.*0\.6|digits.*60", (tmp_path / "pruned" / "README.md").read_text())
+
+
+def test_a_manifest_says_what_was_done(run, digits, tmp_path):
+    arguments = ("prune", "test_resnet", "--flops", "0.6", "--round-to", "8", "--data", digits, "--samples", "10")
+    assert run(*arguments, "--out", "a")[0] == 0
+    assert run(*arguments, "--criterion", "apoz", "--steps", "2", "--out", "b")[0] == 0
+    (first,), (second,) = (read_manifest(tmp_path / name).steps for name in ("a", "b"))
+    assert (first.round_to, first.data, first.target) == (8, None, "flops=0.6")  # magnitudes look at no data
+    assert second.data == f"10 images of {digits.name} (validation)"
+    assert (second.round_to, second.target, second.criterion) == (8, "flops=0.6 in 2 steps", "apoz")
+    assert "multiples of 8" in (tmp_path / "a" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_checkpoint_of_half_precision_is_measured_and_pruned_on_data(run, digits, dtype):
+    assert run("prune", "test_resnet", "--flops", "0.8", "--dtype", dtype, "--out", "half")[0] == 0
+    code, out, err = run("evaluate", "half", "--data", digits, "--split", "test")
+    assert (code, err) == (0, "")
+    assert "of 30 images" in out
+    code, _, err = run(
+        "prune", "half", "--flops", "0.8", "--criterion", "taylor", "--finetune-bn", "--data", digits,
+        "--samples", "8", "--out", "quarter",
+    )  # fmt: skip
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize("split", ["train", "tset"])
+def test_a_split_that_is_not_there_is_not_all_of_them(digits, split):
+    message = f"has no '{split}'; say with --split which of validation, test is meant"
+    with pytest.raises(UsageError, match=message):
+        Images(str(digits), split=split).loader(PREPROCESSING)
+    assert len(Images(str(digits), split="val", batch_size=90).loader(PREPROCESSING).dataset) == 60
+    assert len(Images(str(digits / "test"), split=split).loader(PREPROCESSING).dataset) == 30
+
+
+def test_images_without_labels():
+    images = [(torch.zeros(2, 3, 4, 4), torch.tensor([-1, -1]))]
+    with pytest.raises(UsageError, match="the data has class -1, expected classes from 0 on"):
+        evaluate(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 10)), images)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--flops", "0.5", "--criterion", "taylor"), "the criterion taylor looks at data: give a loader"),
+        (("--flops", "0.5", "--criterion", "taylor"), "--criterion taylor looks at data: give --data"),
         (("--flops", "0.5", "--criterion", "tailor"), "there is no criterion 'tailor' (did you mean 'taylor'?)"),
         (("--flops", "0.5", "--selector", "none"), "there is no selector 'none'"),
-        (("--flops", "0.5", "--finetune-bn"), "needs data"),
+        (("--flops", "0.5", "--finetune-bn"), "--finetune-bn needs data: give --data"),
         (("--flops", "0.5", "--samples", "3"), "--data, which is missing"),
         (("--flops", "0.5", "--criterion", "taylor", "--data", "nowhere"), "there is no such folder"),
         (("--flops", "0.0001"), "cannot be reached"),

@@ -213,7 +213,8 @@ def prune(
                 between(dag, step)
     if removed_any:
         by = scored.criterion if isinstance(scored, Scores) else str(scored)
-        pruning = Pruning(by, chosen.name if aim is None else str(chosen), schedule.asked, round_to)
+        multiple = allowed.round_to if isinstance(allowed, Bounds) else 1
+        pruning = Pruning(by, chosen.name if aim is None else str(chosen), schedule.asked, multiple)
         dag.history = History(dag.history.original, (*(earlier.prunings if earlier else ()), pruning))
     return dag
 
