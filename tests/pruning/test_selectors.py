@@ -1,5 +1,6 @@
 """Which units selectors remove, against searches that try everything."""
 
+import ctypes
 import itertools
 import math
 
@@ -9,6 +10,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import milp
 from torch import nn
 
 import torchorbit
@@ -18,7 +20,7 @@ from torchorbit.latency import LatencyMeasurementError, flops, parameters
 from torchorbit.pruning.constraints import Bounds
 from torchorbit.pruning.criteria import Magnitude
 from torchorbit.pruning.scores import Scores
-from torchorbit.pruning.selectors import SELECTORS, Global, Knapsack, Ratios, Selector, Task, Uniform
+from torchorbit.pruning.selectors import SELECTORS, Global, Knapsack, Ratios, Selector, Task, Uniform, knapsack
 from torchorbit.pruning.targets import Target, TargetError
 
 
@@ -219,6 +221,20 @@ def test_within_an_orbit_the_lowest_scores_go(small, seed, strict_order):
         for orbit, units in selector.select(task_of(scores, Target.flops(0.4))).items():
             rest = np.setdiff1d(np.arange(orbit.width), units)
             assert scores[orbit][units].max() <= scores[orbit][rest].min()
+
+
+def test_what_the_solver_prints_is_not_on_stdout(capfd, monkeypatch):
+    orbits = torchorbit.find_orbits(chain(8, 12, 8))
+
+    def printing(*args, **kwargs):
+        ctypes.CDLL(None).printf(b"debugging\n")
+        return milp(*args, **kwargs)
+
+    monkeypatch.setattr(knapsack, "milp", printing)
+    Knapsack(exhaustive=0).widths(Task(random_scores(orbits, 0), target=Target.flops(0.5)))
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    assert "debugging" in captured.err
 
 
 def test_verbose_shows_progress(small, capfd):

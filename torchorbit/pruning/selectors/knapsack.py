@@ -18,6 +18,7 @@ from torchorbit.orbits.orbit import Orbit
 from torchorbit.pruning.constraints import Constraint
 from torchorbit.pruning.scores import Normalisation
 from torchorbit.pruning.selectors.base import Positions, Task, WidthSelector
+from torchorbit.pruning.selectors.native import native_output_on_stderr
 from torchorbit.pruning.selectors.steps import Worth, filled, fits, improved
 from torchorbit.pruning.selectors.uniform import Uniform
 
@@ -262,13 +263,14 @@ def _solved(
     options: dict[str, Any] = {"mip_rel_gap": _GAP if variables <= _SMALL else _LARGE_GAP}
     if time_limit is not None:
         options["time_limit"] = time_limit
-    result = milp(
-        -value / (np.abs(value).max() or 1.0),
-        integrality=np.ones(variables),
-        bounds=(0, 1),
-        constraints=LinearConstraint(vstack([one_each, weights]).tocsr(), lower, upper),
-        options=options,
-    )
+    with native_output_on_stderr():
+        result = milp(
+            -value / (np.abs(value).max() or 1.0),
+            integrality=np.ones(variables),
+            bounds=(0, 1),
+            constraints=LinearConstraint(vstack([one_each, weights]).tocsr(), lower, upper),
+            options=options,
+        )
     if result.x is None:
         return None
     starts = np.cumsum([0, *sizes[:-1]])
