@@ -307,7 +307,7 @@ def test_a_block_of_a_model_that_is_converted_on_the_way_can_be_frozen():
 
 
 def test_a_module_of_another_model_is_not_frozen():
-    with pytest.raises(ValueError, match="frozen: a Sequential is no module, parameter or vertex of the graph"):
+    with pytest.raises(ValueError, match="frozen: a Sequential names no module, parameter or vertex of the graph"):
         torchorbit.prune(chain(), X, flops=0.5, frozen=[chain()])
 
 

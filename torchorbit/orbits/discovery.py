@@ -263,9 +263,9 @@ class _Frozen:
                 at = names_at(model.dag)
                 vertices |= {name for path, found in at.items() if _matches(path, item) for name in found}
             if not paths and not attributes and not vertices:
-                given = f"{item!r} names" if isinstance(item, str) else f"a {type(item).__name__} is"
+                given = repr(item) if isinstance(item, str) else f"a {type(item).__name__}"
                 raise ValueError(
-                    f"frozen: {given} no module, parameter or vertex of the graph; paths are those of "
+                    f"frozen: {given} names no module, parameter or vertex of the graph; paths are those of "
                     "dag.named_modules() or dag.all_vertices(), patterns are like 'blocks.*.attn'"
                 )
             self.attributes |= attributes

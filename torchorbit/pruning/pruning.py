@@ -110,8 +110,9 @@ def prune(
         optimizer: its state is cut along.
         adjust_dropout: make dropout less probable where channels go, as for `torchorbit.remove_channels`.
         entry_point: the method of the model that is converted and pruned, as for `torchorbit.convert`.
-        calibration_steps: batches that a criterion looks at; by default all, ``calibration_epochs`` times.
-        calibration_epochs: passes over the loader.
+        calibration_steps: how many batches are looked at, by a criterion, a selector or ``finetune_bn``; by default all
+            (a criterion all, ``calibration_epochs`` times). A selector that asks for losses keeps them in memory.
+        calibration_epochs: how often a criterion goes through the loader.
         sample_to_model_inputs: gives the model's positional and keyword arguments for what the loader gives; by default
             its first item is the only one.
         sample_to_n_samples: gives the number of samples in what the loader gives; by default the length of its first
