@@ -412,6 +412,7 @@ def test_pruned_batch_norms_are_reestimated_on_request():
         ({"target": 0.5}, TypeError, "target=0.5, expected a Target"),
         ({"target": Target.flops(0.5), "ratio": 0.5}, ValueError, "expected one of them"),
         ({"flops": 0.5, "criterion": "tailor"}, ValueError, "did you mean 'taylor'"),
+        ({"selector": "ratios"}, ValueError, "the selector 'ratios' needs ratios: give selector=Ratios"),
         ({"flops": 0.5, "criterion": 3}, TypeError, "criterion=3, expected a name or an object"),
         ({"flops": 0.5, "selector": "knap"}, ValueError, "there is no selector 'knap'"),
         ({"ratio": 0.5, "selector": "knapsack"}, ValueError, "is for the selectors 'uniform' and 'global'"),

@@ -267,6 +267,10 @@ def _by_name(what: str, name: Any, known: Mapping[str, Callable[..., Any]], **op
         hint = f" (did you mean {similar[0]!r}?)" if similar else ""
         raise ValueError(f"there is no {what} {name!r}{hint}, only {', '.join(known)}")
     taken = inspect.signature(known[name]).parameters
+    missing = [key for key, option in taken.items() if option.default is option.empty and key not in options]
+    if missing:
+        made = f"{known[name].__name__}({', '.join(f'{key}=...' for key in missing)})"
+        raise ValueError(f"the {what} {name!r} needs {' and '.join(missing)}: give {what}={made}, not its name")
     return known[name](**{key: value for key, value in options.items() if key in taken})
 
 

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from torchorbit.latency.measured import limited_threads
+
 Array = NDArray[np.float64]
 
 
@@ -133,7 +135,8 @@ class Sampler:
         from botorch.generation.sampling import ConstrainedMaxPosteriorSampling, MaxPosteriorSampling
         from botorch.models.model_list_gp_regression import ModelListGP
 
-        with _quietly(), self._drawing():
+        # Small matrices: several threads wait for each other more than they compute.
+        with _quietly(), self._drawing(), limited_threads(1):
             objective = self._fitted("loss", points, -copula(losses))
             scales = self._scales(objective)
             candidates = admit(self._candidates(points[best], length, scales))
