@@ -18,13 +18,14 @@ from torchorbit.orbits.orbit import Orbit
 from torchorbit.pruning.constraints import Constraint
 from torchorbit.pruning.scores import Normalisation
 from torchorbit.pruning.selectors.base import Positions, Task, WidthSelector
+from torchorbit.pruning.selectors.global_ import Global
 from torchorbit.pruning.selectors.native import native_output_on_stderr
 from torchorbit.pruning.selectors.steps import Worth, filled, fits, improved
 from torchorbit.pruning.selectors.uniform import Uniform
 
 _GAP = 1e-6  # to the best that there can be, at which the solver stops
-_LARGE_GAP = 1e-4  # likewise where there are many variables: costs are a guess, and exchanges at true costs follow
-_SMALL = 1000
+_LARGE_GAP = 1e-3  # likewise where there are many variables: costs are a guess, and exchanges at true costs follow
+_SMALL = 100
 _OPTIONS = 64  # widths of an orbit among which the solver chooses
 _ROUNDS = 8  # of steps and exchanges on every solution; the last one gets as many as it takes
 _ENOUGH = 1e-3  # a gain of less than this share ends the search where latencies are measured
@@ -146,7 +147,13 @@ class Knapsack(WidthSelector):
         if task.cost(best) >= (1 - self.tolerance) * task.limit:
             return best
         best = improved(task, best, close=self.tolerance)
-        return improved(task, best, worth, floor=min(task.cost(best), (1 - self.tolerance) * task.limit))
+        least = (1 - self.tolerance) * task.limit
+        if task.cost(best) < least:
+            # Where widths are coarse there may be no short way from here; others look for the target before the score.
+            found = [list(other.widths(task)) for other in (Uniform(), Global(normalisation=self.normalisation))]
+            close = [widths for widths in found if least <= task.cost(widths) <= task.limit]
+            best = max(close, key=lambda widths: _value(task, worth, widths), default=best)
+        return improved(task, best, worth, floor=min(task.cost(best), least))
 
     def _solution(self, task: Task, worth: Worth, widths: list[int], radius: float) -> list[int] | None:
         """The best widths by what they cost near others; None where the solver found none in its time."""
