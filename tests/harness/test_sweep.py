@@ -171,15 +171,15 @@ def test_a_process_that_dies_costs_its_own_model_only(out: Path, jobs: int) -> N
 def test_a_model_that_hangs_is_given_up(out: Path) -> None:
     names = ["odd_endless", "odd_endless_forward", "test_vit"]
 
-    summary = sweep(names, out, jobs=2, imports=ODD, timeout=3)
+    summary = sweep(names, out, jobs=2, imports=ODD, timeout=10)
 
     assert {failure.model: (failure.stage, failure.error) for failure in summary.failures} == {
-        "odd_endless": ("build", "it took more than 3 seconds"),
-        "odd_endless_forward": ("convert", "it took more than 3 seconds"),
+        "odd_endless": ("build", "it took more than 10 seconds"),
+        "odd_endless_forward": ("convert", "it took more than 10 seconds"),
     }
     # What is known of it is in its record.
     assert summary.records[1].params_m == pytest.approx(0.0077, abs=1e-3)
-    assert all(3 < (failure.seconds or 0) < 5 for failure in summary.failures)
+    assert all(10 < (failure.seconds or 0) < 20 for failure in summary.failures)
 
 
 def test_a_model_that_takes_too_much_memory_is_ended(out: Path) -> None:

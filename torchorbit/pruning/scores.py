@@ -18,6 +18,7 @@ from torch import nn
 from torchorbit.errors import TorchorbitError
 from torchorbit.orbits.orbit import Orbit, Orbits
 
+Divisor = Literal["sum", "mean", "max", "l2", "standard"]
 Normalisation = Literal["auto", "sum", "mean", "max", "l2", "standard"]
 Array = NDArray[np.float64]
 
@@ -90,9 +91,9 @@ class Scores(Mapping[Orbit, Array]):
         """
         if how is None or (how == "auto" and self.comparable):
             return self
-        how = "mean" if how == "auto" else how
+        divisor: Divisor = "mean" if how == "auto" else how
         everything = np.concatenate([*self._values.values(), np.empty(0)]) if globally else None
-        values = {orbit: normalised(scores, how, everything) for orbit, scores in self.items()}
+        values = {orbit: normalised(scores, divisor, everything) for orbit, scores in self.items()}
         return Scores(self.orbits, values, criterion=self.criterion, samples=self.samples, comparable=self.comparable)
 
     def of_channels(self, module: nn.Module | str, dim: int = 0) -> Array:
@@ -215,7 +216,7 @@ class ScoresError(TorchorbitError, ValueError):
     """A file holds no scores, or those of another graph."""
 
 
-def normalised(scores: Array, how: Normalisation, base: Array | None = None) -> Array:
+def normalised(scores: Array, how: Divisor, base: Array | None = None) -> Array:
     """Normalise scores, as `Scores.normalised` does.
 
     Args:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
 from torchorbit.pruning.criteria.slices import Over, Reduction, UnitSlices, WeightSlices, check_choice, reduced
-from torchorbit.pruning.scores import Normalisation, Scores, normalised
+from torchorbit.pruning.scores import Divisor, Scores, normalised
 
 #: Over what norms are normalised: the units of an orbit in each ``"tensor"``, those of the ``"orbit"``, or ``"all"``.
 Per = Literal["tensor", "orbit", "all"]
@@ -46,7 +46,7 @@ class WeightNorm(WeightCriterion):
     p: float = 2.0
     over: Over = "all"
     reduce: Reduction = "mean"
-    normalise: Normalisation | None = None
+    normalise: Divisor | None = None
     per: Per = "orbit"
 
     name: ClassVar[str] = "weight_norm"
@@ -57,7 +57,7 @@ class WeightNorm(WeightCriterion):
         check_choice("over", self.over, Over)
         check_choice("reduce", self.reduce, Reduction)
         if self.normalise is not None:
-            check_choice("normalise", self.normalise, Normalisation)
+            check_choice("normalise", self.normalise, Divisor)
         check_choice("per", self.per, Per)
 
     @torch.no_grad()

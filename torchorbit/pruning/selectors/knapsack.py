@@ -150,8 +150,9 @@ class Knapsack(WidthSelector):
         least = (1 - self.tolerance) * task.limit
         if task.cost(best) < least:
             # Where widths are coarse there may be no short way from here; others look for the target before the score.
-            found = [list(other.widths(task)) for other in (Uniform(), Global(normalisation=self.normalisation))]
-            close = [widths for widths in found if least <= task.cost(widths) <= task.limit]
+            others: list[WidthSelector] = [Uniform(), Global(normalisation=self.normalisation)]
+            choices = [list(other.widths(task)) for other in others]
+            close = [widths for widths in choices if least <= task.cost(widths) <= task.limit]
             best = max(close, key=lambda widths: _value(task, worth, widths), default=best)
         return improved(task, best, worth, floor=min(task.cost(best), least))
 
