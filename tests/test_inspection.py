@@ -7,6 +7,7 @@ import torchvision
 from torch import nn
 
 import torchorbit
+from tests.migrating.helpers import FILTERS_OF_ENOT
 from tests.models import Computes, stir
 from torchorbit import (
     frozen_groups,
@@ -65,14 +66,7 @@ def test_the_depthwise_convolution_of_mobilenet(mobilenet):
 def test_the_slices_of_a_unit_of_mobilenet(mobilenet):
     (orbit,) = mobilenet.of_tensor("features.18.0.weight")
     found = unit_slices(orbit, 1202)
-    assert [(piece.tensor, piece.shape, piece.mapping) for piece in found] == [
-        ("features.18.0.weight", (1, 320, 1, 1), [[(1202, 0)], None, None, None]),
-        ("features.18.1.running_mean", (1,), [[(1202, 0)]]),
-        ("features.18.1.running_var", (1,), [[(1202, 0)]]),
-        ("features.18.1.weight", (1,), [[(1202, 0)]]),
-        ("features.18.1.bias", (1,), [[(1202, 0)]]),
-        ("classifier.1.weight", (10, 1), [None, [(1202, 0)]]),
-    ]
+    assert [(piece.tensor, piece.shape, piece.mapping) for piece in found] == FILTERS_OF_ENOT
     assert all(piece.values is None for piece in found)
     assert "features.18.0.weight        (1, 320, 1, 1)  [[(1202, 0)], None, None, None]" in str(found)
     weight = mobilenet.model.dag.get_parameter("classifier.1.weight")

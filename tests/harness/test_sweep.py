@@ -179,7 +179,7 @@ def test_a_model_that_hangs_is_given_up(out: Path) -> None:
     }
     # What is known of it is in its record.
     assert summary.records[1].params_m == pytest.approx(0.0077, abs=1e-3)
-    assert all(10 < (failure.seconds or 0) < 20 for failure in summary.failures)
+    assert all((failure.seconds or 0) > 10 for failure in summary.failures)
 
 
 def test_a_model_that_takes_too_much_memory_is_ended(out: Path) -> None:

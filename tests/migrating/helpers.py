@@ -25,6 +25,16 @@ LOADER = list(
     )
 )
 
+#: What ENOT's documentation lists for unit 1202 of features.18.0: tensor, shape of the slice, and where it is.
+FILTERS_OF_ENOT = [
+    ("features.18.0.weight", (1, 320, 1, 1), [[(1202, 0)], None, None, None]),
+    ("features.18.1.running_mean", (1,), [[(1202, 0)]]),
+    ("features.18.1.running_var", (1,), [[(1202, 0)]]),
+    ("features.18.1.weight", (1,), [[(1202, 0)]]),
+    ("features.18.1.bias", (1,), [[(1202, 0)]]),
+    ("classifier.1.weight", (10, 1), [None, [(1202, 0)]]),
+]
+
 
 def loss(output, sample):
     return F.cross_entropy(output, sample[1])

@@ -10,7 +10,7 @@ import torch
 import torchvision.models
 
 import torchorbit
-from tests.migrating.helpers import parameters
+from tests.migrating.helpers import FILTERS_OF_ENOT, parameters
 
 
 def test_enot_module_dependencies(mobilenet):
@@ -80,14 +80,7 @@ def test_enot_label_filters(mobilenet):
     model, _, orbits = mobilenet
     (orbit,) = orbits.of_tensor("features.18.0.weight")
     found = torchorbit.unit_slices(orbit, 1202)
-    assert [(piece.tensor, piece.shape, piece.mapping) for piece in found] == [
-        ("features.18.0.weight", (1, 320, 1, 1), [[(1202, 0)], None, None, None]),
-        ("features.18.1.running_mean", (1,), [[(1202, 0)]]),
-        ("features.18.1.running_var", (1,), [[(1202, 0)]]),
-        ("features.18.1.weight", (1,), [[(1202, 0)]]),
-        ("features.18.1.bias", (1,), [[(1202, 0)]]),
-        ("classifier.1.weight", (10, 1), [None, [(1202, 0)]]),
-    ]
+    assert [(piece.tensor, piece.shape, piece.mapping) for piece in found] == FILTERS_OF_ENOT
     assert all(piece.values is None for piece in found)
     values = torchorbit.unit_slices(orbit, 1202, values=True)
     assert torch.equal(values[0].values, model.features[18][0].weight[1202:1203])

@@ -20,7 +20,7 @@ from torchorbit.orbits.labels import Dim, arrays_of
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.rules import Labelled
 from torchorbit.orbits.selection import Selection
-from torchorbit.pruning.oracle import _Interpreter, _random_inputs
+from torchorbit.pruning.oracle import Interpreter, random_inputs
 from torchorbit.pruning.resizing import RESIZERS, Resized
 
 
@@ -37,7 +37,7 @@ class Isolated:
     run: Callable[[], Any]
 
 
-class Walk(_Interpreter):
+class Walk(Interpreter):
     """Runs a whole graph vertex by vertex, on random inputs of the recorded sizes, and shows each before it runs.
 
     Args:
@@ -53,7 +53,7 @@ class Walk(_Interpreter):
 
     def start(self) -> None:
         """Run it."""
-        args, kwargs = _random_inputs(self.model.dag, seed=0)
+        args, kwargs = random_inputs(self.model.dag, seed=0)
         with torch.inference_mode():
             self.run(args, kwargs)
 

@@ -103,13 +103,14 @@ def _rewriting_difference(dag: DagModule, selection: Selection, args: tuple[Any,
 
 def _inputs(dag: DagModule, inputs: Any, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if inputs is None:
-        return _random_inputs(dag, seed)
+        return random_inputs(dag, seed)
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     return (tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)), {}
 
 
-def _random_inputs(dag: DagModule, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def random_inputs(dag: DagModule, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Random numbers of the recorded sizes and kinds, one sample where the batch size is free."""
     provenance = dag.provenance
     assert provenance is not None
     like = next((p for p in dag.parameters() if p.is_floating_point()), torch.empty(0))
@@ -154,10 +155,17 @@ def masked_run(dag: DagModule, selection: Selection, args: tuple[Any, ...], kwar
         kwargs: keyword inputs.
     """
     assert selection.orbits is not None
-    return _Interpreter(selection.orbits, selection).run(args, kwargs)
+    return Interpreter(selection.orbits, selection).run(args, kwargs)
 
 
-class _Interpreter:
+class Interpreter:
+    """Runs the whole graph vertex by vertex, with zeros where channels are removed.
+
+    Args:
+        orbits: those of the graph, whose flat form is run.
+        selection: what is removed.
+    """
+
     def __init__(self, orbits: Orbits, selection: Selection):
         self.orbits = orbits
         self.model = orbits.model
@@ -311,7 +319,7 @@ def _last_uses(vertices: tuple[Vertex, ...], output: Any) -> dict[int, list[str]
 class _Context:
     """A call in the masked run."""
 
-    def __init__(self, interpreter: _Interpreter, call: Call | OperatorVertex, vertex: Vertex):
+    def __init__(self, interpreter: Interpreter, call: Call | OperatorVertex, vertex: Vertex):
         self.interpreter = interpreter
         self.call = call
         self.vertex = vertex

@@ -46,6 +46,9 @@ def contracted(operator: str, args: dict[str, Any], rank: Ranks) -> list[Meeting
     Returns:
         Dimensions that meet, the operand that is looked at first at the front; None where it is no sum of products.
     """
+    if operator in _PRODUCTS:
+        first, second = _PRODUCTS[operator]
+        return [(Operand(first, rank(first) - 1), Operand(second, max(rank(second) - 2, 0)))]
     rule = _RULES.get(operator)
     return None if rule is None else rule(args, rank)
 
@@ -95,38 +98,16 @@ def _bilinear(args: dict[str, Any], rank: Ranks) -> list[Meeting]:
     return [(Operand(name, rank(name) - 1),) for name in ("input1", "input2")]
 
 
-def _product(first: str, second: str, rank: Ranks) -> list[Meeting]:
-    return [(Operand(first, rank(first) - 1), Operand(second, max(rank(second) - 2, 0)))]
-
-
-@_rule("matmul")
-def _matmul(args: dict[str, Any], rank: Ranks) -> list[Meeting]:
-    return _product("input", "other", rank)
-
-
-@_rule("bmm", "mm")
-def _bmm(args: dict[str, Any], rank: Ranks) -> list[Meeting]:
-    return _product("input", "mat2", rank)
-
-
-@_rule("mv")
-def _mv(args: dict[str, Any], rank: Ranks) -> list[Meeting]:
-    return _product("input", "vec", rank)
-
-
-@_rule("dot")
-def _dot(args: dict[str, Any], rank: Ranks) -> list[Meeting]:
-    return _product("input", "tensor", rank)
-
-
-@_rule("addmm")
-def _addmm(args: dict[str, Any], rank: Ranks) -> list[Meeting]:
-    return _product("mat1", "mat2", rank)
-
-
-@_rule("baddbmm")
-def _baddbmm(args: dict[str, Any], rank: Ranks) -> list[Meeting]:
-    return _product("batch1", "batch2", rank)
+# The operands of matrix products.
+_PRODUCTS = {
+    "matmul": ("input", "other"),
+    "bmm": ("input", "mat2"),
+    "mm": ("input", "mat2"),
+    "mv": ("input", "vec"),
+    "dot": ("input", "tensor"),
+    "addmm": ("mat1", "mat2"),
+    "baddbmm": ("batch1", "batch2"),
+}
 
 
 @_rule("cdist")

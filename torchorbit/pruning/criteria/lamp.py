@@ -49,7 +49,7 @@ class Lamp(WeightCriterion):
         for orbit in orbits:
             squares = [norm(part, 2).square() for part in slices.of(orbit, self.over)]
             values[orbit] = _lamp(reduced(squares, "sum", orbit.width))
-        return Scores(orbits, values, criterion=str(self), comparable=True)
+        return Scores(orbits, values, criterion=str(self), comparable=self.comparable)
 
 
 def _lamp(squares: NDArray[np.float64]) -> NDArray[np.float64]:
