@@ -24,14 +24,13 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 import torchorbit
+from harness.timm_import import timm
 from training import sgd, top1, train
 from zoo.checkpoint import versions
 from zoo.manifest import Accuracy, Preprocessing, Source, Step
 from zoo.preprocessing import transforms_of
 from zoo.publishing import publish
 from zoo.pulling import fetch
-
-import timm  # isort: skip - after torchorbit, which lets it import torchvision
 
 REPO = "example/resnet18-digits"
 SIZE = 32

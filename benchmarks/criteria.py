@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 import torchorbit
 from torch_pruning_options import IMPORTANCES, Option, Pruned, Pruner, first_options, in_steps, more_options
-from torchorbit.pruning.criteria import CRITERIA, Criterion, LossCriterion, WeightCriterion
+from torchorbit.criteria import CRITERIA, Criterion, LossCriterion, WeightCriterion
 from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import SELECTORS, Selector
 from trained import CACHE, RECIPES, Digits, digits, trained
@@ -182,10 +182,10 @@ def ways(name: str) -> list[Any]:
     selector: Any = _made(SELECTORS[name], 0)
     options = _options(SELECTORS[name])
     found = [selector]
-    if "normalisation" in options:
-        found.append(replace(selector, normalisation=None))
+    if "normalization" in options:
+        found.append(replace(selector, normalization=None))
         if "per_cost" in options:
-            found.append(replace(selector, normalisation=None, per_cost=True))
+            found.append(replace(selector, normalization=None, per_cost=True))
     return found
 
 

@@ -1,6 +1,6 @@
 """From a model to its orbits, and to a pruned model that runs, beside torch_pruning and torch-dag.
 
-Every contestant gets the same models, initialised by timm, batch 1, one thread, and each model in a process of its own,
+Every contestant gets the same models, initialized by timm, batch 1, one thread, and each model in a process of its own,
 which is killed when it takes too long:
 
 - `torchorbit`: `convert`, which leaves the graph written out without blocks, `find_orbits`, then `remove_channels` of

@@ -19,8 +19,6 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import Tensor, nn
 
-import torchorbit  # before timm, lets it import torchvision
-
 from timm.layers import Attention  # isort: skip
 from timm.models.resnet import BasicBlock, Bottleneck  # isort: skip
 
@@ -134,7 +132,7 @@ def first_options(model: nn.Module) -> Iterator[Option]:
 
 
 def more_options(option: Option) -> Iterator[Option]:
-    """An option with the other ways to reduce and to normalise, and to handle heads."""
+    """An option with the other ways to reduce and to normalize, and to handle heads."""
     if option.heads:
         yield replace(option, heads="heads")
         yield replace(option, heads="both")

@@ -14,10 +14,8 @@ from safetensors.torch import load_file, save_file
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-import torchorbit  # noqa: F401 - before timm, lets it import torchvision
+from harness.timm_import import timm
 from training import BATCH, sgd, shaken, train
-
-import timm  # isort: skip
 
 CACHE = Path("runs/criteria")
 SEED = 0

@@ -34,10 +34,9 @@ import torch
 from torch import Tensor, nn
 
 import torchorbit
-from harness.files import replace_text
 from harness.records import Record
-
-import timm  # isort: skip - after torchorbit, which lets it import torchvision
+from harness.timm_import import timm
+from torchorbit.files import replace_text
 
 _LOG = logging.getLogger(__name__)
 

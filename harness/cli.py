@@ -114,7 +114,7 @@ def convert(model: str, out: Path, weights: Path | None, pretrained: bool) -> No
     """Convert a timm model and save it as a folder that loads without timm.
 
     MODEL is a name in timm, with a tag where --pretrained weights of that tag are wanted. Without --weights and
-    --pretrained the weights are those that timm initialises the model with.
+    --pretrained the weights are those that timm initializes the model with.
     """
     if weights is not None and pretrained:
         raise UsageError("--weights and --pretrained exclude each other: both say which weights to load")
@@ -362,7 +362,7 @@ def diff(old: Path, new: Path, only_swept: bool, out: Path | None) -> None:
     timm no longer has is removed, and not lost.
     """
     from harness.comparison import changes_page, compare_files
-    from harness.files import replace_text
+    from torchorbit.files import replace_text
 
     try:
         comparison = compare_files(old, new, only_swept=only_swept)

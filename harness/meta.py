@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class QuickNormalisations(TorchFunctionMode):
-    """While active, normalisations of tensors on `meta` check their operands' shapes and compute nothing else.
+class QuickNormalizations(TorchFunctionMode):
+    """While active, normalizations of tensors on `meta` check their operands' shapes and compute nothing else.
 
     On `meta` torch takes them apart into ten operators of Python each, which for many networks is half of a forward.
     Their result has the shape of their input; what can be wrong is the length of a weight or a statistic.
@@ -26,8 +26,8 @@ class QuickNormalisations(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _NORMALISATIONS and args and isinstance(args[0], Tensor) and args[0].is_meta:
-            return _NORMALISATIONS[func](*args, **kwargs)
+        if func in _NORMALIZATIONS and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            return _NORMALIZATIONS[func](*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -61,4 +61,4 @@ def _layer_norm(
     return torch.empty_like(input)
 
 
-_NORMALISATIONS: dict[Any, Callable[..., Tensor]] = {F.batch_norm: _batch_norm, F.layer_norm: _layer_norm}
+_NORMALIZATIONS: dict[Any, Callable[..., Tensor]] = {F.batch_norm: _batch_norm, F.layer_norm: _layer_norm}

@@ -7,16 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-
-# Before timm: beside a CPU-only torch the compiled part of torchvision does not load, and timm's import of torchvision
-# fails on the missing operators. The engine declares them.
-import torchorbit  # isort: skip
-import timm
 from torch import Tensor, nn
 
+import torchorbit
 from harness.errors import UsageError
 from harness.records import Versions
-from harness.weights import SkippedInitialisation, fill_with_random_weights
+from harness.timm_import import timm
+from harness.weights import SkippedInitialization, fill_with_random_weights
 
 VERSIONS = Versions(timm=timm.__version__, torch=torch.__version__, torchorbit=torchorbit.__version__)
 """The versions that a record made by this process carries."""
@@ -94,7 +91,7 @@ def build_on_meta(name: str) -> nn.Module:
 
 
 def build(name: str, *, weights: Path | None = None, pretrained: bool = False) -> nn.Module:
-    """Build a model in evaluation mode on the CPU, with weights that somebody trained or that timm initialises it with.
+    """Build a model in evaluation mode on the CPU, with weights that somebody trained or that timm initializes it with.
 
     Args:
         name: A name in timm, with a tag if a certain set of pretrained weights is wanted.
@@ -109,7 +106,7 @@ def build(name: str, *, weights: Path | None = None, pretrained: bool = False) -
     """
     if weights is None:
         return _create(name, pretrained=pretrained)
-    with SkippedInitialisation():
+    with SkippedInitialization():
         model = _create(name)
     # Strict, and tensors only: a checkpoint that would run code is refused.
     timm.models.load_checkpoint(model, str(weights))
@@ -128,7 +125,7 @@ def build_with_random_weights(name: str, seed: str | None = None) -> nn.Module:
     Returns:
         The model. Building it takes little more memory than one copy of its weights.
     """
-    with SkippedInitialisation():
+    with SkippedInitialization():
         model = _create(name)
     fill_with_random_weights(model, name if seed is None else seed)
     return model

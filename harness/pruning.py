@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import torchorbit
-from harness.meta import QuickNormalisations
+from harness.meta import QuickNormalizations
 from harness.records import Record
 from harness.verification import VerificationError, check_shapes, random_input
 from torchorbit.orbits.orbit import Orbit, Orbits
@@ -63,7 +63,7 @@ def find_out(
         return
     inputs = random_input(size, seed) if numeric else torch.empty(1, *size, device="meta")
     smallest = torchorbit.remove_channels(graph, {orbit: range(1, orbit.width) for orbit in orbits})
-    with nullcontext() if numeric else QuickNormalisations():
+    with nullcontext() if numeric else QuickNormalizations():
         output = smallest(inputs)
     record.removable_flops = round(1 - torchorbit.flops(smallest).total / total, 6)
     del smallest

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TypedDict
 
 from harness.errors import HarnessError
-from harness.files import replace_text
+from torchorbit.errors import ArgumentError
+from torchorbit.files import replace_text
 
 _BEGINNING = '{"model": "'
 """What every line starts with."""
@@ -112,21 +113,21 @@ class Record:
         Columns that came later than the record are null in it.
 
         Raises:
-            ValueError: The line is no JSON object, has keys that this version's records do not have, or lacks the ones
-                that say what it is a record of.
+            ArgumentError: The line is no JSON object, has keys that this version's records do not have, or lacks the
+                ones that say what it is a record of.
         """
         try:
             values = json.loads(line)
         except json.JSONDecodeError as error:
-            raise ValueError(f"not a line of JSON ({error.msg} at column {error.colno})") from None
+            raise ArgumentError(f"not a line of JSON ({error.msg} at column {error.colno})") from None
         if not isinstance(values, dict):
-            raise ValueError(f"a JSON {type(values).__name__} where a record, a JSON object, was expected")
+            raise ArgumentError(f"a JSON {type(values).__name__} where a record, a JSON object, was expected")
         names = [field.name for field in fields(cls)]
         missing = [field.name for field in fields(cls) if field.name not in values and field.default is MISSING]
         unknown = [name for name in values if name not in names]
         if missing or unknown:
             differences = [f"no {name!r}" for name in missing] + [f"an unknown {name!r}" for name in unknown]
-            raise ValueError(f"a record of another version of torchorbit: it has {', '.join(differences)}")
+            raise ArgumentError(f"a record of another version of torchorbit: it has {', '.join(differences)}")
         return cls(**values)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pandas as pd
 
 from harness.errors import HarnessError
-from harness.files import replace_text
 from harness.records import Record, natural_order, read_records
+from torchorbit.files import replace_text
 
 
 def write_tables(records_path: Path, folder: Path) -> list[Path]:

@@ -1,9 +1,9 @@
-"""Random weights for a model, without paying for its initialisation.
+"""Random weights for a model, without paying for its initialization.
 
 A model's constructor spends most of its time, and up to a second copy of its memory, on drawing weights. A check that a
 graph computes what its source computes needs no particular weights, only weights behind which no mistake can hide: no
 zeros where a trained model has none (layer scales, residual gains, class tokens), and activations that neither vanish
-nor overflow however deep the network is. So the constructor's own initialisation is skipped and every parameter is
+nor overflow however deep the network is. So the constructor's own initialization is skipped and every parameter is
 filled once, from a seed.
 """
 
@@ -28,7 +28,7 @@ _ADDED = ("bias", "beta", "lambda", "tau")
 
 _BatchNorm = nn.modules.batchnorm._NormBase
 
-_INITIALISING_METHODS = frozenset(
+_INITIALIZING_METHODS = frozenset(
     {
         Tensor.add_,
         Tensor.clamp_,
@@ -45,7 +45,7 @@ _INITIALISING_METHODS = frozenset(
 )
 
 
-class SkippedInitialisation(TorchFunctionMode):
+class SkippedInitialization(TorchFunctionMode):
     """While active, parameters keep the memory they were allocated with: nothing is drawn, nothing is written.
 
     Buffers are computed as ever: index tables, masks and rotary tables are not weights, a model is wrong without them.
@@ -61,7 +61,7 @@ class SkippedInitialisation(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", None) == "torch.nn.init":
             return args[0] if args else kwargs["tensor"]
-        if func in _INITIALISING_METHODS and isinstance(args[0], nn.Parameter):
+        if func in _INITIALIZING_METHODS and isinstance(args[0], nn.Parameter):
             return args[0]
         return func(*args, **kwargs)
 
@@ -70,8 +70,8 @@ class SkippedInitialisation(TorchFunctionMode):
 def fill_with_random_weights(model: nn.Module, seed: str) -> None:
     """Overwrite every parameter and every running statistic of a model, in place.
 
-    The same model and seed give the same weights in every process. Before a model with batch normalisation is compared
-    with anything, `normalise_by_first_run` fits the running statistics to the weights.
+    The same model and seed give the same weights in every process. Before a model with batch normalization is compared
+    with anything, `normalize_by_first_run` fits the running statistics to the weights.
 
     Args:
         model: A model on a real device.
@@ -91,10 +91,10 @@ def fill_with_random_weights(model: nn.Module, seed: str) -> None:
 
 
 @contextmanager
-def normalise_by_first_run(model: nn.Module) -> Iterator[None]:
-    """While active, each batch normalisation scales its running statistics to the first tensor that it meets.
+def normalize_by_first_run(model: nn.Module) -> Iterator[None]:
+    """While active, each batch normalization scales its running statistics to the first tensor that it meets.
 
-    With statistics that do not fit the weights, a network normalised by them loses its input: layer after layer the
+    With statistics that do not fit the weights, a network normalized by them loses its input: layer after layer the
     signal shrinks below the biases, or grows out of range (a factor of `2e-7` in `lcnet_050`, of `1e13` in
     `mobileone_s0`). The statistics are changed before the layer uses them, so the output of the run is already what the
     model gives afterwards: fitting costs no run of its own. Only the scale is fitted. Taking each channel's own mean

@@ -20,7 +20,7 @@ from harness import memory, pruning
 from harness.cache import Cache, fingerprint_of
 from harness.errors import one_line
 from harness.jobs import Job, Outcome
-from harness.meta import QuickNormalisations
+from harness.meta import QuickNormalizations
 from harness.models import VERSIONS, build_on_meta, build_with_random_weights, example_input, input_size
 from harness.recall import Recall
 from harness.records import Record
@@ -33,7 +33,7 @@ from harness.verification import (
     random_input,
     relative_difference,
 )
-from harness.weights import normalise_by_first_run
+from harness.weights import normalize_by_first_run
 
 Progress = Callable[[Record], None]
 """Called with what is known so far whenever a stage begins."""
@@ -131,7 +131,7 @@ class _Inquiry:
                     graph = packed_and_unpacked(graph)
                 inputs = torch.empty(1, *size, device="meta")
                 output = model(inputs)
-                with QuickNormalisations():
+                with QuickNormalizations():
                     check_shapes(output, graph(inputs))
         record.verified = "numeric" if numeric else "shape"
 
@@ -180,7 +180,7 @@ def _difference(
         The difference, and the model's output.
     """
     recall = Recall([*model.parameters(), *model.buffers()], limit_bytes=spare_bytes)
-    with normalise_by_first_run(model), recall:
+    with normalize_by_first_run(model), recall:
         expected = model(inputs)
     recall.first_run_is_over()
     unpacked = packed_and_unpacked(graph)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-import torchorbit  # noqa: F401 - before timm, for which it declares what a missing compiled torchvision lacks
+from torchorbit.torchvision_parts import declare_missing_operators
 
+declare_missing_operators()  # before timm
 torch.set_num_threads(1)
 
 

@@ -16,13 +16,13 @@ def model():
 
 def test_a_graph_compares_equal_to_its_source():
     source = model()
-    torchorbit.compare_module_outputs(source, torchorbit.convert(source, torch.randn(1, 3, 8, 8)), (2, 3, 8, 8))
+    torchorbit.inspect.compare_module_outputs(source, torchorbit.convert(source, torch.randn(1, 3, 8, 8)), (2, 3, 8, 8))
 
 
 def test_another_model_is_an_assertion_error_that_says_by_how_much():
     with pytest.raises(AssertionError, match="differs by"):
-        torchorbit.compare_module_outputs(model(), model(), (2, 3, 8, 8))
-    torchorbit.compare_module_outputs(model(), model(), input_shape=(2, 3, 8, 8), atol=1e6)
+        torchorbit.inspect.compare_module_outputs(model(), model(), (2, 3, 8, 8))
+    torchorbit.inspect.compare_module_outputs(model(), model(), input_shape=(2, 3, 8, 8), atol=1e6)
 
 
 def test_the_largest_difference_counts():
@@ -31,7 +31,7 @@ def test_the_largest_difference_counts():
     with torch.no_grad():
         other.bias[3] += 0.01
     with pytest.raises(AssertionError):
-        torchorbit.compare_module_outputs(source, other, (1, 1000), atol=1e-3)
+        torchorbit.inspect.compare_module_outputs(source, other, (1, 1000), atol=1e-3)
 
 
 def test_modes_are_restored_also_on_failure():
@@ -41,11 +41,11 @@ def test_modes_are_restored_also_on_failure():
     second[2].eval()
     modes = [[m.training for m in each.modules()] for each in (first, second)]
     with pytest.raises(AssertionError):
-        torchorbit.compare_module_outputs(first, second, (2, 3, 8, 8))
+        torchorbit.inspect.compare_module_outputs(first, second, (2, 3, 8, 8))
     with pytest.raises(RuntimeError):
-        torchorbit.compare_module_outputs(first, second, (2, 5, 8, 8))
+        torchorbit.inspect.compare_module_outputs(first, second, (2, 5, 8, 8))
     assert [[m.training for m in each.modules()] for each in (first, second)] == modes
-    torchorbit.compare_module_outputs(first, first, (2, 3, 8, 8))
+    torchorbit.inspect.compare_module_outputs(first, first, (2, 3, 8, 8))
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_modes_are_restored_also_on_failure():
     ids=["nested", "no tensors", "flags", "integers", "empty", "complex"],
 )
 def test_outputs_of_every_kind_are_compared(function):
-    torchorbit.compare_module_outputs(Computes(function), Computes(function), (2, 3))
+    torchorbit.inspect.compare_module_outputs(Computes(function), Computes(function), (2, 3))
 
 
 @pytest.mark.parametrize(
@@ -78,12 +78,12 @@ def test_outputs_of_every_kind_are_compared(function):
 )
 def test_outputs_that_are_not_alike_are_an_assertion_error(first, second, what):
     with pytest.raises(AssertionError, match=what):
-        torchorbit.compare_module_outputs(Computes(first), Computes(second), (20, 3))
+        torchorbit.inspect.compare_module_outputs(Computes(first), Computes(second), (20, 3))
 
 
 def test_models_in_another_dtype_are_compared():
     source = nn.Linear(4, 4).double()
-    torchorbit.compare_module_outputs(source, copy.deepcopy(source), (2, 4))
+    torchorbit.inspect.compare_module_outputs(source, copy.deepcopy(source), (2, 4))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, treespec_pprint
 
+from torchorbit.errors import ArgumentError
+
 #: A place in an output, and the tensors that two models have there.
 Pair = tuple[str, Tensor, Tensor]
 
@@ -75,7 +77,7 @@ def paired(expected: Any, actual: Any, *, names: tuple[str, str] = ("the first",
         names: what gave them, for the message of the error.
 
     Raises:
-        ValueError: structures, shapes, types or values that are no tensors differ; the message names the first place
+        ArgumentError: structures, shapes, types or values that are no tensors differ; the message names the first place
             where they do.
     """
     ours, theirs = names
@@ -83,16 +85,16 @@ def paired(expected: Any, actual: Any, *, names: tuple[str, str] = ("the first",
     actual_leaves, actual_structure = tree_flatten(actual)
     if expected_structure != actual_structure:
         given, wanted = _written(actual_structure), _written(expected_structure)
-        raise ValueError(f"{theirs} returns {given} where {ours} returns {wanted}")
+        raise ArgumentError(f"{theirs} returns {given} where {ours} returns {wanted}")
     pairs = []
     for index, (wanted, given) in enumerate(zip(expected_leaves, actual_leaves, strict=True)):
         place = "the output" if len(expected_leaves) == 1 else f"output #{index}"
         if not isinstance(wanted, Tensor) or not isinstance(given, Tensor):
             if type(wanted) is not type(given) or wanted != given:
-                raise ValueError(f"{place} of {theirs} is {given!r} where {ours}'s is {wanted!r}")
+                raise ArgumentError(f"{place} of {theirs} is {given!r} where {ours}'s is {wanted!r}")
             continue
         if wanted.shape != given.shape or wanted.dtype != given.dtype:
-            raise ValueError(f"{place} of {theirs} is {_kind(given)} where {ours}'s is {_kind(wanted)}")
+            raise ArgumentError(f"{place} of {theirs} is {_kind(given)} where {ours}'s is {_kind(wanted)}")
         pairs.append((place, wanted, given))
     return pairs
 

@@ -1,4 +1,9 @@
-"""The errors that this package raises on purpose."""
+"""The errors that torchorbit raises on purpose.
+
+All of them are a `TorchorbitError`. Those about an argument are a ``ValueError`` or a ``TypeError``, too, those about
+something that failed while it ran a ``RuntimeError``, so that who catches what Python's own functions raise catches
+these.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,42 @@ from typing import Any
 
 class TorchorbitError(Exception):
     """Base of every error that torchorbit raises on purpose."""
+
+
+class ArgumentError(TorchorbitError, ValueError):
+    """An argument has a value that it cannot have, or does not fit the others."""
+
+
+class ArgumentTypeError(TorchorbitError, TypeError):
+    """An argument is of the wrong type."""
+
+
+class ArgumentIndexError(TorchorbitError, IndexError):
+    """A position is out of range."""
+
+
+class ArgumentKeyError(TorchorbitError, KeyError):
+    """There is nothing under what was asked for."""
+
+    __str__ = Exception.__str__
+
+
+class MissingExtraError(TorchorbitError, ImportError):
+    """Something needs packages that are not installed.
+
+    Attributes:
+        extra: the extra of torchorbit that brings them, as in ``pip install 'torchorbit[harness]'``.
+    """
+
+    def __init__(self, what: str, extra: str, missing: str = ""):
+        self.what = what
+        self.extra = extra
+        self.missing = missing
+        because = f" ({missing} is not installed)" if missing else ""
+        super().__init__(f"{what} needs more packages{because}: pip install 'torchorbit[{extra}]'")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.what, self.extra, self.missing))
 
 
 class ConversionError(TorchorbitError):
@@ -58,6 +99,45 @@ class CheckpointError(TorchorbitError):
         if len(message) > _LONGEST_MESSAGE:
             message = f"{message[: _LONGEST_MESSAGE // 2]} ... {message[-_LONGEST_MESSAGE // 2 :]}"
         super().__init__(message)
+
+
+class ScoresError(TorchorbitError, ValueError):
+    """A file holds no scores, or those of another graph."""
+
+
+class PlanError(TorchorbitError, ValueError):
+    """A plan cannot be made, edited or executed as asked; it is as it was before."""
+
+
+class LatencyMeasurementError(TorchorbitError, RuntimeError):
+    """A latency could not be measured. A search over many models passes over this one."""
+
+
+class TargetError(TorchorbitError, ValueError):
+    """A target cannot be reached.
+
+    Attributes:
+        least: the least cost that can be.
+    """
+
+    def __init__(self, message: str, least: float):
+        self.least = least
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (*self.args, self.least))
+
+
+class LookupTableError(TorchorbitError, ValueError):
+    """A file holds no table of latencies."""
+
+
+class CalibrationError(TorchorbitError, ValueError):
+    """Data, a loss or a loader from which no scores can be made."""
+
+
+class HubError(TorchorbitError):
+    """A hub does not have what was asked for, does not let us do it, or cannot be reached."""
 
 
 _LONGEST_MESSAGE = 2000

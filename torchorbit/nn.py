@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from torchorbit.errors import ArgumentError
+
 
 class StochasticDepth(nn.Module):
     """Drop whole samples of a residual branch at random while training.
@@ -22,9 +24,9 @@ class StochasticDepth(nn.Module):
     def __init__(self, p: float = 0.0, mode: str = "row", scale_by_keep: bool = True):
         super().__init__()
         if mode not in ("row", "batch"):
-            raise ValueError(f"mode is '{mode}', expected 'row' or 'batch'")
+            raise ArgumentError(f"mode is '{mode}', expected 'row' or 'batch'")
         if not 0.0 <= p <= 1.0:
-            raise ValueError(f"p is {p}, expected a probability between 0 and 1")
+            raise ArgumentError(f"p is {p}, expected a probability between 0 and 1")
         self.p = p
         self.mode = mode
         self.scale_by_keep = scale_by_keep

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchorbit.errors import ArgumentError
 from torchorbit.graph.dag import DagModule
 
 
@@ -25,7 +26,7 @@ def from_pretrained(
     """Load a published model. It needs neither timm nor the code that made it.
 
     Args:
-        repo: ``"organisation/name"``, or the folder of a checkpoint.
+        repo: ``"organization/name"``, or the folder of a checkpoint.
         hub: a folder that models were published to, or the address of a hub; by default the Hugging Face Hub.
         revision: a branch, a tag or a commit; ``main`` by default.
         token: by default the one that ``hf auth login`` keeps.
@@ -63,10 +64,10 @@ def transforms(dag: DagModule) -> Callable[[Any], Tensor]:
         A callable that takes a PIL image and returns a tensor of shape (channels, height, width).
 
     Raises:
-        ValueError: nothing is known of the model's preprocessing.
+        ArgumentError: nothing is known of the model's preprocessing.
     """
     if dag.manifest is None or dag.manifest.preprocessing is None:
-        raise ValueError(
+        raise ArgumentError(
             "nothing is known of this model's preprocessing: only checkpoints made of timm's models, or saved with "
             "preprocessing=, say it; load one with torchorbit.from_pretrained"
         )

@@ -18,7 +18,7 @@ import torchorbit
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.files import CARD_FILE, GRAPH_FILE, WEIGHTS_FILE, opened, permitted
-from torchorbit.pruning.history import Figures, figures
+from torchorbit.removal.history import Figures, figures
 from zoo.cards import card
 from zoo.manifest import (
     MANIFEST_FILE,

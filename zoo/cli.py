@@ -185,7 +185,7 @@ def prune(
     """Prune a model and save it as a checkpoint, which loads without timm.
 
     MODEL is a name in timm, with a tag where the --pretrained weights of that tag are wanted, or the folder of a
-    checkpoint to prune further. Without --weights and --pretrained the weights are those that timm initialises the
+    checkpoint to prune further. Without --weights and --pretrained the weights are those that timm initializes the
     model with. Criteria that look at data need --data, and take the cross entropy of its labels as the loss.
     """
     given = [f"--{name}" for name in ("flops", "parameters", "ratio") if recipe[name] is not None]
@@ -199,8 +199,8 @@ def prune(
     from tqdm import tqdm
 
     import torchorbit  # before timm
-    from zoo.data import Images
-    from zoo.making import Recipe, make_checkpoint
+    from harness.data import Images
+    from harness.making import Recipe, make_checkpoint
 
     import torch  # isort: skip
 
@@ -267,8 +267,8 @@ def evaluate(
     if before is not None and record is None:
         raise UsageError("--before is of --record, which is missing")
     import torchorbit  # before timm
-    from zoo.data import Images
-    from zoo.evaluating import evaluate_images
+    from harness.data import Images
+    from harness.evaluating import evaluate_images
 
     del torchorbit
     found = evaluate_images(
@@ -290,7 +290,7 @@ def evaluate(
 @_dry_run_option
 @_token_option
 def publish(checkpoint: Path, repo: str, hub: str, **options: Any) -> None:
-    """Publish the checkpoint in the folder CHECKPOINT as REPO, which is `organisation/name`, in one commit.
+    """Publish the checkpoint in the folder CHECKPOINT as REPO, which is `organization/name`, in one commit.
 
     What is there already is not sent again.
     """
@@ -316,7 +316,7 @@ def publish(checkpoint: Path, repo: str, hub: str, **options: Any) -> None:
 @_dry_run_option
 @_token_option
 def publish_tables(repo: str, records: Path, hub: str, **options: Any) -> None:
-    """Publish the records of a sweep, and the tables made of them, as the data set REPO: `organisation/name`."""
+    """Publish the records of a sweep, and the tables made of them, as the data set REPO: `organization/name`."""
     from zoo.publishing import publish_tables
 
     click.echo(publish_tables(records, repo, hub=hub, **options))
@@ -336,7 +336,7 @@ def publish_tables(repo: str, records: Path, hub: str, **options: Any) -> None:
 @click.option("--local-files-only", is_flag=True, help="Take it from the cache, and ask no server.")
 @_token_option
 def pull(repo: str, **options: Any) -> None:
-    """Download the checkpoint REPO, which is `organisation/name`, and verify that it is what was published."""
+    """Download the checkpoint REPO, which is `organization/name`, and verify that it is what was published."""
     from zoo.cards import figures_table
     from zoo.pulling import fetch
 
@@ -377,12 +377,12 @@ def search(hub: str, token: str | None, max_params: float | None, **wanted: Any)
 @zoo.command(short_help="Publish the page that lists the checkpoints.")
 @click.argument("repo")
 @_hub_option
-@click.option("--owner", metavar="NAME", help="Whose models.  [default: those of the organisation in REPO]")
+@click.option("--owner", metavar="NAME", help="Whose models.  [default: those of the organization in REPO]")
 @_private_option
 @_dry_run_option
 @_token_option
 def index(repo: str, **options: Any) -> None:
-    """Publish a page in REPO, which is `organisation/name`, that lists the checkpoints with their figures."""
+    """Publish a page in REPO, which is `organization/name`, that lists the checkpoints with their figures."""
     from zoo.publishing import publish_index
 
     click.echo(publish_index(repo, **options))

@@ -2,7 +2,7 @@
 
 It is laid out as the cache of the Hugging Face Hub, with the history beside it::
 
-    models--organisation--name/
+    models--organization--name/
         blobs/<SHA-256>           every file that was ever published, once
         snapshots/<commit>/...    the files of a commit, as links into blobs
         commits/<commit>.json     parent, message and time of a commit, and its files
@@ -31,8 +31,8 @@ from typing import Any, TypedDict
 from filelock import FileLock
 from typing_extensions import override
 
-from harness.files import replace_text
-from zoo.errors import HubError
+from torchorbit.errors import HubError
+from torchorbit.files import replace_text
 from zoo.hubs import MAIN, Content, Hub, RemoteFile, RepoType, check_repo, check_revision, digest
 from zoo.manifest import MANIFEST_FILE
 

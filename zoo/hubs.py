@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from zoo.errors import HubError
+from torchorbit.errors import HubError
 
 RepoType = Literal["model", "dataset"]
 Content = Path | bytes
@@ -194,7 +194,7 @@ def check_repo(repo: str) -> None:
     owner, _, name = repo.partition("/")
     bad = [p for p in (owner, name) if not _NAME.fullmatch(p) or ".." in p or "--" in p or p.endswith(_LAST)]
     if bad:
-        raise HubError(f"{repo!r} is no name of a repository; expected 'organisation/name' in letters, digits and ._-")
+        raise HubError(f"{repo!r} is no name of a repository; expected 'organization/name' in letters, digits and ._-")
 
 
 def check_revision(revision: str) -> None:

@@ -25,8 +25,8 @@ from huggingface_hub.hf_api import RepoFile
 from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_attempt, wait_exponential, wait_random
 from typing_extensions import override
 
+from torchorbit.errors import HubError
 from zoo.cards import LIBRARY
-from zoo.errors import HubError
 from zoo.hubs import MAIN, Content, Hub, RemoteFile, RepoType, check_repo, check_revision, digest
 
 _LOG = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from typing_extensions import Self
 
-from torchorbit.errors import CheckpointError
+from torchorbit.errors import ArgumentError, CheckpointError
 from torchorbit.graph.files import opened, permitted
 
 MANIFEST_FILE = "checkpoint.json"
@@ -53,7 +53,7 @@ class Preprocessing(_Part):
     @model_validator(mode="after")
     def _check_channels(self) -> Self:
         if not len(self.mean) == len(self.std) == self.input_size[0]:
-            raise ValueError(
+            raise ArgumentError(
                 f"mean and std have to have as many numbers as the input has channels, {self.input_size[0]}"
             )
         return self

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from torchorbit import _torchvision
+from torchorbit.torchvision_parts import declare_missing_operators
 from zoo.manifest import Preprocessing
 
-_torchvision.declare_missing_operators()
+declare_missing_operators()
 
 from torchvision import transforms  # noqa: E402
 from torchvision.transforms import InterpolationMode, functional  # noqa: E402

@@ -14,11 +14,11 @@ import pandas
 
 from harness.records import read_records
 from harness.tables import coverage_table, write_tables
+from torchorbit.errors import HubError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.files import CARD_FILE
 from zoo.cards import card, index_card
 from zoo.checkpoint import CHECKPOINT_FILES, check_files, load_checkpoint, save_checkpoint
-from zoo.errors import HubError
 from zoo.hubs import MAIN, Content, Hub, Publication, RepoType, check_repo, choose
 from zoo.manifest import read_manifest
 from zoo.pulling import entries
@@ -44,7 +44,7 @@ def publish(
 
     Args:
         folder: of the checkpoint.
-        repo: ``"organisation/name"``.
+        repo: ``"organization/name"``.
         hub: a folder, or the address of a hub; by default the Hugging Face Hub.
         private: make a new repository one that only its owner sees.
         revision: branch to publish to; ``main`` by default.
@@ -105,7 +105,7 @@ def publish_tables(
 
     Args:
         records: file of records.
-        repo: ``"organisation/name"`` of a data set.
+        repo: ``"organization/name"`` of a data set.
         hub: a folder, or the address of a hub; by default the Hugging Face Hub.
         private: make a new repository one that only its owner sees.
         revision: branch to publish to; ``main`` by default.
@@ -162,9 +162,9 @@ def publish_index(
     """Publish the page that lists the checkpoints of a zoo with their figures.
 
     Args:
-        repo: ``"organisation/name"`` of the page.
+        repo: ``"organization/name"`` of the page.
         hub: a folder, or the address of a hub; by default the Hugging Face Hub.
-        owner: whose checkpoints; by default those of the organisation in ``repo``.
+        owner: whose checkpoints; by default those of the organization in ``repo``.
         private: make a new repository one that only its owner sees.
         token: by default the one that ``hf auth login`` keeps.
         dry_run: only find out what would be published.

@@ -12,11 +12,10 @@ from pathlib import Path
 import torch
 
 import torchorbit
-from torchorbit.errors import CheckpointError
+from torchorbit.errors import CheckpointError, HubError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.files import CARD_FILE
 from zoo.checkpoint import CHECKPOINT_FILES, check_files, copy_checkpoint, load_checkpoint
-from zoo.errors import HubError
 from zoo.hubs import MAIN, Hub, choose
 from zoo.manifest import MANIFEST_FILE, Manifest, read_manifest
 
@@ -64,7 +63,7 @@ def fetch(
     """Have a published checkpoint on this machine, its files compared with the hashes in its manifest.
 
     Args:
-        repo: ``"organisation/name"``.
+        repo: ``"organization/name"``.
         hub: a folder that models were published to, or the address of a hub; by default the Hugging Face Hub.
         revision: a branch, a tag or a commit; ``main`` by default.
         token: by default the one that ``hf auth login`` keeps.

@@ -88,10 +88,10 @@ def test_the_error_survives_a_process_boundary():
     again = pickle.loads(pickle.dumps(error))
     assert str(again) == str(error) == "cannot convert (build) in module 'a.b', at torch.foo: it is not known"
     assert (again.stage, again.module, again.operator) == ("build", "a.b", "torch.foo")
-    run = pickle.loads(pickle.dumps(torchorbit.GraphRunError("a/b", "boom")))
+    run = pickle.loads(pickle.dumps(torchorbit.errors.GraphRunError("a/b", "boom")))
     assert (run.vertex, str(run)) == ("a/b", "vertex 'a/b': boom")
     assert issubclass(torchorbit.ConversionError, torchorbit.TorchorbitError)
-    assert issubclass(torchorbit.GraphRunError, RuntimeError)
+    assert issubclass(torchorbit.errors.GraphRunError, RuntimeError)
 
 
 def test_an_error_in_the_model_itself_has_no_path():

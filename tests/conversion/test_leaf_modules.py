@@ -22,8 +22,8 @@ from tests.models import (
     reloaded,
     stir,
 )
-from torchorbit.graph.modules import LEAF_MODULES
 from torchorbit.nn import StochasticDepth
+from torchorbit.operators.modules import LEAF_MODULES
 
 torch.manual_seed(0)
 LINE = torch.randn(2, 4, 12)
@@ -413,7 +413,7 @@ class Symmetric(nn.Module):
         return weight.triu() + weight.triu(1).mT
 
 
-def test_a_parametrised_module_converts():
+def test_a_parametrized_module_converts():
     model = nn.Sequential(nn.Linear(12, 12))
     torch.nn.utils.parametrize.register_parametrization(model[0], "weight", Symmetric())
     dag = assert_converts(model, LINE)

@@ -113,7 +113,7 @@ def test_another_batch_is_right_or_raises_and_never_differs(function):
     for x in BATCHES:
         try:
             out = outcome(dag, x)
-        except torchorbit.GraphRunError:
+        except torchorbit.errors.GraphRunError:
             continue
         assert_same(out, outcome(model, x))
 
@@ -125,7 +125,7 @@ def test_a_fixed_batch_is_the_one_of_the_example_and_said_so():
         dag = torchorbit.convert(model, x)
         assert not dag.provenance.free_batch
         assert_same(dag(x), model(x))
-        with pytest.raises(torchorbit.GraphRunError):
+        with pytest.raises(torchorbit.errors.GraphRunError):
             dag(torch.randn(7, 4, 6))
 
 
@@ -202,7 +202,7 @@ def test_another_resolution_is_right_or_raises_and_never_differs(function):
     for x in RESOLUTIONS:
         try:
             out = outcome(dag, x)
-        except torchorbit.GraphRunError:
+        except torchorbit.errors.GraphRunError:
             continue
         assert_same(out, outcome(model, x))
 
@@ -210,7 +210,7 @@ def test_another_resolution_is_right_or_raises_and_never_differs(function):
 def test_a_path_that_depends_on_the_size_is_refused_by_name():
     model = nn.Sequential(Computes(lambda x: F.avg_pool2d(x, 2) if x.shape[-1] > 20 else x * 2), nn.Conv2d(3, 4, 3))
     dag = torchorbit.convert(model, IMAGE)
-    with pytest.raises(torchorbit.GraphRunError) as raised:
+    with pytest.raises(torchorbit.errors.GraphRunError) as raised:
         dag(torch.randn(1, 3, 32, 32))
     assert raised.value.vertex
 
@@ -227,7 +227,7 @@ def test_a_path_that_depends_on_the_size_is_refused_by_name():
 def test_a_vertex_that_fixes_the_resolution_is_named(function):
     model = nn.Sequential(nn.Identity(), Computes(function))
     dag = torchorbit.convert(model, IMAGE)
-    with pytest.raises(torchorbit.GraphRunError) as raised:
+    with pytest.raises(torchorbit.errors.GraphRunError) as raised:
         dag(torch.randn(1, 3, 20, 24))
     assert raised.value.vertex
     assert raised.value.vertex in str(raised.value)
@@ -236,7 +236,7 @@ def test_a_vertex_that_fixes_the_resolution_is_named(function):
 
 def test_an_index_beyond_a_smaller_input_is_an_error_that_names_the_vertex():
     dag = torchorbit.convert(nn.Sequential(Computes(lambda x: x[:, :, 9])), IMAGE)
-    with pytest.raises(torchorbit.GraphRunError, match="getitem"):
+    with pytest.raises(torchorbit.errors.GraphRunError, match="getitem"):
         dag(torch.randn(1, 3, 8, 8))
 
 
@@ -263,7 +263,7 @@ def test_tokens_with_a_table_that_limits_them():
         x = torch.randn(2, tokens, 4)
         try:
             out = dag(x)
-        except torchorbit.GraphRunError:
+        except torchorbit.errors.GraphRunError:
             continue
         assert_same(out, model(x))
 
@@ -351,7 +351,7 @@ def test_a_timm_model_that_takes_another_path_at_another_resolution_is_refused_b
     dag = torchorbit.convert(model, torch.randn(1, *model.pretrained_cfg["input_size"]))
     x = torch.randn(shape)
     assert outcome(model, x).isfinite().all()
-    with pytest.raises(torchorbit.GraphRunError) as raised:
+    with pytest.raises(torchorbit.errors.GraphRunError) as raised:
         outcome(dag, x)
     assert raised.value.vertex
 
@@ -362,7 +362,7 @@ def test_a_timm_model_of_a_fixed_resolution_raises_and_names_the_vertex(name):
     with torch.device("meta"):
         model = timm.create_model(name).eval()
     dag = torchorbit.convert(model, torch.empty(1, *model.pretrained_cfg["input_size"], device="meta"))
-    with pytest.raises(torchorbit.GraphRunError) as raised:
+    with pytest.raises(torchorbit.errors.GraphRunError) as raised:
         dag(torch.empty(FIXED[name], device="meta"))
     assert raised.value.vertex
     assert str(tuple(FIXED[name])) in str(raised.value)

@@ -13,7 +13,7 @@ import torchorbit
 from tests.models import Computes, assert_equal, assert_same, copies, outcome, reloaded, stir, train_together
 
 X = torch.randn(3, 4, 8)
-# One per family in which training differs: norms, gates, stochastic depth, attention, reparametrised branches.
+# One per family in which training differs: norms, gates, stochastic depth, attention, reparametrized branches.
 TRAINED = {
     "test_resnet": {},
     "test_efficientnet": {},

@@ -36,7 +36,7 @@ def with_other_layers(model, kind, make):
 def test_all_activations_of_a_timm_model_are_switched(name, kind, which):
     model = timm.create_model(name, scriptable=False).eval()
     dag = torchorbit.convert(model, X)
-    changed = torchorbit.replace_layers(dag, which, lambda old: nn.Hardswish())
+    changed = torchorbit.edit.replace_layers(dag, which, lambda old: nn.Hardswish())
     expected = with_other_layers(model, kind, lambda old: nn.Hardswish())
     assert not any(isinstance(module, kind) for module in dag.modules())
     assert len(changed) >= sum(isinstance(module, kind) for module in model.modules()) > 0
@@ -55,7 +55,7 @@ def test_activations_without_a_layer_are_switched_by_the_name_of_the_operator():
     model = Computes(forward, first=nn.Conv2d(3, 4, 1), last=nn.Conv2d(4, 2, 1)).eval()
     dag = torchorbit.convert(model, X)
     seen = []
-    changed = torchorbit.replace_layers(dag, "relu", lambda vertex: seen.append(vertex) or nn.SiLU())
+    changed = torchorbit.edit.replace_layers(dag, "relu", lambda vertex: seen.append(vertex) or nn.SiLU())
     assert all(isinstance(vertex, OperatorVertex) for vertex in seen)
     assert [vertex.name for vertex in seen] == list(changed)
     assert_same(dag(X), model.last(F.silu(F.silu(model.first(X)).clamp(max=1))))
@@ -66,7 +66,7 @@ def test_a_layer_that_is_used_twice_is_replaced_by_one():
     act = nn.ReLU()
     model = nn.Sequential(nn.Conv2d(3, 4, 1), act, nn.Sequential(nn.Conv2d(4, 4, 1), act)).eval()
     dag = torchorbit.convert(model, X)
-    changed = torchorbit.replace_layers(dag, nn.ReLU, lambda old: nn.PReLU(init=0.3))
+    changed = torchorbit.edit.replace_layers(dag, nn.ReLU, lambda old: nn.PReLU(init=0.3))
     assert len(changed) == 2
     assert dag.get_submodule("1") is dag.get_submodule("2.1")
     assert_same(dag(X), F.leaky_relu(model[2][0](F.leaky_relu(model[0](X), 0.3)), 0.3))
@@ -75,9 +75,9 @@ def test_a_layer_that_is_used_twice_is_replaced_by_one():
 def test_what_is_left_as_it_is_leaves_orbits_as_they_are():
     dag = torchorbit.convert(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(), X)
     orbits = torchorbit.find_orbits(dag)
-    assert torchorbit.replace_layers(dag, nn.ReLU, lambda old: None) == ()
+    assert torchorbit.edit.replace_layers(dag, nn.ReLU, lambda old: None) == ()
     torchorbit.remove_channels(dag, {orbits[0]: [0]})
-    torchorbit.replace_layers(dag, nn.ReLU, lambda old: nn.GELU())
+    torchorbit.edit.replace_layers(dag, nn.ReLU, lambda old: nn.GELU())
     with pytest.raises(ValueError, match="call find_orbits again"):
         torchorbit.remove_channels(dag, {orbits[0]: [0]})
 
@@ -86,16 +86,16 @@ def test_other_widths_are_pruned_as_they_are():
     dag = torchorbit.convert(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)).eval(), X)
     wider = {"0": nn.Conv2d(3, 9, 1), "2": nn.Conv2d(9, 2, 1)}
     paths = {id(dag.get_submodule(path)): path for path in wider}
-    torchorbit.replace_layers(dag, nn.Conv2d, lambda old: wider[paths[id(old)]])
+    torchorbit.edit.replace_layers(dag, nn.Conv2d, lambda old: wider[paths[id(old)]])
     assert [orbit.width for orbit in torchorbit.find_orbits(dag)] == [9]
     assert_same(dag(X), wider["2"](wider["0"](X).relu()))
 
 
-def normalised_everywhere(dag):
+def normalized_everywhere(dag):
     for path, vertex in list(dag.all_vertices()):
-        if getattr(vertex, "leaf", "") == "Conv2d" and not torchorbit.users(dag, path, "BatchNorm2d"):
-            convolution = dag.get_submodule(torchorbit.module_of_vertex(dag, path))
-            torchorbit.insert_after(dag, path, nn.BatchNorm2d(convolution.out_channels))
+        if getattr(vertex, "leaf", "") == "Conv2d" and not torchorbit.edit.users(dag, path, "BatchNorm2d"):
+            convolution = dag.get_submodule(torchorbit.inspect.module_of_vertex(dag, path))
+            torchorbit.edit.insert_after(dag, path, nn.BatchNorm2d(convolution.out_channels))
 
 
 def test_a_batch_norm_behind_every_convolution_that_has_none():
@@ -103,7 +103,7 @@ def test_a_batch_norm_behind_every_convolution_that_has_none():
     block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), block, nn.Conv2d(4, 5, 1)).train()
     dag = torchorbit.convert(model, X)
-    normalised_everywhere(dag)
+    normalized_everywhere(dag)
     kinds = [v.leaf for _, v in dag.all_vertices() if getattr(v, "leaf", "") in ("Conv2d", "BatchNorm2d")]
     assert kinds == ["Conv2d", "BatchNorm2d"] * 3
     norm = nn.BatchNorm2d(4), nn.BatchNorm2d(5)
@@ -111,10 +111,10 @@ def test_a_batch_norm_behind_every_convolution_that_has_none():
     assert_same(dag(X), expected(X))
     assert_equal(reloaded(dag)(X), dag(X))
     before = [path for path, _ in dag.all_vertices()]
-    normalised_everywhere(dag)
+    normalized_everywhere(dag)
     assert [path for path, _ in dag.all_vertices()] == before
     # The new channels live and die with those of the convolution.
-    plan = torchorbit.pruning_plan(dag, "2.0", [1, 3])
+    plan = torchorbit.removal.pruning_plan(dag, "2.0", [1, 3])
     assert any("batchnorm2d.weight" in entry.tensor for entry in plan.entries)
     dag.eval()
     orbits = torchorbit.find_orbits(dag)
@@ -125,10 +125,10 @@ def test_a_batch_norm_behind_every_convolution_that_has_none():
 def test_a_layer_behind_the_last_vertex_is_in_the_output():
     dag = torchorbit.convert(nn.Sequential(nn.Conv2d(3, 4, 1)).eval(), X)
     before = dag(X)
-    path = torchorbit.insert_after(dag, dag.vertices[-1].name, nn.Dropout(0.5), name="drop")
+    path = torchorbit.edit.insert_after(dag, dag.vertices[-1].name, nn.Dropout(0.5), name="drop")
     assert dag.get_submodule("drop").training is False
     assert_equal(dag(X), before)
-    assert torchorbit.users(dag, dag.vertices[1].name) == (path,)
+    assert torchorbit.edit.users(dag, dag.vertices[1].name) == (path,)
     dag.train()
     assert (dag(X) == 0).float().mean() > 0.3
 
@@ -137,7 +137,7 @@ def test_a_block_that_is_called_twice_gets_it_in_both_calls():
     block = nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())
     dag = torchorbit.convert(Computes(lambda m, x: m.block(m.block(x)), block=block).eval(), X)
     inner = next(path for path, vertex in dag.all_vertices() if getattr(vertex, "leaf", "") == "Conv2d")
-    torchorbit.insert_after(dag, inner, nn.Tanh())
+    torchorbit.edit.insert_after(dag, inner, nn.Tanh())
     once = nn.Sequential(block[0], nn.Tanh(), block[1])
     assert_same(dag(X), once(once(X)))
 
@@ -147,11 +147,11 @@ def test_an_edit_that_does_not_fit_changes_nothing():
     dag = torchorbit.convert(model, X)
     code, keys, before = dag.code, list(dag.state_dict()), dag(X)
     with pytest.raises(ValueError, match="the edited graph does not run: vertex '_0_linear'"):
-        torchorbit.insert_after(dag, "_0", nn.Linear(5, 5))
+        torchorbit.edit.insert_after(dag, "_0", nn.Linear(5, 5))
     with pytest.raises(ValueError, match="does not run"):
-        torchorbit.replace_layers(dag, nn.ReLU, lambda old: nn.Conv2d(7, 7, 1))
+        torchorbit.edit.replace_layers(dag, nn.ReLU, lambda old: nn.Conv2d(7, 7, 1))
     with pytest.raises(TypeError, match=r"expected an nn\.Module"):
-        torchorbit.replace_layers(dag, nn.ReLU, lambda old: F.gelu)
+        torchorbit.edit.replace_layers(dag, nn.ReLU, lambda old: F.gelu)
     assert (dag.code, list(dag.state_dict())) == (code, keys)
     assert_equal(dag(X), before)
 
@@ -159,20 +159,28 @@ def test_an_edit_that_does_not_fit_changes_nothing():
 @pytest.mark.parametrize(
     ("edit", "error", "message"),
     [
-        (lambda dag: torchorbit.insert_after(dag, "pol", nn.ReLU()), ValueError, "no vertex 'pol'; close to it: pool"),
-        (lambda dag: torchorbit.insert_after(dag, "a/b", nn.ReLU()), ValueError, "there is no block 'a'"),
-        (lambda dag: torchorbit.insert_after(dag, "_0", nn.ReLU(), name="0"), ValueError, "name='0' is taken"),
-        (lambda dag: torchorbit.insert_after(dag, "_0", F.relu), TypeError, "expected an nn.Module"),
-        (lambda dag: torchorbit.insert_after(dag, "_0", None), TypeError, "expected an nn.Module"),
-        (lambda dag: torchorbit.insert_after(dag, "pool", nn.ReLU()), ValueError, "gives several tensors"),
-        (lambda dag: torchorbit.insert_after(nn.ReLU(), "_0", nn.ReLU()), TypeError, "expected a DagModule"),
-        (lambda dag: torchorbit.replace_layers(dag, 3, lambda old: old), TypeError, "iterable"),
         (
-            lambda dag: torchorbit.replace_layers(dag, [nn.ReLU, F.relu], lambda old: old),
+            lambda dag: torchorbit.edit.insert_after(dag, "pol", nn.ReLU()),
+            ValueError,
+            "no vertex 'pol'; close to it: pool",
+        ),
+        (lambda dag: torchorbit.edit.insert_after(dag, "a/b", nn.ReLU()), ValueError, "there is no block 'a'"),
+        (lambda dag: torchorbit.edit.insert_after(dag, "_0", nn.ReLU(), name="0"), ValueError, "name='0' is taken"),
+        (lambda dag: torchorbit.edit.insert_after(dag, "_0", F.relu), TypeError, "expected an nn.Module"),
+        (lambda dag: torchorbit.edit.insert_after(dag, "_0", None), TypeError, "expected an nn.Module"),
+        (lambda dag: torchorbit.edit.insert_after(dag, "pool", nn.ReLU()), ValueError, "gives several tensors"),
+        (lambda dag: torchorbit.edit.insert_after(nn.ReLU(), "_0", nn.ReLU()), TypeError, "expected a DagModule"),
+        (lambda dag: torchorbit.edit.replace_layers(dag, 3, lambda old: old), TypeError, "iterable"),
+        (
+            lambda dag: torchorbit.edit.replace_layers(dag, [nn.ReLU, F.relu], lambda old: old),
             TypeError,
             "name of an operator",
         ),
-        (lambda dag: torchorbit.replace_layers(dag, "add", lambda old: nn.ReLU()), ValueError, "more than one tensor"),
+        (
+            lambda dag: torchorbit.edit.replace_layers(dag, "add", lambda old: nn.ReLU()),
+            ValueError,
+            "more than one tensor",
+        ),
     ],
 )
 def test_what_is_no_edit(edit, error, message):

@@ -30,7 +30,7 @@ def test_the_stem_of_a_timm_model():
     before, parameters = dag(X), list(dag.parameters())
     names = [vertex.name for vertex in dag.vertices]
     stem = names[1 : names.index(next(name for name in names if name.startswith("layer1")))]
-    assert torchorbit.group(dag, stem, "stem") == "stem"
+    assert torchorbit.edit.group(dag, stem, "stem") == "stem"
     block = dag.get_submodule("stem")
     assert isinstance(block, torchorbit.DagModule)
     assert_same(block(X), model.maxpool(model.act1(model.bn1(model.conv1(X)))))
@@ -49,7 +49,7 @@ def test_a_part_of_a_block():
         for path, v in dag.all_vertices()
         if getattr(v, "target", "") in ("conv2", "bn2") and path.startswith(prefix)
     ]
-    assert torchorbit.group(dag, inner, "second") == f"{prefix}/second"
+    assert torchorbit.edit.group(dag, inner, "second") == f"{prefix}/second"
     assert_is_the_same(dag, before, parameters)
 
 
@@ -72,7 +72,7 @@ def test_several_results_and_a_parameter_of_its_own():
     inside = [
         v.name for v in dag.vertices if getattr(v, "operator", "") in ("relu", "mul") or getattr(v, "target", "") == "b"
     ]
-    torchorbit.group(dag, inside, "gate")
+    torchorbit.edit.group(dag, inside, "gate")
     block = dag.get_submodule("gate")
     assert len(block(torch.randn(2, 4, 5, 5))) == 2
     assert set(dag.state_dict()) == {"a.weight", "a.bias", "gate.b.weight", "gate.b.bias", "gate.scale"}
@@ -82,7 +82,7 @@ def test_several_results_and_a_parameter_of_its_own():
 def test_what_depends_on_the_mode_still_does():
     dag = torchorbit.convert(model_of_branches(), X)
     drops = [v.name for v in dag.vertices if getattr(v, "operator", "") == "dropout"]
-    torchorbit.group(dag, drops, "drops")
+    torchorbit.edit.group(dag, drops, "drops")
     assert_equal(dag(X), dag(X))
     assert not torch.equal(dag.train()(X)[1], dag(X)[1])
 
@@ -102,8 +102,8 @@ class Counts(nn.Module):
 def test_a_buffer_is_written_when_it_was():
     dag = torchorbit.convert(Counts().eval(), X)
     with pytest.raises(ValueError, match="'assign' would write 'calls'"):
-        torchorbit.group(dag, ["mul", "add_1"], "late")  # the first reading would come behind the writing
-    torchorbit.group(dag, ["mul", "add", "assign", "conv"], "start")
+        torchorbit.edit.group(dag, ["mul", "add_1"], "late")  # the first reading would come behind the writing
+    torchorbit.edit.group(dag, ["mul", "add", "assign", "conv"], "start")
     again = torchorbit.convert(Counts().eval(), X)
     again.load_state_dict({key.removeprefix("start."): value for key, value in dag.state_dict().items()})
     for _ in range(3):
@@ -116,7 +116,7 @@ def test_what_others_use_as_well_stays_where_it_is_too():
     dag = torchorbit.convert(model, X)
     before = dag(X)
     first = [v.name for v in dag.vertices[1:3]]
-    torchorbit.group(dag, first, "head")
+    torchorbit.edit.group(dag, first, "head")
     assert dag.get_submodule("head.shared") is dag.get_submodule("shared") is shared
     assert_equal(dag(X), before)
     assert_equal(reloaded(dag)(X), before)
@@ -126,7 +126,7 @@ def test_no_empty_containers_are_left():
     model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.Conv2d(4, 2, 1)).eval()
     dag = torchorbit.convert(model, X).flatten()
     before, parameters = dag(X), list(dag.parameters())
-    torchorbit.group(dag, [v.name for v in dag.vertices[1:3]], "front")
+    torchorbit.edit.group(dag, [v.name for v in dag.vertices[1:3]], "front")
     assert list(dag.state_dict()) == ["1.weight", "1.bias", "front.0.0.weight", "front.0.0.bias"]
     assert not any(isinstance(child, Container) for child in dag.children())
     assert_is_the_same(dag, before, parameters)
@@ -148,7 +148,7 @@ def test_what_is_no_group_changes_nothing(vertices, name, message):
     dag = torchorbit.convert(model_of_branches(), X)
     code, keys, before = dag.code, list(dag.state_dict()), dag(X)
     with pytest.raises(ValueError, match=message):
-        torchorbit.group(dag, vertices, name)
+        torchorbit.edit.group(dag, vertices, name)
     assert (dag.code, list(dag.state_dict())) == (code, keys)
     assert_equal(dag(X), before)
 
@@ -157,4 +157,4 @@ def test_vertices_of_several_blocks_are_refused():
     dag = torchorbit.convert(nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU()), nn.Conv2d(4, 2, 1)).eval(), X)
     paths = [path for path, vertex in dag.all_vertices() if getattr(vertex, "leaf", "") == "Conv2d"]
     with pytest.raises(ValueError, match="of several blocks"):
-        torchorbit.group(dag, paths, "front")
+        torchorbit.edit.group(dag, paths, "front")

@@ -12,10 +12,10 @@ from torch import nn
 import torchorbit
 from tests.models import Computes, assert_equal, outcome
 from torchorbit.graph.loading import MAX_DEPTH, unpack
-from torchorbit.graph.modules import LEAF_MODULES, _config_arguments
-from torchorbit.graph.operators import OPERATORS
 from torchorbit.graph.saving import pack
-from torchorbit.graph.schema import is_of_kind, kind_of
+from torchorbit.operators.modules import LEAF_MODULES, _config_arguments
+from torchorbit.operators.schema import is_of_kind, kind_of
+from torchorbit.operators.table import OPERATORS
 
 X = torch.randn(2, 4)
 DOCUMENT, TENSORS = pack(torchorbit.convert(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)), X))

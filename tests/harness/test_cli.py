@@ -156,7 +156,7 @@ def test_a_converted_model_loads_where_timm_cannot_be_imported(run: Run, tmp_pat
     in_new_process(check, cwd=tmp_path)
 
 
-def test_converting_without_weights_saves_those_of_timms_initialisation(run: Run, tmp_path: Path) -> None:
+def test_converting_without_weights_saves_those_of_timms_initialization(run: Run, tmp_path: Path) -> None:
     code, _, _ = run("convert", "test_resnet", "--out", "folder")
 
     assert code == 0

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from harness.meta import QuickNormalisations
+from harness.meta import QuickNormalizations
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_results_are_like_those_of_torch(module: nn.Module, shape: tuple[int, ..
     module.to("meta").eval()
     x = torch.empty(shape, device="meta")
 
-    with QuickNormalisations():
+    with QuickNormalizations():
         quick = module(x)
 
     expected = module(x)
@@ -30,14 +30,14 @@ def test_results_are_like_those_of_torch(module: nn.Module, shape: tuple[int, ..
 def test_a_weight_of_another_length_is_refused() -> None:
     x, weight = torch.empty(2, 6, 4, device="meta"), torch.empty(5, device="meta")
 
-    with QuickNormalisations(), pytest.raises(RuntimeError, match="6 channels"):
+    with QuickNormalizations(), pytest.raises(RuntimeError, match="6 channels"):
         F.batch_norm(x, weight, weight)
-    with QuickNormalisations(), pytest.raises(RuntimeError, match="layer_norm over"):
+    with QuickNormalizations(), pytest.raises(RuntimeError, match="layer_norm over"):
         F.layer_norm(x, (5,), weight)
 
 
 def test_numbers_are_computed() -> None:
     x = torch.randn(2, 6, 4)
 
-    with QuickNormalisations():
+    with QuickNormalizations():
         assert torch.equal(F.layer_norm(x, (4,)), nn.LayerNorm(4, elementwise_affine=False)(x))

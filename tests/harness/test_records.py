@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import HarnessError
-from harness.files import replace_text
 from harness.models import model_names
 from harness.records import Record, append_record, mend_last_line, natural_order, read_records, write_records
+from torchorbit.files import replace_text
 
 
 def record(model: str, **values: object) -> Record:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from harness.models import build_with_random_weights, input_size
 from harness.verification import random_input
-from harness.weights import SkippedInitialisation, fill_with_random_weights, normalise_by_first_run
+from harness.weights import SkippedInitialization, fill_with_random_weights, normalize_by_first_run
 
 import timm  # isort: skip - importable once harness.models is
 
@@ -37,7 +37,7 @@ def outputs(name: str) -> tuple[Tensor, Tensor, Tensor]:
     model = build_with_random_weights(name)
     image, other = (random_input(input_size(model), seed) for seed in ("one", "other"))
     with torch.no_grad():
-        with normalise_by_first_run(model):
+        with normalize_by_first_run(model):
             first = model(image)
         return first, model(image), model(other)
 
@@ -105,10 +105,10 @@ def test_computed_buffers_are_those_of_an_ordinary_build(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224", "mixer_s32_224"])
-def test_a_skipped_initialisation_draws_no_numbers(name: str) -> None:
+def test_a_skipped_initialization_draws_no_numbers(name: str) -> None:
     before = torch.random.get_rng_state()
 
-    with SkippedInitialisation():
+    with SkippedInitialization():
         timm.create_model(name, scriptable=False)
 
     assert torch.equal(torch.random.get_rng_state(), before)
@@ -126,7 +126,7 @@ def test_tied_parameters_stay_tied() -> None:
 def test_no_hooks_are_left_when_a_run_fails() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3))
 
-    with pytest.raises(ValueError, match="expected 4D"), normalise_by_first_run(model):
+    with pytest.raises(ValueError, match="expected 4D"), normalize_by_first_run(model):
         model(torch.zeros(3))
 
     assert not any(module._forward_pre_hooks for module in model)

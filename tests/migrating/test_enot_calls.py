@@ -9,8 +9,8 @@ from torch import nn
 import torchorbit
 from tests.migrating.helpers import LOADER, X, graph, loss, parameters, small
 from tests.models import assert_same
+from torchorbit.cost import FlopsCost
 from torchorbit.latency import MeasuredLatency
-from torchorbit.latency import flops as flops_latency
 from torchorbit.pruning.calibration import default_sample_to_model_inputs, default_sample_to_n_samples
 from torchorbit.pruning.constraints import Bounds
 from torchorbit.pruning.selectors import Optimal, Task
@@ -166,11 +166,16 @@ def test_enot_optimal_strategy():
     pruned = torchorbit.prune(
         dag, None, LOADER, loss, criterion="taylor", selector=selector, target=target, constraint=Bounds(least=2)
     )
-    assert flops_latency(pruned) <= 0.5 * flops_latency(dag)
+    assert FlopsCost()(pruned) <= 0.5 * FlopsCost()(dag)
     assert min(orbit.width for orbit in torchorbit.find_orbits(pruned)) >= 2
     scores = torchorbit.calibrate(dag, LOADER, loss, "taylor")["taylor"]
     found = selector.search(
-        Task(scores, target=target, loss=torchorbit.MaskedLoss(scores.orbits, LOADER, loss), constraint=Bounds(least=2))
+        Task(
+            scores,
+            target=target,
+            loss=torchorbit.criteria.MaskedLoss(scores.orbits, LOADER, loss),
+            constraint=Bounds(least=2),
+        )
     )
     assert list(found.best.widths) == [orbit.width for orbit in torchorbit.find_orbits(pruned)]
     assert found.best.loss == min(sample.loss for sample in found.samples if sample.feasible)

@@ -14,8 +14,8 @@ from torch import nn
 import torchorbit
 from tests.migrating.helpers import LOADER, X, graph, kernels, loss, parameters, small, task_of
 from tests.models import Computes, assert_same
+from torchorbit.cost import FlopsCost
 from torchorbit.latency import LatencyMeasurementError
-from torchorbit.latency import flops as flops_latency
 from torchorbit.pruning.constraints import Bounds, Overrides
 from torchorbit.pruning.criteria import Magnitude, Random
 from torchorbit.pruning.selectors import Global, Knapsack, Optimal, Ratios, Selector, Task, WidthSelector
@@ -25,8 +25,8 @@ from torchorbit.pruning.selectors.trust_region import ScboOptions
 def test_enot_calibrator():
     dag = graph()
     before = {name: value.clone() for name, value in dag.state_dict().items()}
-    with torchorbit.Calibrator(dag, "taylor") as calibrator:
-        with pytest.raises(torchorbit.CalibrationError, match="there are no scores"):
+    with torchorbit.criteria.Calibrator(dag, "taylor") as calibrator:
+        with pytest.raises(torchorbit.errors.CalibrationError, match="there are no scores"):
             _ = calibrator.scores
         for inputs, labels in LOADER:
             model_output = dag(inputs)
@@ -45,10 +45,10 @@ def test_enot_pruning_info(tmp_path, mobilenet):
     # What it holds, item by item: the graph, groups, labels by nodes, users.
     assert [vertex.name for vertex in orbits.model.graph.vertices] == [v.name for v in dag.flatten().vertices]
     assert list(scores) == list(orbits)
-    assert [group.width for group in torchorbit.frozen_groups(orbits)] == [3, 10]
-    assert torchorbit.module_dependencies(orbits, "features.0.0").labels[0][1] == f"orbit 0: {orbits[0].width}"
+    assert [group.width for group in torchorbit.inspect.frozen_groups(orbits)] == [3, 10]
+    assert torchorbit.inspect.module_dependencies(orbits, "features.0.0").labels[0][1] == f"orbit 0: {orbits[0].width}"
     flat = dag.flatten()
-    assert torchorbit.users(flat, "features__0__0") == ("features__0__1",)
+    assert torchorbit.edit.users(flat, "features__0__0") == ("features__0__1",)
     # Scores outlive the process.
     scores.save(tmp_path / "scores.npz")
     again = torchorbit.Scores.load(
@@ -156,12 +156,12 @@ def test_enot_labels_info():
         assert sorted(order) == list(range(orbit.width))
         assert (np.diff(task.scores[orbit][order]) >= 0).all()
     total = sum(values.sum() for values in task.scores.values())
-    for orbit, values in task.scores.normalised("sum", globally=True).items():
+    for orbit, values in task.scores.normalized("sum", globally=True).items():
         np.testing.assert_allclose(values, task.scores[orbit] / total)
-    for values in task.scores.normalised("sum").values():
+    for values in task.scores.normalized("sum").values():
         assert values.sum() == pytest.approx(1)
     nothing = torchorbit.Scores(task.orbits, {orbit: np.zeros(orbit.width) for orbit in task.orbits}, criterion="none")
-    assert all((values == 0).all() for values in nothing.normalised("sum").values())
+    assert all((values == 0).all() for values in nothing.normalized("sum").values())
 
 
 def test_enot_shared_groups_are_there_once(resnet):
@@ -179,18 +179,18 @@ def test_enot_most_important_labels():
 
 
 @pytest.mark.parametrize(
-    ("criterion", "selector", "normalisation"),
+    ("criterion", "selector", "normalization"),
     [
         ("magnitude", Global, "mean"),
         ("taylor", Global, None),
-        ("taylor", partial(Global, normalisation="mean"), "mean"),
-        ("magnitude", partial(Global, normalisation=None), None),
+        ("taylor", partial(Global, normalization="mean"), "mean"),
+        ("magnitude", partial(Global, normalization=None), None),
     ],
 )
 @pytest.mark.parametrize(("given", "number"), [(7, 7), (0.25, 6)])
-def test_enot_global_by_channels(given, number, criterion, selector, normalisation):
+def test_enot_global_by_channels(given, number, criterion, selector, normalization):
     found = torchorbit.calibrate(graph(10, 8, 6), LOADER, loss, criterion)[criterion]
-    scores = found.normalised(normalisation)
+    scores = found.normalized(normalization)
     removed = selector(given).select(Task(found))
     units = sorted((float(value), orbit.index, unit) for orbit in scores for unit, value in enumerate(scores[orbit]))
     expected = {(index, unit) for _, index, unit in units[:number]}
@@ -201,16 +201,16 @@ def test_enot_global_by_latency():
     dag = graph(12, 10, 8)
     tried = []
     selector = Global(selector_cb=lambda latency, target: tried.append((latency, target)))
-    whole = flops_latency(dag)
-    pruned = torchorbit.prune(dag, selector=selector, target=torchorbit.Target(flops_latency, 0.4 * whole))
-    assert 0.35 * whole < flops_latency(pruned) <= 0.4 * whole
+    whole = FlopsCost()(dag)
+    pruned = torchorbit.prune(dag, selector=selector, target=torchorbit.Target(FlopsCost(), 0.4 * whole))
+    assert 0.35 * whole < FlopsCost()(pruned) <= 0.4 * whole
     assert {target for _, target in tried} == {0.4 * whole}
     assert min(latency for latency, _ in tried) <= 0.4 * whole < max(latency for latency, _ in tried)
     calls = []
     once = Global(selector_cb=lambda latency, target: calls.append(latency) or True)
-    early = torchorbit.prune(dag, selector=once, target=torchorbit.Target(flops_latency, 0.4 * whole))
+    early = torchorbit.prune(dag, selector=once, target=torchorbit.Target(FlopsCost(), 0.4 * whole))
     assert len(calls) == 1
-    assert flops_latency(early) == calls[0]
+    assert FlopsCost()(early) == calls[0]
 
 
 def test_enot_knapsack():
@@ -222,7 +222,7 @@ def test_enot_knapsack():
         constraint=Bounds(),
         max_iterations=15,
         solver_time_limit=60.0,
-        normalisation=None,
+        normalization=None,
         tolerance=1.0,
         verbose=False,
     )
@@ -242,7 +242,7 @@ def test_enot_knapsack():
     assert (default.strict_order, default.max_iterations, default.solver_time_limit) == (True, 15, 60)
     assert (default.constraint, default.verbose) == (None, False)
     pruned = torchorbit.prune(dag, selector="knapsack", target=target)
-    assert flops_latency(pruned) <= 0.5 * flops_latency(dag)
+    assert FlopsCost()(pruned) <= 0.5 * FlopsCost()(dag)
 
 
 def test_enot_measurements_that_fail():

@@ -15,7 +15,7 @@ from tests.migrating.helpers import FILTERS_OF_ENOT, parameters
 
 def test_enot_module_dependencies(mobilenet):
     _, _, orbits = mobilenet
-    found = torchorbit.module_dependencies(orbits, "features.17.conv.1.0")
+    found = torchorbit.inspect.module_dependencies(orbits, "features.17.conv.1.0")
     assert found.module == "features.17.conv.1.0"
     assert found.operators == ("conv2d",)
     assert len(found.vertices) == 1
@@ -24,7 +24,7 @@ def test_enot_module_dependencies(mobilenet):
     assert found.labels == ([None, f"orbit {entry.orbit.index}: 960", None, None],)
     assert {member.name for member in entry.members} == {"features.17.conv.1.0", "features.17.conv.0.0"}
     assert [user.name for user in entry.users] == ["features.17.conv.2"]
-    assert torchorbit.module_dependencies(orbits, "classifier.1").labels == ([None, "frozen: 10"],)
+    assert torchorbit.inspect.module_dependencies(orbits, "classifier.1").labels == ([None, "frozen: 10"],)
     shown = str(found)
     for text in (
         "features.17.conv.1.0",
@@ -39,24 +39,24 @@ def test_enot_what_tables_show(mobilenet):
     _, _, orbits = mobilenet
     names = {}
     for show in ("layers", "parameters", "all"):
-        found = torchorbit.module_dependencies(orbits, "features.18.0", show=show)
+        found = torchorbit.inspect.module_dependencies(orbits, "features.18.0", show=show)
         names[show] = {member.name for entry in found.orbits for member in entry.members}
     assert "features.18.0" in names["layers"]
     assert "features.18.0.weight" in names["parameters"] - names["layers"]
     assert "features.18.2" in names["all"] - names["parameters"]
     with pytest.raises(ValueError, match="show"):
-        torchorbit.module_dependencies(orbits, "features.18.0", show="nodes")
+        torchorbit.inspect.module_dependencies(orbits, "features.18.0", show="nodes")
 
 
 def test_enot_unprunable_groups(mobilenet):
     _, _, orbits = mobilenet
-    groups = torchorbit.frozen_groups(orbits)
+    groups = torchorbit.inspect.frozen_groups(orbits)
     image, classes = groups
     assert (image.width, image.slices[0].tensor, image.slices[0].dim) == (3, "features.0.0.weight", 1)
     assert [name.replace("__", ".") for name in image.sinks] == ["features.0.0"]
     assert classes.width == 10
     assert "channels of the model's input" in str(groups)
-    places = [group for group in torchorbit.frozen_groups(orbits, space=True) if group.space]
+    places = [group for group in torchorbit.inspect.frozen_groups(orbits, space=True) if group.space]
     assert any(
         piece.tensor == "features.0.0.weight" and piece.dim in (2, 3) for group in places for piece in group.slices
     )
@@ -65,7 +65,7 @@ def test_enot_unprunable_groups(mobilenet):
 def test_enot_label_dependencies(mobilenet):
     _, _, orbits = mobilenet
     (orbit,) = orbits.of_tensor("features.18.0.weight")
-    found = torchorbit.unit_dependencies(orbit, 1202, show="all")
+    found = torchorbit.inspect.unit_dependencies(orbit, 1202, show="all")
     names = [member.name for member in found.members]
     expected = [
         "features.18.0.weight", "features.18.0", "features.18.1.running_mean", "features.18.1.running_var",
@@ -79,10 +79,10 @@ def test_enot_label_dependencies(mobilenet):
 def test_enot_label_filters(mobilenet):
     model, _, orbits = mobilenet
     (orbit,) = orbits.of_tensor("features.18.0.weight")
-    found = torchorbit.unit_slices(orbit, 1202)
+    found = torchorbit.inspect.unit_slices(orbit, 1202)
     assert [(piece.tensor, piece.shape, piece.mapping) for piece in found] == FILTERS_OF_ENOT
     assert all(piece.values is None for piece in found)
-    values = torchorbit.unit_slices(orbit, 1202, values=True)
+    values = torchorbit.inspect.unit_slices(orbit, 1202, values=True)
     assert torch.equal(values[0].values, model.features[18][0].weight[1202:1203])
     assert torch.equal(values[-1].values, model.classifier[1].weight[:, 1202:1203])
     assert "[[(1202, 0)], None, None, None]" in str(found)
@@ -90,16 +90,16 @@ def test_enot_label_filters(mobilenet):
 
 def test_enot_nodes_and_modules(mobilenet):
     _, dag, orbits = mobilenet
-    (vertex,) = torchorbit.vertices_of_module(orbits, "features.5.conv.1.0")
-    assert torchorbit.module_of_vertex(orbits, vertex) == "features.5.conv.1.0"
+    (vertex,) = torchorbit.inspect.vertices_of_module(orbits, "features.5.conv.1.0")
+    assert torchorbit.inspect.module_of_vertex(orbits, vertex) == "features.5.conv.1.0"
     assert dag.get_submodule("features.5.conv.1.0").groups > 1
     # Modules without weights have one, too.
-    (relu,) = torchorbit.vertices_of_module(dag, "features.18.2")
-    assert torchorbit.module_of_vertex(dag, relu) == "features.18.2"
+    (relu,) = torchorbit.inspect.vertices_of_module(dag, "features.18.2")
+    assert torchorbit.inspect.module_of_vertex(dag, relu) == "features.18.2"
     with pytest.raises(ValueError, match=r"there is no module 'features\.99'"):
-        torchorbit.vertices_of_module(dag, "features.99")
+        torchorbit.inspect.vertices_of_module(dag, "features.99")
     with pytest.raises(ValueError, match="belongs to no module"):
-        torchorbit.module_of_vertex(dag, "flatten")
+        torchorbit.inspect.module_of_vertex(dag, "flatten")
 
 
 def test_enot_labels_are_units(mobilenet):

@@ -16,14 +16,14 @@ from torch.fx.proxy import TraceError
 import torchorbit
 from tests.migrating.helpers import LOADER, ROOT, Doubled, X, graph, loss, parameters, small
 from tests.models import Computes, assert_same
-from torchorbit.graph.modules import LEAF_MODULES
 from torchorbit.graph.vertices import ModuleVertex, OperatorVertex
+from torchorbit.operators.modules import LEAF_MODULES
 
 
 def test_torch_dag_conversion():
-    assert torchorbit.build_from_unstructured_module is torchorbit.convert
+    assert torchorbit.convert is torchorbit.convert
     model = small(8, 6)
-    dag = torchorbit.build_from_unstructured_module(model, X)
+    dag = torchorbit.convert(model, X)
     assert isinstance(dag, torchorbit.DagModule)
     assert isinstance(dag, nn.Module)
     assert_same(dag(X), model(X))
@@ -34,7 +34,7 @@ def test_torch_dag_switches_activations():
     model = timm.create_model("resnet10t", num_classes=5).eval()
     images = torch.randn(1, 3, 64, 64)
     dag = torchorbit.convert(model, images)
-    changed = torchorbit.replace_layers(dag, nn.ReLU, lambda old: nn.SiLU())
+    changed = torchorbit.edit.replace_layers(dag, nn.ReLU, lambda old: nn.SiLU())
     assert changed
     for module in list(model.modules()):
         for name, child in module.named_children():
@@ -47,9 +47,9 @@ def test_torch_dag_inserts_vertices():
     """The document's pattern: a batch norm after every convolution that has none."""
     dag = torchorbit.convert(small(8, 6).eval(), X)
     for path, vertex in list(dag.all_vertices()):
-        if getattr(vertex, "leaf", "") == "Conv2d" and not torchorbit.users(dag, path, "BatchNorm2d"):
-            convolution = dag.get_submodule(torchorbit.module_of_vertex(dag, path))
-            torchorbit.insert_after(dag, path, nn.BatchNorm2d(convolution.out_channels))
+        if getattr(vertex, "leaf", "") == "Conv2d" and not torchorbit.edit.users(dag, path, "BatchNorm2d"):
+            convolution = dag.get_submodule(torchorbit.inspect.module_of_vertex(dag, path))
+            torchorbit.edit.insert_after(dag, path, nn.BatchNorm2d(convolution.out_channels))
     kinds = [vertex.leaf for vertex in dag.vertices if isinstance(vertex, ModuleVertex)]
     assert kinds[:6] == ["Conv2d", "BatchNorm2d", "ReLU"] * 2
     first = dag.train()(X)
@@ -74,7 +74,7 @@ def test_torch_dag_hierarchy():
 def test_torch_dag_wraps_parts():
     model = small(8, 6)
     dag = torchorbit.convert(model, X)
-    torchorbit.group(dag, [vertex.name for vertex in dag.vertices[1:5]], "features")
+    torchorbit.edit.group(dag, [vertex.name for vertex in dag.vertices[1:5]], "features")
     assert_same(dag(X), model(X))
     assert_same(dag.features(X), model[:4](X))
     assert isinstance(dag.features, torchorbit.DagModule)

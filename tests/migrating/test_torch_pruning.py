@@ -9,13 +9,13 @@ from torch import nn
 import torchorbit
 from tests.migrating.helpers import LOADER, Doubled, X, graph, loss, parameters
 from tests.models import assert_same, stir
-from torchorbit.orbits.rules import RULES
+from torchorbit.operators import RULES
 
 
 def test_torch_pruning_plan(resnet):
     """The table of the document, with the numbers that stand there."""
     model, dag = resnet
-    plan = torchorbit.pruning_plan(dag, model.conv1, [2, 6, 9])
+    plan = torchorbit.removal.pruning_plan(dag, model.conv1, [2, 6, 9])
     assert plan.parameters == 11_211
     assert str(plan).endswith("11,211 parameters will be removed")
     weights = {entry.tensor: (entry.dim, entry.parameters) for entry in plan.entries if entry.parameters > 3}
@@ -34,21 +34,21 @@ def test_torch_pruning_plan(resnet):
     smaller = plan.execute(inplace=False)
     assert parameters(dag) - parameters(smaller) == 11_211
     assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-4
-    with pytest.raises(torchorbit.PlanError, match="was executed already"):
+    with pytest.raises(torchorbit.errors.PlanError, match="was executed already"):
         plan.exec()
 
 
 def test_torch_pruning_exec_changes_the_graph():
     dag = graph(8, 6)
-    torchorbit.pruning_plan(dag, "0", [2, 6]).exec()
+    torchorbit.removal.pruning_plan(dag, "0", [2, 6]).exec()
     assert dag.get_parameter("0.weight").shape[0] == 6
 
 
 def test_torch_pruning_of_inputs_and_norms(resnet):
     _, dag = resnet
-    expected = torchorbit.pruning_plan(dag, "conv1", [2, 6, 9])
+    expected = torchorbit.removal.pruning_plan(dag, "conv1", [2, 6, 9])
     for module, dim in (("bn1", 0), ("layer1.0.conv1", 1), ("layer2.0.conv1", 1), ("layer1.1.bn2", 0)):
-        plan = torchorbit.pruning_plan(expected.orbits, module, [2, 6, 9], dim=dim)
+        plan = torchorbit.removal.pruning_plan(expected.orbits, module, [2, 6, 9], dim=dim)
         assert plan.removed == expected.removed
 
 
@@ -60,7 +60,7 @@ def test_torch_pruning_dependency_graph(resnet):
 
 def test_torch_pruning_saves_and_loads(tmp_path):
     dag = graph(8, 6)
-    torchorbit.pruning_plan(dag, "0", [2, 6]).exec()
+    torchorbit.removal.pruning_plan(dag, "0", [2, 6]).exec()
     dag.save(tmp_path / "model")
     assert_same(torchorbit.load(tmp_path / "model")(X), dag(X))
     torch.save(dag, tmp_path / "model.pth")
@@ -89,7 +89,7 @@ def test_torch_pruning_split_and_cat():
         ("c", [0], {("c.weight", 0, (0,)), ("c.bias", 0, (0,)), ("d.weight", 1, (5,))}),
     ]
     for module, indices, expected in cases:
-        plan = torchorbit.pruning_plan(dag, module, indices)
+        plan = torchorbit.removal.pruning_plan(dag, module, indices)
         assert {(entry.tensor, entry.dim, entry.indices) for entry in plan.entries} == expected
         smaller = plan.execute(inplace=False)
         assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-5
@@ -116,7 +116,7 @@ def test_torch_pruning_dependencies(name, layer):
             else (torchvision.models.get_model(name, weights=None))
         )
     dag = torchorbit.convert(model.eval(), torch.empty(1, 3, 96, 96, device="meta"))
-    plan = torchorbit.pruning_plan(dag, layer, [0, 3])
+    plan = torchorbit.removal.pruning_plan(dag, layer, [0, 3])
     assert len({entry.tensor.rpartition(".")[0] for entry in plan.entries}) > 1
     smaller = plan.execute(inplace=False)
     assert smaller(torch.empty(1, 3, 96, 96, device="meta")).shape == (1, 1000)
@@ -127,7 +127,7 @@ def test_torch_pruning_aspp():
     model = torchvision.models.segmentation.deeplabv3.ASPP(8, [2, 4], 6).eval()
     images = torch.randn(2, 8, 16, 16)
     dag = torchorbit.convert(model, images)
-    plan = torchorbit.pruning_plan(dag, "convs.1.0", [0, 5])
+    plan = torchorbit.removal.pruning_plan(dag, "convs.1.0", [0, 5])
     (columns,) = [entry for entry in plan.entries if entry.tensor == "project.0.weight"]
     assert (columns.dim, columns.indices) == (1, (6, 11))
     assert torchorbit.verify_removal(dag, plan.execute(inplace=False), plan.removed) < 1e-5
@@ -143,7 +143,7 @@ def test_torch_pruning_groups():
         nn.Conv2d(24, 2, 1),
     ).eval()
     dag = torchorbit.convert(stir(model), X)
-    plan = torchorbit.pruning_plan(dag, "1", [0])
+    plan = torchorbit.removal.pruning_plan(dag, "1", [0])
     assert len(plan.removed) > 0
     smaller = plan.execute(inplace=False)
     assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-5
@@ -168,9 +168,9 @@ def test_torch_pruning_custom_functions():
     orbits = torchorbit.find_orbits(dag)
     assert len(orbits) == 0
     assert orbits.unruled == (f"{Doubled.__module__}.Doubled",)
-    torchorbit.register_rule(Doubled, lambda operands: operands.tensor("0").dims)
+    torchorbit.rules.register_rule(Doubled, lambda operands: operands.tensor("0").dims)
     try:
-        plan = torchorbit.pruning_plan(dag, "a", [1, 2])
+        plan = torchorbit.removal.pruning_plan(dag, "a", [1, 2])
         smaller = plan.execute(inplace=False)
     finally:
         del RULES[orbits.unruled[0]]

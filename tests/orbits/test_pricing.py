@@ -10,12 +10,12 @@ from torch import nn
 
 import torchorbit
 from tests.models import Computes
-from torchorbit.latency import flops, parameters
+from torchorbit.cost import FlopsCost, ParametersCost
 from torchorbit.orbits.costs import kept_lengths
 from torchorbit.orbits.lengths import Lengths
 from torchorbit.orbits.pricing import Pricing
 
-LATENCIES = pytest.mark.parametrize("latency", [flops, parameters], ids=["flops", "parameters"])
+LATENCIES = pytest.mark.parametrize("latency", [FlopsCost(), ParametersCost()], ids=["flops", "parameters"])
 
 
 def in_order(orbits):

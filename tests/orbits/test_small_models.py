@@ -256,7 +256,7 @@ def test_tokens_of_a_model_s_own():
         q=nn.Linear(10, 6),
         o=nn.Linear(6, 3),
     )
-    assert torchorbit.check_rule(model, T) == 4 + 8 + 6 + 1
+    assert torchorbit.rules.check_rule(model, T) == 4 + 8 + 6 + 1
     orbits = orbits_of(model, T)
     assert the(orbits, "registers", 1).width == 4
 
@@ -267,10 +267,10 @@ def test_tokens_of_a_model_s_own():
 
     model._function = (causal, True)
     assert not orbits_of(model, T).of_tensor("registers", 1)
-    assert torchorbit.check_rule(model, T)
+    assert torchorbit.rules.check_rule(model, T)
 
 
-def test_groups_of_a_normalisation():
+def test_groups_of_a_normalization():
     orbits = orbits_of(between(lambda self, y: self.n(y), n=nn.GroupNorm(4, 8)))
     assert kinds(orbits) == [(2, 0), (4, 1)]
     for groups in (1, 8):
@@ -350,7 +350,7 @@ def test_orbits_print_as_a_table(monkeypatch):
 
 
 def test_an_operator_without_a_rule_freezes_what_it_touches(monkeypatch):
-    from torchorbit.orbits.rules import RULES
+    from torchorbit.operators import RULES
 
     model = Computes(
         lambda self, x: self.d(torch.tanh(self.c(self.b(self.a(x))))),
@@ -372,7 +372,7 @@ def test_an_operator_without_a_rule_freezes_what_it_touches(monkeypatch):
 )
 def test_any_rule_may_be_missing(monkeypatch, operator):
     """A gap costs channels, never correctness."""
-    from torchorbit.orbits.rules import RULES
+    from torchorbit.operators import RULES
 
     class Model(nn.Module):
         def __init__(self):

@@ -286,7 +286,7 @@ def test_sequencer2d_has_units_of_lstms():
     assert owned(stream, 0)[f"{prefix}.rnn_h.weight_ih_l0_reverse", 1] == (0,)
 
 
-def test_nfnet_standardises_its_weights():
+def test_nfnet_standardizes_its_weights():
     orbits = of_timm("test_nfnet")
     stem = the(orbits, "stem.conv1.weight")
     assert set(owned(stem)) == {

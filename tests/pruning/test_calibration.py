@@ -19,8 +19,8 @@ from tests.orbits.helpers import the
 from tests.pruning.gated import MODELS, Attention, Chain, Concat, Residual, data, loss_of, made, mean_loss
 from torchorbit.orbits.selection import Selection
 from torchorbit.pruning.criteria import CRITERIA, Shapley
-from torchorbit.pruning.oracle import masked_run
 from torchorbit.pruning.scores import Scores
+from torchorbit.removal.masked import masked_run
 
 PER_SAMPLE = ("activation_norm", "apoz", "fisher", "sensitivity", "shapley", "taylor")
 
@@ -158,7 +158,7 @@ def test_a_loop_of_ones_own_gives_the_scores_of_calibrate():
     model, dag, orbits = made(Residual)
     batches = [data(5), data(3)]
     every = [name for name in CRITERIA if name != "shapley"]
-    with torchorbit.Calibrator(dag, every, orbits=orbits) as calibrator:
+    with torchorbit.criteria.Calibrator(dag, every, orbits=orbits) as calibrator:
         for images, labels in batches:
             output = dag(images)
             assert_same(output, model(images))
@@ -172,7 +172,7 @@ def test_gradients_of_parameters_are_those_of_a_loop_without_calibrator():
     F.cross_entropy(model(images), labels).backward()
     wanted = [parameter.grad.clone() for parameter in model.parameters()]
     dag.zero_grad()
-    with torchorbit.Calibrator(dag, ["taylor", "fisher_weights"]):
+    with torchorbit.criteria.Calibrator(dag, ["taylor", "fisher_weights"]):
         F.cross_entropy(dag(images), labels).backward()
     for parameter, grad in zip(dag.parameters(), wanted, strict=True):
         assert torch.allclose(parameter.grad, grad, rtol=1e-9)
@@ -181,7 +181,9 @@ def test_gradients_of_parameters_are_those_of_a_loop_without_calibrator():
 def test_backwards_of_one_forward_add_up():
     _, dag, orbits = made(Residual)
     images, labels = data()
-    with torchorbit.Calibrator(dag, ["taylor", "fisher", "taylor_weights", "fisher_weights"], orbits=orbits) as parts:
+    with torchorbit.criteria.Calibrator(
+        dag, ["taylor", "fisher", "taylor_weights", "fisher_weights"], orbits=orbits
+    ) as parts:
         losses = loss_of(dag(images), (images, labels))
         (losses[:3].sum() / 8).backward(retain_graph=True)
         (losses[3:].sum() / 8).backward()
@@ -192,7 +194,7 @@ def test_backwards_of_one_forward_add_up():
 def test_backwards_may_come_after_several_forwards():
     _, dag, orbits = made(Chain)
     first, second = data(5), data(3)
-    with torchorbit.Calibrator(dag, "fisher", orbits=orbits) as calibrator:
+    with torchorbit.criteria.Calibrator(dag, "fisher", orbits=orbits) as calibrator:
         losses = [F.cross_entropy(dag(images), labels) for images, labels in (first, second)]
         losses[1].backward()
         losses[0].backward()
@@ -202,11 +204,11 @@ def test_backwards_may_come_after_several_forwards():
 def test_a_backward_after_the_scores_were_taken_is_refused():
     _, dag, _ = made(Chain)
     images, labels = data()
-    with torchorbit.Calibrator(dag, "taylor") as calibrator:
+    with torchorbit.criteria.Calibrator(dag, "taylor") as calibrator:
         loss = F.cross_entropy(dag(images), labels)
         loss.backward(retain_graph=True)
         assert calibrator.scores["taylor"].samples == 8
-        with pytest.raises(torchorbit.CalibrationError, match="before the next forward"):
+        with pytest.raises(torchorbit.errors.CalibrationError, match="before the next forward"):
             loss.backward()
 
 
@@ -223,7 +225,7 @@ def test_the_modes_are_those_of_the_graph_at_every_call():
     model = stir(Noisy()).eval()
     dag = torchorbit.convert(model, torch.randn(4, 4))
     x = torch.randn(8, 4)
-    with torchorbit.Calibrator(dag, "apoz"):
+    with torchorbit.criteria.Calibrator(dag, "apoz"):
         assert_same(dag(x), model(x))
         dag.train()
         model.train()
@@ -255,7 +257,7 @@ def test_on_leaving_the_graph_is_as_it_was(raises):
     before = snapshot(dag)
     images, labels = data()
     try:
-        with torchorbit.Calibrator(dag, ["taylor", "apoz", "fisher_weights"]):
+        with torchorbit.criteria.Calibrator(dag, ["taylor", "apoz", "fisher_weights"]):
             torch.autograd.grad(F.cross_entropy(dag(images), labels), dag.parameters())
             if raises:
                 raise KeyboardInterrupt
@@ -276,7 +278,7 @@ def test_nothing_holds_what_ran_after_it_was_used():
     _, dag, _ = made(Residual)
     images, labels = data()
     gc.collect()
-    with torchorbit.Calibrator(dag, ["taylor", "apoz"]):
+    with torchorbit.criteria.Calibrator(dag, ["taylor", "apoz"]):
         output = dag(images)
         F.cross_entropy(output, labels).backward()
         before = sum(issubclass(type(found), torch.Tensor) for found in gc.get_objects())
@@ -301,7 +303,7 @@ def test_calibrate_leaves_gradients_statistics_and_modes_as_they_were():
     before = {name: tensor.clone() for name, tensor in dag.state_dict().items()}
     grads = [(p.grad, None if p.grad is None else p.grad.clone()) for p in dag.parameters()]
     scored(dag, [batch], list(CRITERIA))
-    torchorbit.MaskedLoss(torchorbit.find_orbits(dag), [batch], mean_loss)({})
+    torchorbit.criteria.MaskedLoss(torchorbit.find_orbits(dag), [batch], mean_loss)({})
     assert all(torch.equal(tensor, before[name]) for name, tensor in dag.state_dict().items())
     assert all(module.training for module in dag.modules())
     for parameter, (grad, values) in zip(dag.parameters(), grads, strict=True):
@@ -350,10 +352,10 @@ def test_scores_of_several_processes_are_merged_to_those_of_one(tmp_path):
 
 @pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)
 def test_the_masked_loss_is_that_of_the_oracle(kind):
-    """Nothing in these models normalises over channels, so that zeros and absence are the same."""
+    """Nothing in these models normalizes over channels, so that zeros and absence are the same."""
     _, dag, orbits = made(kind)
     batches = [data(5), data(3)]
-    masked = torchorbit.MaskedLoss(orbits, batches, mean_loss)
+    masked = torchorbit.criteria.MaskedLoss(orbits, batches, mean_loss)
     generator = np.random.default_rng(0)
     for _ in range(4):
         removed = {orbit: generator.permutation(orbit.width)[: generator.integers(0, orbit.width)] for orbit in orbits}
@@ -372,14 +374,14 @@ def test_the_masked_loss_without_anything_removed_is_the_loss():
     model, _, orbits = made(Attention)
     batch = data()
     for cache in (True, False):
-        masked = torchorbit.MaskedLoss(orbits, [batch], mean_loss, cache=cache)
+        masked = torchorbit.criteria.MaskedLoss(orbits, [batch], mean_loss, cache=cache)
         assert masked({}) == pytest.approx(mean_loss(model(batch[0]), batch).item(), rel=1e-12)
 
 
 def test_the_masked_loss_takes_whole_orbits_and_only_its_own():
     model, dag, orbits = made(Chain)
     batch = data()
-    masked = torchorbit.MaskedLoss(orbits, [batch], mean_loss)
+    masked = torchorbit.criteria.MaskedLoss(orbits, [batch], mean_loss)
     last = the(orbits, "c.weight")
     bias = model.head.bias.expand(8, -1)
     assert masked({last: range(last.width)}) == pytest.approx(mean_loss(bias, batch).item(), rel=1e-12)
@@ -399,15 +401,23 @@ class _Nothing:
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"loader": _Nothing()}, torchorbit.CalibrationError, "gives no batch"),
+        ({"loader": _Nothing()}, torchorbit.errors.CalibrationError, "gives no batch"),
         ({"loader": 3}, TypeError, "loader is a int"),
-        ({"loader": [{"image": 1}]}, torchorbit.CalibrationError, "batch is a dict.*sample_to_model_inputs"),
-        ({"sample_to_model_inputs": lambda b: b[0]}, torchorbit.CalibrationError, r"gives a Tensor.*\(images,\), {}"),
-        ({"sample_to_n_samples": lambda b: 0}, torchorbit.CalibrationError, "has 0 samples"),
-        ({"loss": lambda o, b: 1.0}, torchorbit.CalibrationError, "loss is a float"),
-        ({"loss": lambda o, b: o}, torchorbit.CalibrationError, r"shape \(8, 3\), expected a scalar or .* 8 samples"),
-        ({"loss": lambda o, b: o.sum() / 0}, torchorbit.CalibrationError, "not finite"),
-        ({"loss": lambda o, b: o.detach().sum()}, torchorbit.CalibrationError, "does not depend on the model"),
+        ({"loader": [{"image": 1}]}, torchorbit.errors.CalibrationError, "batch is a dict.*sample_to_model_inputs"),
+        (
+            {"sample_to_model_inputs": lambda b: b[0]},
+            torchorbit.errors.CalibrationError,
+            r"gives a Tensor.*\(images,\), {}",
+        ),
+        ({"sample_to_n_samples": lambda b: 0}, torchorbit.errors.CalibrationError, "has 0 samples"),
+        ({"loss": lambda o, b: 1.0}, torchorbit.errors.CalibrationError, "loss is a float"),
+        (
+            {"loss": lambda o, b: o},
+            torchorbit.errors.CalibrationError,
+            r"shape \(8, 3\), expected a scalar or .* 8 samples",
+        ),
+        ({"loss": lambda o, b: o.sum() / 0}, torchorbit.errors.CalibrationError, "not finite"),
+        ({"loss": lambda o, b: o.detach().sum()}, torchorbit.errors.CalibrationError, "does not depend on the model"),
         ({"loss": None}, ValueError, "loss is None, and one of taylor"),
         ({"criteria": "tailor"}, ValueError, "no criterion 'tailor', only activation_norm, apoz"),
         ({"criteria": [3]}, TypeError, "3 is no criterion"),
@@ -431,33 +441,36 @@ def test_bad_input_is_refused_with_what_to_do(options, error, message):
 def test_batches_that_are_not_kept_have_to_come_again():
     _, _, orbits = made(Chain)
     batches = [data()]
-    assert torchorbit.MaskedLoss(orbits, iter(batches), mean_loss)({}) == torchorbit.MaskedLoss(
+    assert torchorbit.criteria.MaskedLoss(orbits, iter(batches), mean_loss)({}) == torchorbit.criteria.MaskedLoss(
         orbits, batches, mean_loss, cache=False
     )({})
     with pytest.raises(TypeError, match="used up by one pass"):
-        torchorbit.MaskedLoss(orbits, iter(batches), mean_loss, cache=False)
+        torchorbit.criteria.MaskedLoss(orbits, iter(batches), mean_loss, cache=False)
 
 
 def test_orbits_of_another_graph_or_of_an_earlier_state_are_refused():
     _, dag, orbits = made(Chain)
     other = made(Residual)[1]
     with pytest.raises(ValueError, match="another graph"):
-        torchorbit.Calibrator(other, "taylor", orbits=orbits)
+        torchorbit.criteria.Calibrator(other, "taylor", orbits=orbits)
     torchorbit.remove_channels(dag, {orbits[0]: [0]}, inplace=True)
     with pytest.raises(ValueError, match="before this graph was pruned"):
-        torchorbit.Calibrator(dag, "taylor", orbits=orbits)
+        torchorbit.criteria.Calibrator(dag, "taylor", orbits=orbits)
 
 
 def test_a_calibrator_needs_data_and_gradients():
     _, dag, _ = made(Chain)
-    with torchorbit.Calibrator(dag, ["apoz", "taylor"]) as calibrator:
+    with torchorbit.criteria.Calibrator(dag, ["apoz", "taylor"]) as calibrator:
         dag(data()[0])
-        with pytest.raises(torchorbit.CalibrationError, match="taylor: there are no scores, for no backward"):
+        with pytest.raises(torchorbit.errors.CalibrationError, match="taylor: there are no scores, for no backward"):
             calibrator.scores  # noqa: B018
-        with pytest.raises(torchorbit.CalibrationError, match="calibrated already"), torchorbit.Calibrator(dag, "apoz"):
+        with (
+            pytest.raises(torchorbit.errors.CalibrationError, match="calibrated already"),
+            torchorbit.criteria.Calibrator(dag, "apoz"),
+        ):
             pass
     with pytest.raises(ValueError, match=r"shapley.*use torchorbit\.calibrate"):
-        torchorbit.Calibrator(dag, "shapley")
+        torchorbit.criteria.Calibrator(dag, "shapley")
 
 
 def test_a_graph_without_weights_is_refused():
@@ -465,7 +478,7 @@ def test_a_graph_without_weights_is_refused():
         model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     dag = torchorbit.convert(model, torch.empty(2, 3, device="meta"))
     with pytest.raises(ValueError, match="meta device"):
-        torchorbit.Calibrator(dag, "taylor")
+        torchorbit.criteria.Calibrator(dag, "taylor")
 
 
 # -- models as they are used
@@ -516,7 +529,7 @@ def test_shapley_values_add_up_to_the_loss_without_the_orbit():
     orbits = torchorbit.find_orbits(dag, frozen=["blocks.[2-5]*", "conv_head", "classifier"])
     assert len(orbits) > 1
     scores = scored(dag, [(x, labels)], Shapley(sv_samples=1), orbits=orbits)[Shapley(sv_samples=1)]
-    masked = torchorbit.MaskedLoss(orbits, [(x, labels)], mean_loss)
+    masked = torchorbit.criteria.MaskedLoss(orbits, [(x, labels)], mean_loss)
     for orbit in orbits:
         rise = masked({orbit: range(orbit.width)}) - masked({})
         assert scores[orbit].sum() == pytest.approx(rise, abs=1e-4)

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 import torchorbit
+from torchorbit.cost.targets import Target
+from torchorbit.errors import TargetError
 from torchorbit.pruning.constraints import Bounds, Constraint, EnotBounds, Overrides
 from torchorbit.pruning.criteria import Magnitude
 from torchorbit.pruning.selectors import Task, Uniform
-from torchorbit.pruning.targets import Target, TargetError
 
 
 def chain(*widths):

@@ -168,7 +168,7 @@ def test_sensitivity_is_the_sum_of_absolute_gradients_of_each_sample():
     close(scores[the(orbits, "a.weight")], sums / len(images), 1e-9)
 
 
-def test_where_units_are_produced_activations_come_before_normalisation():
+def test_where_units_are_produced_activations_come_before_normalization():
     model, dag, orbits = made(Chain)
     images, labels = data()
     scores = torchorbit.calibrate(dag, [(images, labels)], None, "activation_norm", orbits=orbits, place="produced")
@@ -254,7 +254,7 @@ def test_options_out_of_range_are_refused(make, message):
 def test_the_loss_with_zeros_is_that_with_a_closed_gate_wherever_units_are_consumed(kind):
     model, _, orbits = made(kind)
     batch = data()
-    masked = torchorbit.MaskedLoss(orbits, [batch], loss_of)
+    masked = torchorbit.criteria.MaskedLoss(orbits, [batch], loss_of)
     for name, orbit in gates_of(model, orbits):
         removed = list(range(0, orbit.width, 2))
         gate = torch.ones(orbit.width, dtype=torch.float64)

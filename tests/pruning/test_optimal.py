@@ -15,14 +15,15 @@ from torch import nn
 
 import torchorbit
 from tests.models import stir
-from torchorbit.latency import LatencyMeasurementError, flops
+from torchorbit.cost import FlopsCost
+from torchorbit.cost.targets import Target
+from torchorbit.errors import LatencyMeasurementError, TargetError
 from torchorbit.orbits.discovery import find_orbits
 from torchorbit.pruning.constraints import Bounds
 from torchorbit.pruning.criteria import Magnitude
 from torchorbit.pruning.selectors import SELECTORS, Optimal, Task, Uniform
 from torchorbit.pruning.selectors.trust_region import ScboOptions
 from torchorbit.pruning.selectors.width_space import Boundary, WidthSpace
-from torchorbit.pruning.targets import Target, TargetError
 
 
 def orbits_of(*widths):
@@ -64,7 +65,7 @@ class Unpredicted:
 
     def __call__(self, model):
         self.calls += 1
-        return flops(model)
+        return FlopsCost()(model)
 
 
 def best_of_all(task, loss):
@@ -90,7 +91,7 @@ def test_it_comes_within_a_twentieth_of_exhaustive_search(seed):
 def test_without_data_it_keeps_the_most_of_the_score():
     orbits = orbits_of(6, 6, 6)
     task = task_of(orbits)
-    shares = task.scores.normalised("sum")
+    shares = task.scores.normalized("sum")
 
     def gone(removed):
         return sum(shares[orbit][positions].sum() for orbit, positions in removed.items())
@@ -107,7 +108,7 @@ def test_a_constraint_that_has_to_be_measured_is_learnt(predicted):
     task = task_of(orbits, target, loss=loss)
     found = search(task)
     assert found.best.cost <= task.limit
-    assert flops(torchorbit.remove_channels(orbits.model.dag, task.removed(found.best.widths))) == found.best.cost
+    assert FlopsCost()(torchorbit.remove_channels(orbits.model.dag, task.removed(found.best.widths))) == found.best.cost
     assert all(sample.feasible for sample in found.samples) or not predicted
     least = best_of_all(task_of(orbits, loss=loss), loss)
     assert found.best.loss <= least + 0.1 * (loss(Uniform().select(task)) - least)

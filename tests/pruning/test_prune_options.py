@@ -12,11 +12,12 @@ from torch.optim.swa_utils import update_bn
 
 import torchorbit
 from tests.models import stir
-from torchorbit import latency
+from torchorbit.cost import FlopsCost, ParametersCost
+from torchorbit.cost.targets import Target
+from torchorbit.errors import TargetError
 from torchorbit.pruning.constraints import Bounds
 from torchorbit.pruning.criteria import Magnitude
 from torchorbit.pruning.selectors import Global, Uniform
-from torchorbit.pruning.targets import Target, TargetError
 
 
 def chain(width=32):
@@ -134,7 +135,7 @@ def test_predictions_are_what_comes_out():
         keep = {number: torch.ones(count, dtype=torch.bool).numpy() for number, count in enumerate(orbits.counts)}
         for orbit, gone in half.items():
             keep[orbit.reading][orbit.components[list(gone)]] = False
-        for measure in (latency.flops, latency.parameters):
+        for measure in (FlopsCost(), ParametersCost()):
             assert measure.predicted(orbits, keep) == pytest.approx(measure(smaller), rel=1e-9), (name, measure)
 
 
@@ -437,15 +438,15 @@ def test_wrong_arguments(options, error, message):
     [
         ({"loader": iter(loader())}, TypeError, "list_iterator, which is used up by one pass; expected something"),
         ({"loader": 5}, TypeError, "loader is a int; expected something that gives batches"),
-        ({"loader": []}, torchorbit.CalibrationError, "the loader gives no batch"),
+        ({"loader": []}, torchorbit.errors.CalibrationError, "the loader gives no batch"),
         ({"loss": "cross_entropy"}, TypeError, "loss is a str, expected a function of the model's output and a batch"),
         ({"autocast": "bfloat16"}, TypeError, "autocast='bfloat16', expected a dtype"),
         ({"calibration_steps": "3"}, TypeError, "steps='3', expected a whole number"),
         ({"calibration_epochs": 0}, ValueError, "epochs=0, expected a positive number"),
         ({"place": "somewhere"}, ValueError, "place='somewhere', expected 'consumed' or 'produced'"),
-        ({"sample_to_model_inputs": lambda sample: sample[0]}, torchorbit.CalibrationError, "gives a Tensor, expected"),
+        ({"sample_to_model_inputs": lambda sample: sample[0]}, torchorbit.errors.CalibrationError, "gives a Tensor, expected"),
         ({"sample_to_model_inputs": lambda sample: ((sample[0],), {"input": sample[0]})},
-         torchorbit.CalibrationError, "gives 1 positional inputs and input, and the model takes input"),
+         torchorbit.errors.CalibrationError, "gives 1 positional inputs and input, and the model takes input"),
         ({"entry_point": "no.such"}, ValueError, "Sequential has no such method"),
     ],
 )  # fmt: skip
@@ -486,10 +487,10 @@ def test_a_module_without_inputs():
 
 
 def test_a_loader_without_batches():
-    with pytest.raises(torchorbit.CalibrationError, match="gives no batch"):
+    with pytest.raises(torchorbit.errors.CalibrationError, match="gives no batch"):
         torchorbit.finetune_batch_norm(chain(), [])
 
 
 def test_a_loader_of_something_else():
-    with pytest.raises(torchorbit.CalibrationError, match="say with sample_to_model_inputs"):
+    with pytest.raises(torchorbit.errors.CalibrationError, match="say with sample_to_model_inputs"):
         torchorbit.prune(chain(), loader=[{"x": X}], loss=cross_entropy, flops=0.5, criterion="taylor")

@@ -15,13 +15,14 @@ from torch import nn
 
 import torchorbit
 from tests.models import stir
-from tests.pruning.test_property import KEPT, assert_proved, network, specifications
-from torchorbit.latency import LatencyMeasurementError, flops, parameters
+from tests.removal.test_property import KEPT, assert_proved, network, specifications
+from torchorbit.cost import FlopsCost, ParametersCost
+from torchorbit.cost.targets import Target
+from torchorbit.errors import LatencyMeasurementError, TargetError
 from torchorbit.pruning.constraints import Bounds
 from torchorbit.pruning.criteria import Magnitude
 from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import SELECTORS, Global, Knapsack, Ratios, Selector, Task, Uniform, knapsack
-from torchorbit.pruning.targets import Target, TargetError
 
 
 def chain(*widths):
@@ -102,7 +103,9 @@ def test_a_knapsack_is_the_best_of_all_that_fit(small, measure, tolerance):
         scores = random_scores(orbits, seed)
         for share in (0.8, 0.55, 0.3):
             limit = share * max(costs.values())
-            widths = Knapsack(tolerance=tolerance).widths(task_of(scores, Target((flops, parameters)[measure], limit)))
+            widths = Knapsack(tolerance=tolerance).widths(
+                task_of(scores, Target((FlopsCost(), ParametersCost())[measure], limit))
+            )
             assert costs[tuple(widths)] <= limit
             assert kept(scores, widths) == pytest.approx(best(scores, costs, limit, tolerance), rel=1e-9)
 
@@ -114,7 +117,7 @@ def test_the_search_for_large_problems_finds_the_best_of_small_ones_or_nearly(sm
         here = {widths: cost[measure] for widths, cost in costs.items()}
         scores = random_scores(orbits, seed)
         limit = share * max(here.values())
-        task = task_of(scores, Target((flops, parameters)[measure], limit))
+        task = task_of(scores, Target((FlopsCost(), ParametersCost())[measure], limit))
         widths = Knapsack(tolerance=1.0, exhaustive=0).widths(task)
         assert here[tuple(widths)] <= limit
         shares.append(kept(scores, widths) / best(scores, here, limit))
@@ -191,10 +194,10 @@ def test_a_predicted_latency_that_is_no_sum_is_met():
         name = "root of the parameters"
 
         def __call__(self, model):
-            return math.sqrt(parameters(model))
+            return math.sqrt(ParametersCost()(model))
 
         def predicted(self, orbits, keep):
-            return math.sqrt(parameters.predicted(orbits, keep))
+            return math.sqrt(ParametersCost().predicted(orbits, keep))
 
     orbits = torchorbit.find_orbits(chain(24, 32, 16))
     for selector in (Uniform(), Global(), Knapsack()):
@@ -249,15 +252,15 @@ def test_verbose_shows_progress(small, capfd):
 # -- global
 
 
-@pytest.mark.parametrize("normalisation", ["mean", "max", None])
+@pytest.mark.parametrize("normalization", ["mean", "max", None])
 @pytest.mark.parametrize("number", [1, 5, 11, 0.25, 0.6])
-def test_global_removes_the_lowest_scores_anywhere(number, normalisation):
+def test_global_removes_the_lowest_scores_anywhere(number, normalization):
     orbits = torchorbit.find_orbits(chain(10, 14, 8))
     scores = random_scores(orbits, 3)
-    removed = Global(number, normalisation=normalisation).select(Task(scores))
+    removed = Global(number, normalization=normalization).select(Task(scores))
     divisors = {"mean": np.mean, "max": np.max, None: lambda values: 1.0}
     units = sorted(
-        (score / divisors[normalisation](scores[orbit]), orbit.index, unit)
+        (score / divisors[normalization](scores[orbit]), orbit.index, unit)
         for orbit in orbits for unit, score in enumerate(scores[orbit])
     )  # fmt: skip
     highest = {orbit.index: int(scores[orbit].argmax()) for orbit in orbits}
@@ -456,7 +459,7 @@ def test_what_any_selector_chooses_can_be_removed_and_is_within_limits(
         return
     removed = selector.select(task)
     pruned = assert_proved(dag, removed)
-    measure = flops if target == Target.flops else parameters
+    measure = FlopsCost() if target == Target.flops else ParametersCost()
     assert measure(pruned) <= share * measure(dag) * (1 + 1e-12)
     for orbit, units in removed.items():
         assert orbit.width - len(units) in task.allowed[orbit]

@@ -113,7 +113,7 @@ def test_the_filters_of_a_plain_convolution_are_ranked_as_by_li_et_al():
     np.testing.assert_allclose(L1(over="sources").scores(orbit._orbits)[orbit], expected, rtol=1e-6)
 
 
-def test_kernels_that_are_standardised_in_forward_are_those_of_the_producing_layers():
+def test_kernels_that_are_standardized_in_forward_are_those_of_the_producing_layers():
     model = Computes(
         lambda self, x: self.last(torch.nn.functional.conv2d(
             x, torch.nn.functional.batch_norm(self.weight.reshape(1, 8, -1), None, None, training=True).reshape(8, 3, 3, 3)
@@ -136,9 +136,9 @@ def test_an_orbit_that_no_layer_produces_counts_all_of_its_slices():
 
 
 @pytest.mark.parametrize("how", ["sum", "mean", "max", "l2", "standard"])
-def test_norms_of_tensors_are_normalised_before_they_are_reduced(small, how):
+def test_norms_of_tensors_are_normalized_before_they_are_reduced(small, how):
     divisor = {"sum": np.sum, "mean": np.mean, "max": np.max, "l2": np.linalg.norm}
-    scores = L2(normalise=how, per="tensor", reduce="sum").scores(small)
+    scores = L2(normalize=how, per="tensor", reduce="sum").scores(small)
     for orbit in small:
         units = [slices(orbit, unit) for unit in range(orbit.width)]
         expected = np.zeros(orbit.width)
@@ -149,12 +149,12 @@ def test_norms_of_tensors_are_normalised_before_they_are_reduced(small, how):
 
 
 def test_norms_of_orbits_have_equal_means(small):
-    for scores in L1(normalise="mean").scores(small).values():
+    for scores in L1(normalize="mean").scores(small).values():
         assert scores.mean() == pytest.approx(1)
 
 
 def test_norms_over_all_orbits_keep_their_proportions(small):
-    plain, scaled = L1().scores(small), L1(normalise="max", per="all").scores(small)
+    plain, scaled = L1().scores(small), L1(normalize="max", per="all").scores(small)
     largest = max(scores.max() for scores in plain.values())
     for orbit in small:
         np.testing.assert_allclose(scaled[orbit], plain[orbit] / largest, rtol=1e-12)
@@ -377,7 +377,7 @@ def test_names_say_which_options_are_not_as_by_default():
         (lambda: WeightNorm(p=math.nan), "p=nan, expected a number above 0"),
         (lambda: L1(over="sinks"), "over='sinks', expected one of 'all', 'sources'"),
         (lambda: L2(reduce="prod"), "reduce='prod', expected one of 'mean', 'sum', 'max'"),
-        (lambda: L2(normalise="median"), "normalise='median', expected one of 'sum'"),
+        (lambda: L2(normalize="median"), "normalize='median', expected one of 'sum'"),
         (lambda: L2(per="layer"), "per='layer', expected one of 'tensor', 'orbit', 'all'"),
         (lambda: Lamp(over=""), "over='', expected one of"),
         (lambda: BatchNormScale(norms="layer"), "norms='layer', expected one of 'batch', 'all'"),

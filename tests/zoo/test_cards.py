@@ -14,8 +14,8 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 import torchorbit
+from harness.making import Recipe, make_checkpoint
 from zoo.cards import card, figures_table, index_card
-from zoo.making import Recipe, make_checkpoint
 from zoo.manifest import Accuracy, Cost, Manifest, Preprocessing, Source, Step, Versions
 from zoo.plots import PLOT_FILE
 

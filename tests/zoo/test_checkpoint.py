@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 import torchorbit
+from harness.making import Recipe, make_checkpoint
 from tests.models import stir
 from torchorbit.graph.dag import DagModule
 from zoo.checkpoint import CHECKPOINT_FILES, load_checkpoint, save_checkpoint, versions
-from zoo.making import Recipe, make_checkpoint
 from zoo.manifest import MANIFEST_FILE, Accuracy, Manifest, Preprocessing, Source, Step, read_manifest
 
 ROOT = Path(torchorbit.__file__).parents[1]
@@ -118,7 +118,7 @@ def test_a_checkpoint_that_is_saved_again_is_the_same_in_every_byte(folder: Path
 def test_another_process_saves_the_same_bytes(tmp_path: Path) -> None:
     make_checkpoint("test_resnet", tmp_path / "here" / "a", Recipe(ratio=0.3), seed=7)
     code = (
-        "import torch; torch.set_num_threads(1); from zoo.making import Recipe, make_checkpoint; "
+        "import torch; torch.set_num_threads(1); from harness.making import Recipe, make_checkpoint; "
         "make_checkpoint('test_resnet', 'there/a', Recipe(ratio=0.3), seed=7)"
     )
     code = code.replace("'there/a'", "__import__('pathlib').Path('there/a')")

@@ -24,9 +24,9 @@ from torch import nn
 import torchorbit
 from harness.records import Record, write_records
 from tests.models import stir
+from torchorbit.errors import HubError
 from zoo.checkpoint import load_checkpoint, save_checkpoint
 from zoo.directory import DirectoryHub
-from zoo.errors import HubError
 from zoo.manifest import Accuracy, Preprocessing, Source
 from zoo.publishing import publish, publish_index, publish_tables
 from zoo.pulling import fetch, search
@@ -270,7 +270,7 @@ def test_a_name_that_is_none_is_refused(hub: Path, first: Path, name: str) -> No
         lambda: publish_index(name, hub=hub),
         lambda: graph().push_to_hub(name, hub=hub),
     ):
-        with pytest.raises(HubError, match="is no name of a repository; expected 'organisation/name'"):
+        with pytest.raises(HubError, match="is no name of a repository; expected 'organization/name'"):
             ask()
     assert not hub.exists()
 

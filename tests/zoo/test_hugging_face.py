@@ -16,7 +16,7 @@ from torch import nn
 import torchorbit
 from harness.cli import main
 from torchorbit import CheckpointError
-from zoo.errors import HubError
+from torchorbit.errors import HubError
 from zoo.manifest import Accuracy, Preprocessing, Source
 from zoo.publishing import publish, publish_index, publish_tables
 from zoo.pulling import fetch

@@ -145,7 +145,7 @@ def test_the_weights_of_a_file_are_those_that_are_pruned(run: Run, tmp_path: Pat
     assert (manifest.source.base_model, manifest.source.license, manifest.steps) == (None, None, ())
     # Another file is another source.
     assert run("prune", "test_resnet", "--ratio", "0", "--out", "b", "--seed", "4")[0] == 0
-    assert read_manifest(tmp_path / "b").source.weights == "as timm initialises them, seed 4"
+    assert read_manifest(tmp_path / "b").source.weights == "as timm initializes them, seed 4"
 
 
 def test_the_same_seed_draws_the_same_weights(run: Run, tmp_path: Path) -> None:

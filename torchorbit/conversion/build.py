@@ -10,30 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchorbit.conversion import canonical
+from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, map_args, walk_args
 from torchorbit.conversion.reconcile import Item, Reconciled
 from torchorbit.conversion.recorder import ASSIGN, CHECK, MODULE, Call, Value, function_name
 from torchorbit.errors import ConversionError
 from torchorbit.graph import codegen
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
-from torchorbit.graph.modules import leaf_name
-from torchorbit.graph.operators import OPERATORS
-from torchorbit.graph.vertices import (
-    Attr,
-    ByMode,
-    Expr,
-    InputVertex,
-    ModuleVertex,
-    OperatorVertex,
-    Ref,
-    SameDevice,
-    SameDtype,
-    Size,
-    Vertex,
-    map_args,
-    vertex_args,
-    walk_args,
-)
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
+from torchorbit.operators import binding as canonical
+from torchorbit.operators.modules import leaf_name
+from torchorbit.operators.table import OPERATORS
 
 # Operators made of nothing but Python values; they are made on the device of the run.
 _FACTORIES = {"arange", "linspace", "eye", "zeros", "ones", "empty", "full", "rand", "randn", "randperm"}

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchorbit.arguments import Attr
 from torchorbit.collecting import no_garbage_collection
 from torchorbit.conversion.build import build
 from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, reconcile
 from torchorbit.conversion.recorder import CHECK, Recording, Value, record
-from torchorbit.errors import ConversionError
+from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError
 from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.graph.flatten import one_level
-from torchorbit.graph.vertices import Attr
 
 _META = torch.device("meta")
 # Two batch sizes far enough apart that no rounding hides the difference; none is 1, which broadcasts.
@@ -54,15 +54,15 @@ def convert(
 
     Raises:
         ConversionError: with the stage, the path of the module and the operator at which conversion failed.
-        TypeError: ``model`` is no module, or ``example_inputs`` holds no tensor.
-        ValueError: the model has no such entry point.
+        ArgumentTypeError: ``model`` is no module, or ``example_inputs`` holds no tensor.
+        ArgumentError: the model has no such entry point.
 
     Example:
         >>> dag = torchorbit.convert(model.eval(), torch.randn(1, 3, 224, 224))
         >>> torch.testing.assert_close(dag(x), model(x))
     """
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}, expected an nn.Module")
+        raise ArgumentTypeError(f"model is a {type(model).__name__}, expected an nn.Module")
     if entry_point != "forward":
         model = entered_at(model, entry_point)
     with no_garbage_collection():
@@ -73,11 +73,11 @@ def entered_at(model: nn.Module, entry_point: str) -> nn.Module:
     """A module whose forward is a method of a model or of a submodule of it; it shares everything else.
 
     Raises:
-        TypeError: ``entry_point`` is no text.
-        ValueError: there is no such method.
+        ArgumentTypeError: ``entry_point`` is no text.
+        ArgumentError: there is no such method.
     """
     if not isinstance(entry_point, str):
-        raise TypeError(f"entry_point={entry_point!r}, expected the name of a method, as 'forward_features'")
+        raise ArgumentTypeError(f"entry_point={entry_point!r}, expected the name of a method, as 'forward_features'")
     path, _, method = entry_point.rpartition(".")
     try:
         owner = model.get_submodule(path)
@@ -85,7 +85,7 @@ def entered_at(model: nn.Module, entry_point: str) -> nn.Module:
         owner = model
         method = ""
     if not callable(getattr(owner, method, None)):
-        raise ValueError(
+        raise ArgumentError(
             f"entry_point={entry_point!r}: {type(model).__name__} has no such method; expected the name of one, behind "
             "the path of a submodule where it is one of that, as 'forward_features' or 'head.forward'"
         )
@@ -152,7 +152,9 @@ class _Inputs:
         else:
             args = (example,)
         if not _tensors((args, kwargs)):
-            raise TypeError(f"example_inputs is {example!r}, expected a tensor, or a tuple or dict that holds one")
+            raise ArgumentTypeError(
+                f"example_inputs is {example!r}, expected a tensor, or a tuple or dict that holds one"
+            )
         try:
             parameters = list(inspect.signature(model.forward).parameters.values())
         except (TypeError, ValueError):

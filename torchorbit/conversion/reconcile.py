@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
+from torchorbit.arguments import Attr, ByMode, Expr, SameDevice, SameDtype, Size
 from torchorbit.conversion.numbers import Traced, untraced
 from torchorbit.conversion.recorder import CHECK, MODULE, Call, Recording, Step, Value, function_name
-from torchorbit.graph.vertices import Attr, ByMode, Expr, SameDevice, SameDtype, Size
 
 # How far a step that exists only in training may be from the next step that both modes share.
 _LOOK_AHEAD = 64

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 
+from torchorbit.arguments import Attr
 from torchorbit.conversion import shapes
 from torchorbit.conversion.numbers import Traced, observer, traced, untraced
 from torchorbit.errors import ConversionError
-from torchorbit.graph.modules import LEAF_MODULES, leaf_name
 from torchorbit.graph.shapes import shapes_in
-from torchorbit.graph.vertices import Attr
+from torchorbit.operators.modules import LEAF_MODULES, leaf_name
 
 _META = torch.device("meta")
 

@@ -1,6 +1,6 @@
 """The shapes of results that need no kernel to be known.
 
-torch's meta kernels for normalisations, attention, linear layers and arithmetic run in Python and take between
+torch's meta kernels for normalizations, attention, linear layers and arithmetic run in Python and take between
 0.1 and 1.3 ms each; an empty tensor of the right shape takes 2 us. Recording a model only needs the shapes, so
 the common cases are answered here. A rule returns None where it is not sure, and the real kernel runs: rules never
 accept what the kernel would refuse. The graph that comes out is run through the real kernels by whoever verifies it.
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from torchorbit.graph.modules import LEAF_MODULES
+from torchorbit.operators.modules import LEAF_MODULES
 
 _META = torch.device("meta")
 _empty = torch.empty_strided

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchorbit.graph.vertices import Attr, InputVertex, ModuleVertex, OperatorVertex, Vertex
+from torchorbit.arguments import Attr
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
 
 
 @dataclass(slots=True)

@@ -16,23 +16,9 @@ from typing import Any
 
 import torch
 
-from torchorbit.graph.operators import OPERATORS
-from torchorbit.graph.vertices import (
-    EXPRESSIONS,
-    Attr,
-    ByMode,
-    Expr,
-    InputVertex,
-    ModuleVertex,
-    OperatorVertex,
-    Ref,
-    SameDevice,
-    SameDtype,
-    Size,
-    Vertex,
-    vertex_args,
-    walk_args,
-)
+from torchorbit.arguments import EXPRESSIONS, Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, walk_args
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
+from torchorbit.operators.table import OPERATORS
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 

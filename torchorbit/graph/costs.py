@@ -1,7 +1,7 @@
 """What a call costs, in multiply-accumulate operations, from the shapes of its operands and its result.
 
 Counted is what fvcore's ``FlopCountAnalysis`` counts, which calls one multiply-accumulate one FLOP: convolutions,
-linear layers, matrix products, einsum, normalisations, bilinear resampling, adaptive average pooling; scaled
+linear layers, matrix products, einsum, normalizations, bilinear resampling, adaptive average pooling; scaled
 dot-product attention as the two matrix products that it is. Elementwise operators are free.
 """
 
@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from torchorbit.arguments import ByMode, Expr, Ref, Size
 from torchorbit.graph.calls import Call
 from torchorbit.graph.dag import Graph
-from torchorbit.graph.vertices import ByMode, Expr, InputVertex, OperatorVertex, Ref, Size, Vertex, vertex_args
+from torchorbit.graph.vertices import InputVertex, OperatorVertex, Vertex, vertex_args
 
 Shape = tuple[int, ...]
 #: Gives the shape of an argument by name; None where it is no tensor or absent.
@@ -78,7 +79,7 @@ def first_shape(graph: Graph) -> tuple[int, ...]:
 def per_sample(vertices: Iterable[Vertex]) -> frozenset[str]:
     """Names of the vertices that work on samples, in order of the graph.
 
-    The others compute something from parameters alone, standardised weights or a table of biases, and cost the same
+    The others compute something from parameters alone, standardized weights or a table of biases, and cost the same
     whatever the batch size is.
     """
     found: set[str] = set()
@@ -187,7 +188,7 @@ def _batch_norm(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
 
 
 @_costs("layer_norm", "group_norm", "instance_norm")
-def _normalisation(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
+def _normalization(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
     return float(math.prod(result) * (5 if shapes("weight") is not None else 4))
 
 

@@ -13,7 +13,7 @@ from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchorbit.errors import GraphRunError
+from torchorbit.errors import ArgumentTypeError, GraphRunError
 from torchorbit.graph import codegen
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, Vertex
 
@@ -79,7 +79,7 @@ class Container(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Refuse to run."""
-        raise TypeError("a Container only holds submodules; call the DagModule that it belongs to")
+        raise ArgumentTypeError("a Container only holds submodules; call the DagModule that it belongs to")
 
 
 class DagModule(nn.Module):
@@ -95,7 +95,7 @@ class DagModule(nn.Module):
         graph: the vertices and the output.
         provenance: how the graph was recorded; None in nested blocks.
         manifest: what the checkpoint that it comes from says of it (`zoo.manifest.Manifest`); pruning passes it on.
-        history: what was removed since it was converted or loaded (`torchorbit.pruning.history.History`); None where
+        history: what was removed since it was converted or loaded (`torchorbit.removal.history.History`); None where
             nothing was.
     """
 
@@ -213,7 +213,7 @@ class DagModule(nn.Module):
         """Publish the model as a checkpoint.
 
         Args:
-            repo: ``"organisation/name"``.
+            repo: ``"organization/name"``.
             hub: a folder, or the address of a hub; by default the Hugging Face Hub.
             private: make a new repository one that only its owner sees.
             revision: branch to publish to; ``main`` by default.

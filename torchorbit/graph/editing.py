@@ -10,21 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchorbit.arguments import Attr, Ref, map_args, walk_args
+from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import Container, DagModule, Graph, rewrite
 from torchorbit.graph.flatten import one_level
-from torchorbit.graph.modules import leaf_name
-from torchorbit.graph.vertices import (
-    Attr,
-    InputVertex,
-    ModuleVertex,
-    OperatorVertex,
-    Ref,
-    Vertex,
-    map_args,
-    vertex_args,
-    walk_args,
-)
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.graph.writing import Writer
+from torchorbit.operators.modules import leaf_name
 
 #: What is replaced: a class of layers, or the name of an operator (``"relu"``); or several of these.
 Which = type[nn.Module] | str | Iterable[type[nn.Module] | str]
@@ -35,7 +27,7 @@ def replace_layers(
 ) -> tuple[str, ...]:
     """Put other layers in place of some, all activation functions say, in the graph itself::
 
-        torchorbit.replace_layers(dag, (nn.ReLU, "relu"), lambda relu: nn.GELU())
+        torchorbit.edit.replace_layers(dag, (nn.ReLU, "relu"), lambda relu: nn.GELU())
 
     A layer that is used in several places is replaced in all of them by one. New layers get the mode (training or
     evaluation) of the old ones; devices and dtypes are up to the caller. The model that the graph was converted
@@ -53,9 +45,9 @@ def replace_layers(
         Paths of the vertices that call other layers now, blocks joined by ``/``.
 
     Raises:
-        TypeError: ``dag`` is no graph, ``which`` is neither, or ``make`` gives something else than a module.
-        ValueError: ``dag`` is a block of a graph, there is no operator of that name in it that takes one tensor, or the
-            graph does not run any more. It is then as it was before.
+        ArgumentTypeError: ``dag`` is no graph, ``which`` is neither, or ``make`` gives something else than a module.
+        ArgumentError: ``dag`` is a block of a graph, there is no operator of that name in it that takes one tensor, or
+            the graph does not run any more. It is then as it was before.
     """
     require_graph(dag)
     classes, operators = _kinds(which)
@@ -99,9 +91,9 @@ def insert_after(dag: DagModule, vertex: str, module: nn.Module, *, name: str = 
     A batch norm behind every convolution that has none::
 
         for path, vertex in list(dag.all_vertices()):
-            if getattr(vertex, "leaf", "") == "Conv2d" and not torchorbit.users(dag, path, "BatchNorm2d"):
-                convolution = dag.get_submodule(torchorbit.module_of_vertex(dag, path))
-                torchorbit.insert_after(dag, path, nn.BatchNorm2d(convolution.out_channels))
+            if getattr(vertex, "leaf", "") == "Conv2d" and not torchorbit.edit.users(dag, path, "BatchNorm2d"):
+                convolution = dag.get_submodule(torchorbit.inspect.module_of_vertex(dag, path))
+                torchorbit.edit.insert_after(dag, path, nn.BatchNorm2d(convolution.out_channels))
 
     A vertex in a block that is called several times stands for all of these calls.
 
@@ -118,17 +110,19 @@ def insert_after(dag: DagModule, vertex: str, module: nn.Module, *, name: str = 
         Path of the new vertex.
 
     Raises:
-        TypeError: ``dag`` is no graph, or ``module`` no module.
-        ValueError: ``dag`` is a block of a graph, there is no such vertex, the name is taken, or the graph does not run
-            any more. It is then as it was before.
+        ArgumentTypeError: ``dag`` is no graph, or ``module`` no module.
+        ArgumentError: ``dag`` is a block of a graph, there is no such vertex, the name is taken, or the graph does not
+            run any more. It is then as it was before.
     """
     require_graph(dag)
     level, found = find_vertex(dag, vertex)
     layer = _checked(module, level.training)
     if layer is None:
-        raise TypeError("module is None, expected an nn.Module")
+        raise ArgumentTypeError("module is None, expected an nn.Module")
     if not isinstance(level.graph.shapes.get(found.name, torch.Size()), torch.Size):
-        raise ValueError(f"vertex '{vertex}' gives several tensors; put an operator or a layer behind that takes one")
+        raise ArgumentError(
+            f"vertex '{vertex}' gives several tensors; put an operator or a layer behind that takes one"
+        )
     writer = Writer(known.name for known in level.graph.vertices)
     added = writer.free_name(f"{found.name}_{type(layer).__name__.lower()}")
 
@@ -160,7 +154,7 @@ def users(dag: DagModule, vertex: str, kind: str = "") -> tuple[str, ...]:
         ``dag.flatten()`` has no blocks.
 
     Raises:
-        ValueError: there is no such vertex.
+        ArgumentError: there is no such vertex.
     """
     level, found = find_vertex(dag, vertex)
     prefix = vertex.rpartition("/")[0]
@@ -178,20 +172,22 @@ def require_graph(dag: DagModule) -> None:
     """Refuse what is no outermost graph.
 
     Raises:
-        TypeError: it is no graph.
-        ValueError: it is a block of one.
+        ArgumentTypeError: it is no graph.
+        ArgumentError: it is a block of one.
     """
     if not isinstance(dag, DagModule):
-        raise TypeError(f"this is a {type(dag).__name__}, expected a DagModule; torchorbit.convert makes one")
+        raise ArgumentTypeError(f"this is a {type(dag).__name__}, expected a DagModule; torchorbit.convert makes one")
     if dag.provenance is None:
-        raise ValueError("this is a block of a graph; give the outermost DagModule, and the path of the vertex in it")
+        raise ArgumentError(
+            "this is a block of a graph; give the outermost DagModule, and the path of the vertex in it"
+        )
 
 
 def _kinds(which: Which) -> tuple[tuple[type[nn.Module], ...], frozenset[str]]:
     listed = [which] if isinstance(which, (type, str)) else list(which)
     for kind in listed:
         if not (isinstance(kind, str) or (isinstance(kind, type) and issubclass(kind, nn.Module))):
-            raise TypeError(f"{kind!r}, expected a class of layers or the name of an operator")
+            raise ArgumentTypeError(f"{kind!r}, expected a class of layers or the name of an operator")
     return tuple([k for k in listed if isinstance(k, type)]), frozenset([k for k in listed if isinstance(k, str)])
 
 
@@ -200,7 +196,7 @@ def _checked(layer: Any, training: bool) -> nn.Module | None:
     if layer is None:
         return None
     if not isinstance(layer, nn.Module):
-        raise TypeError(f"{layer!r} is a {type(layer).__name__}, expected an nn.Module")
+        raise ArgumentTypeError(f"{layer!r} is a {type(layer).__name__}, expected an nn.Module")
     return layer.train(training)
 
 
@@ -208,7 +204,7 @@ def _only_tensor(vertex: OperatorVertex) -> Ref | Attr:
     tensors = [arg for arg in walk_args(vertex_args(vertex)) if type(arg) in (Ref, Attr)]
     source = vertex.args.get("input")
     if len(tensors) != 1 or source is not tensors[0]:
-        raise ValueError(f"operator '{vertex.operator}' of vertex '{vertex.name}' takes more than one tensor")
+        raise ArgumentError(f"operator '{vertex.operator}' of vertex '{vertex.name}' takes more than one tensor")
     return source
 
 
@@ -216,12 +212,12 @@ def place(level: DagModule, wanted: str, layer: nn.Module, *, exactly: bool = Fa
     """Give a level another submodule, under a name that nothing there has; returns the name.
 
     Raises:
-        ValueError: the name that was wanted ``exactly`` is taken, or none.
+        ArgumentError: the name that was wanted ``exactly`` is taken, or none.
     """
     taken = {*level._modules, *level._parameters, *level._buffers, *dir(nn.Module())}
     name, count = wanted, 0
     if exactly and (name in taken or "." in name or not name):
-        raise ValueError(f"name={name!r} is taken there, empty or holds a dot; give another one")
+        raise ArgumentError(f"name={name!r} is taken there, empty or holds a dot; give another one")
     while name in taken:
         count += 1
         name = f"{wanted}_{count}"
@@ -249,7 +245,7 @@ def find_vertex(dag: DagModule, path: str) -> tuple[DagModule, Vertex]:
     """The level that a vertex stands in, and the vertex.
 
     Raises:
-        ValueError: there is no such vertex.
+        ArgumentError: there is no such vertex.
     """
     level = dag
     *blocks, last = path.split("/")
@@ -257,14 +253,14 @@ def find_vertex(dag: DagModule, path: str) -> tuple[DagModule, Vertex]:
         inner = next((v for v in level.graph.vertices if v.name == block and isinstance(v, ModuleVertex)), None)
         module = None if inner is None else level.get_submodule(inner.target)
         if not isinstance(module, DagModule):
-            raise ValueError(f"there is no block '{block}' on the way to vertex '{path}'; see dag.all_vertices()")
+            raise ArgumentError(f"there is no block '{block}' on the way to vertex '{path}'; see dag.all_vertices()")
         level = module
     found = next((vertex for vertex in level.graph.vertices if vertex.name == last), None)
     if found is None:
-        from torchorbit.inspection.lookups import close_to
+        from torchorbit.suggesting import close_to
 
         names = [vertex.name for vertex in level.graph.vertices]
-        raise ValueError(f"there is no vertex '{path}'{close_to(last, names)}; see dag.all_vertices()")
+        raise ArgumentError(f"there is no vertex '{path}'{close_to(last, names)}; see dag.all_vertices()")
     return level, found
 
 
@@ -298,4 +294,4 @@ def all_or_nothing(dag: DagModule) -> Iterator[None]:
             part.update(earlier)
         if isinstance(error, (TypeError, ValueError)):
             raise
-        raise ValueError(f"the edited graph does not run: {error}") from error
+        raise ArgumentError(f"the edited graph does not run: {error}") from error

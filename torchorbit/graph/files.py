@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from torchorbit.errors import CheckpointError
+from torchorbit.errors import ArgumentError, CheckpointError
 
 FORMAT = "torchorbit-graph"
 VERSION = 2
@@ -139,12 +139,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"an object has two entries '{next(name for name in names if names.count(name) > 1)}'")
+        raise ArgumentError(f"an object has two entries '{next(name for name in names if names.count(name) > 1)}'")
     return result
 
 
 def _refuse_constant(constant: str) -> Any:
-    raise ValueError(f"{constant} is no number")
+    raise ArgumentError(f"{constant} is no number")
 
 
 def permitted(folder: Path, name: str) -> Path:
@@ -224,20 +224,20 @@ def _check_weights(file: BinaryIO, name: str) -> None:
 def _span(entry: Any, data_start: int) -> tuple[int, int]:
     """Where a tensor begins and ends, counted from the end of the header."""
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError("dtype, shape and data_offsets are expected")
+        raise ArgumentError("dtype, shape and data_offsets are expected")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in _BYTES:
-        raise ValueError(f"{dtype!r:.100} is no dtype; expected one of {', '.join(_BYTES)}")
+        raise ArgumentError(f"{dtype!r:.100} is no dtype; expected one of {', '.join(_BYTES)}")
     for numbers, at_most in ((shape, MAX_RANK), (offsets, 2)):
         if not isinstance(numbers, list) or len(numbers) > at_most:
-            raise ValueError("its shape and offsets are lists of numbers")
+            raise ArgumentError("its shape and offsets are lists of numbers")
         if any(type(number) is not int or number < 0 for number in numbers):
-            raise ValueError("its shape and offsets are numbers from 0 on")
+            raise ArgumentError("its shape and offsets are numbers from 0 on")
     if math.prod(length or 1 for length in shape) > _MAX_NUMEL:
-        raise ValueError(f"its shape {shape!r:.100} is too large")
+        raise ArgumentError(f"its shape {shape!r:.100} is too large")
     start, stop = offsets
     if stop - start != math.prod(shape) * _BYTES[dtype]:
-        raise ValueError(f"{stop - start} bytes do not make a {dtype} of shape {shape!r:.100}")
+        raise ArgumentError(f"{stop - start} bytes do not make a {dtype} of shape {shape!r:.100}")
     if (data_start + start) % _BYTES[dtype]:
-        raise ValueError(f"it begins at byte {data_start + start}, where no {dtype} may begin")
+        raise ArgumentError(f"it begins at byte {data_start + start}, where no {dtype} may begin")
     return start, stop

@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from torchorbit.arguments import Attr, Ref, map_args
+from torchorbit.errors import ArgumentError
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
 from torchorbit.graph.packed import separated
 from torchorbit.graph.shapes import complete
-from torchorbit.graph.vertices import Attr, InputVertex, ModuleVertex, OperatorVertex, Ref, map_args
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex
 from torchorbit.graph.writing import Writer
 
 _PLAIN = frozenset({int, float, bool, str, tuple, type(None)})
@@ -45,7 +47,7 @@ def one_level(dag: DagModule, *, separate: bool, input_shapes: Sequence[Sequence
 
     Raises:
         GraphRunError: a vertex does not run with these shapes.
-        ValueError: the graph takes another number of tensors.
+        ArgumentError: the graph takes another number of tensors.
     """
     if input_shapes:
         return _one_level(dag, separate, False, input_shapes)
@@ -143,7 +145,7 @@ def _one_level(dag: DagModule, separate: bool, recorded: bool, input_shapes: Seq
     unknown = [given.name for given in graph.inputs if given.name not in known and not given.fixed]
     shapes = input_shapes or dag.provenance.input_shapes
     if unknown and len(unknown) != len(shapes):
-        raise ValueError(
+        raise ArgumentError(
             f"the graph takes {len(unknown)} inputs ({', '.join(unknown)}), and {len(shapes)} shapes are known"
         )
     known |= {given.name: None for given in graph.inputs if given.fixed}

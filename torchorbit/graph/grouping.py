@@ -7,20 +7,12 @@ from typing import Any
 
 from torch import nn
 
+from torchorbit.arguments import Attr, Ref, map_args, walk_args
+from torchorbit.errors import ArgumentError
 from torchorbit.graph.dag import Container, DagModule, Graph, blank, rewrite
 from torchorbit.graph.editing import all_or_nothing, find_vertex, place, require_graph, with_args
 from torchorbit.graph.shapes import pick
-from torchorbit.graph.vertices import (
-    Attr,
-    InputVertex,
-    ModuleVertex,
-    OperatorVertex,
-    Ref,
-    Vertex,
-    map_args,
-    vertex_args,
-    walk_args,
-)
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.graph.writing import Writer
 
 
@@ -42,8 +34,9 @@ def group(dag: DagModule, vertices: Iterable[str], name: str) -> str:
         Path of the vertex that calls the new block.
 
     Raises:
-        TypeError: ``dag`` is no graph.
-        ValueError: ``dag`` is a block of a graph; there are no such vertices, or they are of several blocks; a vertex
+        ArgumentTypeError: ``dag`` is no graph.
+        ArgumentError: ``dag`` is a block of a graph; there are no such vertices, or they are of several blocks; a
+            vertex
             between them is left out; a buffer would be written at another time; nothing takes what they give; or the
             name is taken. The graph is then as it was before.
     """
@@ -51,10 +44,10 @@ def group(dag: DagModule, vertices: Iterable[str], name: str) -> str:
     paths = list(vertices)
     found = [find_vertex(dag, path) for path in paths]
     if not found:
-        raise ValueError("no vertices are given")
+        raise ArgumentError("no vertices are given")
     level = found[0][0]
     if any(other is not level for other, _ in found):
-        raise ValueError("the vertices are of several blocks; give those of one, or take dag.flatten()")
+        raise ArgumentError("the vertices are of several blocks; give those of one, or take dag.flatten()")
     names = {vertex.name for _, vertex in found}
     before, inside, after = _parted(level, names)
     writer = Writer(vertex.name for vertex in level.graph.vertices)
@@ -89,10 +82,10 @@ def _parted(level: DagModule, names: set[str]) -> tuple[list[Vertex], list[Verte
         needed = _needed(vertex)
         if vertex.name in names:
             if isinstance(vertex, InputVertex):
-                raise ValueError(f"'{vertex.name}' is an input of the block that it stands in, and stays there")
+                raise ArgumentError(f"'{vertex.name}' is an input of the block that it stands in, and stays there")
             if needed & later:
                 between = ", ".join(sorted(needed & later))
-                raise ValueError(f"'{vertex.name}' takes what '{between}' gives, which takes what the others give")
+                raise ArgumentError(f"'{vertex.name}' takes what '{between}' gives, which takes what the others give")
             inside.append(vertex)
         elif needed & (names | later):
             later.add(vertex.name)
@@ -117,7 +110,7 @@ def _check_writes(level: DagModule, ordered: list[Vertex]) -> None:
             (path,) = [arg.path for arg in walk_args(vertex.args["target"])]
             for other in users[path]:
                 if (now[other] < now[vertex.name]) != (then[other] < then[vertex.name]):
-                    raise ValueError(
+                    raise ArgumentError(
                         f"'{vertex.name}' would write '{path}' before or after other vertices than it does"
                     )
 
@@ -144,7 +137,7 @@ def _inner(level: DagModule, inside: list[Vertex], after: list[Vertex]) -> tuple
     wanted |= {arg.vertex for arg in walk_args(level.graph.output) if type(arg) is Ref}
     outputs = [vertex.name for vertex in inside if vertex.name in wanted]
     if not outputs:
-        raise ValueError("nothing takes what these vertices give")
+        raise ArgumentError("nothing takes what these vertices give")
     known = level.graph.shapes
     shapes = {name: known[name] for name in names if name in known}
     shapes |= {given: pick(known[ref.vertex], ref.index) for ref, given in inputs.items() if ref.vertex in known}

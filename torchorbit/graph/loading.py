@@ -21,30 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchorbit.errors import CheckpointError
+from torchorbit.arguments import EXPRESSIONS, Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, map_args, walk_args
+from torchorbit.errors import ArgumentError, CheckpointError
 from torchorbit.graph import codegen
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
 from torchorbit.graph.files import FORMAT, MAX_RANK, VERSION, read_document, read_weights
-from torchorbit.graph.modules import forward_arguments, leaf_name, make_leaf
-from torchorbit.graph.operators import OPERATORS, REQUIRED
 from torchorbit.graph.trial import MAX_CALLS, try_out
-from torchorbit.graph.vertices import (
-    EXPRESSIONS,
-    Attr,
-    ByMode,
-    Expr,
-    InputVertex,
-    ModuleVertex,
-    OperatorVertex,
-    Ref,
-    SameDevice,
-    SameDtype,
-    Size,
-    Vertex,
-    map_args,
-    vertex_args,
-    walk_args,
-)
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
+from torchorbit.operators.modules import forward_arguments, leaf_name, make_leaf
+from torchorbit.operators.table import OPERATORS, REQUIRED
 
 #: How deep modules may be nested in each other, and arguments.
 MAX_DEPTH = 64
@@ -568,66 +553,66 @@ class _Arguments:
         name, fields, values = _list(content, 3)
         words = [name, *_list(fields)]
         if not all(isinstance(word, str) and len(word) <= _MAX_NAME and _IDENTIFIER.match(word) for word in words):
-            raise ValueError("a named tuple has a name and names of fields")
+            raise ArgumentError("a named tuple has a name and names of fields")
         key = (name, tuple(fields))
         if key not in self.types:
             if len(self.types) >= _MAX_TYPES:
-                raise ValueError(f"there are {_MAX_TYPES} types of named tuples at most")
+                raise ArgumentError(f"there are {_MAX_TYPES} types of named tuples at most")
             self.types[key] = collections.namedtuple(name, fields)
         return self.types[key](*[read(value) for value in _list(values)])
 
 
 def _list(content: Any, length: int | None = None) -> list[Any]:
     if not isinstance(content, list) or (length is not None and len(content) != length):
-        raise ValueError("a list is expected" + ("" if length is None else f" of {length}"))
+        raise ArgumentError("a list is expected" + ("" if length is None else f" of {length}"))
     return content
 
 
 def _value(content: Any, read: Read) -> Ref | Attr:
     value = read(content)
     if not isinstance(value, (Ref, Attr)):
-        raise ValueError("a reference to a tensor is expected")
+        raise ArgumentError("a reference to a tensor is expected")
     return value
 
 
 def _read_ref(content: Any, read: Read) -> Ref:
     name, *index = _list(content)
     if not isinstance(name, str) or any(type(item) not in (int, str) for item in index):
-        raise ValueError("a reference is a name and indices")
+        raise ArgumentError("a reference is a name and indices")
     if any(not _is_text(item) if isinstance(item, str) else abs(item) >= _MAX_INT for item in index):
-        raise ValueError("an index is too long")
+        raise ArgumentError("an index is too long")
     return Ref(name, tuple(index))
 
 
 def _read_size(content: Any, read: Read) -> Size:
     value, dim = _list(content, 2)
     if type(dim) is not int or not -MAX_RANK <= dim < MAX_RANK:
-        raise ValueError("a dimension is an integer")
+        raise ArgumentError("a dimension is an integer")
     return Size(_value(value, read), dim)
 
 
 def _read_expr(content: Any, read: Read) -> Expr:
     operator, *operands = _list(content)
     if not isinstance(operator, str) or operator not in EXPRESSIONS:
-        raise ValueError(f"{operator!r:.100} is no arithmetic")
+        raise ArgumentError(f"{operator!r:.100} is no arithmetic")
     if EXPRESSIONS[operator].count("{") != len(operands):
-        raise ValueError(f"'{operator}' does not take {len(operands)} operands")
+        raise ArgumentError(f"'{operator}' does not take {len(operands)} operands")
     parts = tuple([read(operand) for operand in operands])
     if any(not isinstance(part, (int, float, Size, Expr)) for part in parts):
-        raise ValueError("arithmetic is on sizes and numbers")
+        raise ArgumentError("arithmetic is on sizes and numbers")
     return Expr(operator, parts)
 
 
 def _read_mode(content: Any, read: Read) -> ByMode:
     training, evaluation, owner = _list(content, 3)
     if not isinstance(owner, str) or len(owner) > _MAX_NAME:
-        raise ValueError("an owner is the path of a module")
+        raise ArgumentError("an owner is the path of a module")
     return ByMode(read(training), read(evaluation), owner)
 
 
 def _read_attr(content: Any, read: Read) -> Attr:
     if not isinstance(content, str) or not all(content.split(".")) or len(content) > _MAX_TEXT:
-        raise ValueError("a dotted path is expected")
+        raise ArgumentError("a dotted path is expected")
     return Attr(content)
 
 
@@ -636,35 +621,35 @@ def _read_dict(content: Any, read: Read) -> dict[Any, Any]:
     for entry in _list(content):
         key, value = _list(entry, 2)
         if key is not None and type(key) not in (bool, int, str):
-            raise ValueError("a key is a name or a number")
+            raise ArgumentError("a key is a name or a number")
         if key in result:
-            raise ValueError(f"there are two entries {key!r:.100}")
+            raise ArgumentError(f"there are two entries {key!r:.100}")
         result[key] = read(value)
     return result
 
 
 def _read_float(content: Any, read: Read) -> float:
     if content not in ("inf", "-inf", "nan"):
-        raise ValueError("inf, -inf or nan is expected")
+        raise ArgumentError("inf, -inf or nan is expected")
     return float(content)
 
 
 def _read_complex(content: Any, read: Read) -> complex:
     parts = [read(part) for part in _list(content, 2)]
     if not all(type(part) in (int, float) for part in parts):
-        raise ValueError("two numbers are expected")
+        raise ArgumentError("two numbers are expected")
     return complex(*parts)
 
 
 def _read_device(content: Any, read: Read) -> torch.device:
     if not isinstance(content, str) or not _DEVICE.match(content):
-        raise ValueError("a device is expected")
+        raise ArgumentError("a device is expected")
     return torch.device(content)
 
 
 def _read_ellipsis(content: Any, read: Read) -> Any:
     if content is not True:
-        raise ValueError("true is expected")
+        raise ArgumentError("true is expected")
     return Ellipsis
 
 

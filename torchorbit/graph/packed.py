@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from torchorbit.arguments import Attr, Ref, map_args, walk_args
 from torchorbit.graph.dag import Graph
 from torchorbit.graph.shapes import pick
-from torchorbit.graph.vertices import Attr, ModuleVertex, OperatorVertex, Ref, Vertex, map_args, vertex_args, walk_args
+from torchorbit.graph.vertices import ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.graph.writing import Writer
 
 # Vertex and which of its results (None: its only one) -> what takes its place.

@@ -21,22 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.dag import Container, DagModule, Provenance
 from torchorbit.graph.files import CARD_FILE, FORMAT, GRAPH_FILE, VERSION, WEIGHTS_FILE, write_weights
-from torchorbit.graph.modules import leaf_config, leaf_name, make_leaf
-from torchorbit.graph.vertices import (
-    Attr,
-    ByMode,
-    Expr,
-    InputVertex,
-    ModuleVertex,
-    Ref,
-    SameDevice,
-    SameDtype,
-    Size,
-    Vertex,
-)
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, Vertex
+from torchorbit.operators.modules import leaf_config, leaf_name, make_leaf
 
 # -- to data
 

@@ -8,24 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size
 from torchorbit.errors import GraphRunError
 from torchorbit.graph.calls import tensor_of
 from torchorbit.graph.codegen import computed
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.operators import OPERATORS, Operator
-from torchorbit.graph.vertices import (
-    Attr,
-    ByMode,
-    Expr,
-    InputVertex,
-    ModuleVertex,
-    OperatorVertex,
-    Ref,
-    SameDevice,
-    SameDtype,
-    Size,
-    Vertex,
-)
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
+from torchorbit.operators.table import OPERATORS, Operator
 
 _META = torch.device("meta")
 # Those of inputs that are no floating point numbers: these are all of one dtype here, whatever the model was cast to.

@@ -17,26 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.calls import tensor_of
 from torchorbit.graph.codegen import computed
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.operators import OPERATORS
-from torchorbit.graph.schema import is_of_kind, kind_of
 from torchorbit.graph.shapes import called, shapes_in
-from torchorbit.graph.vertices import (
-    Attr,
-    ByMode,
-    Expr,
-    InputVertex,
-    ModuleVertex,
-    OperatorVertex,
-    Ref,
-    SameDevice,
-    SameDtype,
-    Size,
-    Vertex,
-)
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
+from torchorbit.operators.schema import is_of_kind, kind_of
+from torchorbit.operators.table import OPERATORS
 
 #: Calls of vertices in one run, a block counted as often as it is called; the largest model of timm has 5,102.
 MAX_CALLS = 50_000

@@ -1,8 +1,6 @@
-"""Which channels of a model live and die together."""
+"""Which channels of a model live and die together, what they cost, and what is frozen and why."""
 
-from torchorbit.orbits.checking import check_rule
 from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbit, Orbits, Slice
-from torchorbit.orbits.rules import register_rule
 
-__all__ = ["Orbit", "Orbits", "Slice", "check_rule", "find_orbits", "register_rule"]
+__all__ = ["Orbit", "Orbits", "Slice", "find_orbits"]

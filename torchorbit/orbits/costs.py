@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from torchorbit.arguments import Attr, ByMode, Ref
 from torchorbit.graph.costs import Priced, priced_vertices
 from torchorbit.graph.shapes import pick
-from torchorbit.graph.vertices import Attr, ByMode, Ref
-from torchorbit.orbits.labels import Array, Dim, arrays_of
+from torchorbit.labels import Array, Dim, arrays_of
+from torchorbit.operators import Labelled, Reading
 from torchorbit.orbits.lengths import LengthOf
 from torchorbit.orbits.pricing import Term
-from torchorbit.orbits.rules import Labelled, Reading
 
 if TYPE_CHECKING:
     from torchorbit.orbits.orbit import Orbits

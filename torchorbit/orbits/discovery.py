@@ -10,16 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchorbit.arguments import Attr, ByMode, Ref
 from torchorbit.collecting import no_garbage_collection
+from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.flatten import names_at
 from torchorbit.graph.shapes import pick
-from torchorbit.graph.vertices import Attr, ByMode, ModuleVertex, Ref
+from torchorbit.graph.vertices import ModuleVertex
+from torchorbit.labels import Dim, Labels, joint
+from torchorbit.operators import RULES, Labelled, Operands, Reading
+from torchorbit.operators.elementwise import SAME_LABELS
 from torchorbit.orbits.flat import FlatModel
-from torchorbit.orbits.labels import Dim, Labels, joint
 from torchorbit.orbits.orbit import Orbits
-from torchorbit.orbits.rules import RULES, Labelled, Operands, Reading
-from torchorbit.orbits.rules.elementwise import SAME_LABELS
 
 _MOST_READINGS = 4
 _PLAIN = frozenset({int, float, bool, str, type(None)})
@@ -29,7 +31,7 @@ def find_orbits(dag: DagModule, *, frozen: Iterable[nn.Module | str] | nn.Module
     """Find the channels of a model that live and die together.
 
     Nothing is run and no weights are needed: labels are propagated through the graph, tied where channels must stay
-    equal, and the connected components are the units that can be removed (see `torchorbit.orbits.labels`).
+    equal, and the connected components are the units that can be removed (see `torchorbit.labels`).
 
     Args:
         dag: a graph, outermost level.
@@ -41,7 +43,7 @@ def find_orbits(dag: DagModule, *, frozen: Iterable[nn.Module | str] | nn.Module
         The orbits, in the order in which the model uses their parameters.
 
     Raises:
-        ValueError: ``dag`` is a block of a graph, or something in ``frozen`` names nothing in it.
+        ArgumentError: ``dag`` is a block of a graph, or something in ``frozen`` names nothing in it.
     """
     with no_garbage_collection():
         model = FlatModel.of(dag)
@@ -248,7 +250,7 @@ class _Frozen:
             elif isinstance(item, str):
                 paths = [path for path in modules if _matches(path, item)]
             else:
-                raise TypeError(f"frozen holds {item!r}, expected modules, paths or patterns")
+                raise ArgumentTypeError(f"frozen holds {item!r}, expected modules, paths or patterns")
             inside = tuple([f"{path}." for path in paths])
             attributes = {path for path in tensors if path.startswith(inside)} if inside else set()
             vertices: set[str] = set()
@@ -264,7 +266,7 @@ class _Frozen:
                 vertices |= {name for path, found in at.items() if _matches(path, item) for name in found}
             if not paths and not attributes and not vertices:
                 given = repr(item) if isinstance(item, str) else f"a {type(item).__name__}"
-                raise ValueError(
+                raise ArgumentError(
                     f"frozen: {given} names no module, parameter or vertex of the graph; paths are those of "
                     "dag.named_modules() or dag.all_vertices(), patterns are like 'blocks.*.attn'"
                 )

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from torchorbit.arguments import Attr, Ref
+from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.calls import Call, call_of, tensor_of
 from torchorbit.graph.dag import DagModule, Graph
 from torchorbit.graph.flatten import one_level
-from torchorbit.graph.vertices import Attr, OperatorVertex, Ref
+from torchorbit.graph.vertices import OperatorVertex
 
 
 @dataclass(slots=True)
@@ -45,13 +47,15 @@ class FlatModel:
             separate: take apart what is packed in one factor of a projection.
 
         Raises:
-            TypeError: ``dag`` is no graph.
-            ValueError: ``dag`` is a block of a graph.
+            ArgumentTypeError: ``dag`` is no graph.
+            ArgumentError: ``dag`` is a block of a graph.
         """
         if not isinstance(dag, DagModule):
-            raise TypeError(f"this is a {type(dag).__name__}, expected a DagModule; torchorbit.convert makes one")
+            raise ArgumentTypeError(
+                f"this is a {type(dag).__name__}, expected a DagModule; torchorbit.convert makes one"
+            )
         if dag.provenance is None:
-            raise ValueError("this is a block of a graph; give the outermost DagModule")
+            raise ArgumentError("this is a block of a graph; give the outermost DagModule")
         model = cls(dag, dag.graph, one_level(dag, separate=separate, input_shapes=input_shapes))
         for vertex in model.graph.vertices:
             call = call_of(vertex, model.module_at)

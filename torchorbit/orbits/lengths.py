@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from torchorbit.orbits.labels import Dim, arrays_of
+from torchorbit.labels import Dim, arrays_of
 
 if TYPE_CHECKING:
     from torchorbit.orbits.orbit import Orbit, Orbits

@@ -11,10 +11,11 @@ from typing import Any, overload
 import numpy as np
 from tabulate import tabulate
 
+from torchorbit.errors import ArgumentIndexError
+from torchorbit.labels import Array, Dim, arrays_of
+from torchorbit.operators import Reading
 from torchorbit.orbits.costs import Costs
 from torchorbit.orbits.flat import FlatModel
-from torchorbit.orbits.labels import Array, Dim, arrays_of
-from torchorbit.orbits.rules import Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,10 @@ class Orbit:
             index: which unit, from 0 to ``width - 1``.
 
         Raises:
-            IndexError: there is no such unit.
+            ArgumentIndexError: there is no such unit.
         """
         if not 0 <= index < self.width:
-            raise IndexError(f"{self!r} has {self.width} units, there is no unit {index}")
+            raise ArgumentIndexError(f"{self!r} has {self.width} units, there is no unit {index}")
         return tuple(self._slices(self._orbits.positions[self.reading] == self.components[index]))
 
     def _slices(self, owned: Any) -> Iterator[Slice]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 
-from torchorbit.orbits.labels import Dim
+from torchorbit.labels import Dim
 from torchorbit.orbits.lengths import Length, LengthOf, Lengths
 
 if TYPE_CHECKING:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
-from torchorbit.orbits.labels import Dim, arrays_of
+from torchorbit.labels import Dim, arrays_of
+from torchorbit.operators import Labelled
 from torchorbit.orbits.orbit import Orbit, Orbits
-from torchorbit.orbits.rules import Labelled
 
 Mask = NDArray[np.bool_]
 
@@ -31,14 +32,16 @@ class Selection:
         keep: for each reading, for every unit whether it is kept.
 
     Raises:
-        ValueError: an orbit is of another graph, or of this one before it was pruned or a layer was replaced; a
+        ArgumentError: an orbit is of another graph, or of this one before it was pruned or a layer was replaced; a
             position is out of range or given twice; or nothing of an orbit would be left.
-        TypeError: something is no orbit, or positions are no integers.
+        ArgumentTypeError: something is no orbit, or positions are no integers.
     """
 
     def __init__(self, removed: Mapping[Orbit, Iterable[int]], dag: DagModule, *, allow_empty: bool = False):
         if not isinstance(removed, Mapping):
-            raise TypeError(f"removed is a {type(removed).__name__}, expected a dict of orbits and positions of units")
+            raise ArgumentTypeError(
+                f"removed is a {type(removed).__name__}, expected a dict of orbits and positions of units"
+            )
         self.removed = {_orbit(orbit): _positions(orbit, indices, allow_empty) for orbit, indices in removed.items()}
         self.emptied = [orbit for orbit, positions in self.removed.items() if len(positions) == orbit.width]
         self.orbits: Orbits | None = None
@@ -47,11 +50,11 @@ class Selection:
         self._first_paths: dict[int, str] = {}
         for orbit in self.removed:
             if orbit._orbits.model.dag is not dag:
-                raise ValueError(f"{orbit!r} is an orbit of another graph; call find_orbits on this one")
+                raise ArgumentError(f"{orbit!r} is an orbit of another graph; call find_orbits on this one")
             if orbit._orbits.model.source is not dag.graph:
-                raise ValueError(f"{orbit!r} was found before this graph was pruned; call find_orbits again")
+                raise ArgumentError(f"{orbit!r} was found before this graph was pruned; call find_orbits again")
             if self.orbits is not None and orbit._orbits is not self.orbits:
-                raise ValueError("the orbits come from two calls of find_orbits; use those of one")
+                raise ArgumentError("the orbits come from two calls of find_orbits; use those of one")
             self.orbits = orbit._orbits
         if self.orbits is not None:
             self.adopt(self.orbits)
@@ -60,14 +63,14 @@ class Selection:
         """Take the orbits from which units are removed.
 
         Raises:
-            ValueError: a parameter or buffer is of another shape than when they were found.
+            ArgumentError: a parameter or buffer is of another shape than when they were found.
         """
         self.orbits = orbits
         orbits.model.look_again()
         for path, known in orbits.readings[0].attributes.items():
             shape = tuple(orbits.model.tensor_at(path).shape)
             if shape != known.shape:
-                raise ValueError(
+                raise ArgumentError(
                     f"'{path}' is of shape {shape}, and was of {known.shape} when the orbits were found; call "
                     "find_orbits again"
                 )
@@ -122,25 +125,27 @@ class Selection:
 
 def _orbit(orbit: Any) -> Orbit:
     if not isinstance(orbit, Orbit):
-        raise TypeError(f"{orbit!r} is no Orbit; find_orbits gives them")
+        raise ArgumentTypeError(f"{orbit!r} is no Orbit; find_orbits gives them")
     return orbit
 
 
 def _positions(orbit: Orbit, indices: Iterable[int], allow_empty: bool) -> NDArray[np.int64]:
     if not isinstance(indices, Iterable):
-        raise TypeError(f"{orbit!r}: positions are {indices!r}, expected an iterable of integers")
+        raise ArgumentTypeError(f"{orbit!r}: positions are {indices!r}, expected an iterable of integers")
     listed = indices.tolist() if hasattr(indices, "tolist") else list(indices)
     if not isinstance(listed, list):
-        raise TypeError(f"{orbit!r}: positions are {indices!r}, expected an iterable of integers; write [{listed}]")
+        raise ArgumentTypeError(
+            f"{orbit!r}: positions are {indices!r}, expected an iterable of integers; write [{listed}]"
+        )
     if not all(isinstance(index, (int, np.integer)) and not isinstance(index, bool) for index in listed):
-        raise TypeError(f"{orbit!r}: positions are {listed[:5]}, expected integers")
+        raise ArgumentTypeError(f"{orbit!r}: positions are {listed[:5]}, expected integers")
     wrong = [index for index in listed if not 0 <= index < orbit.width]
     if wrong:
-        raise ValueError(f"{orbit!r} has units 0 to {orbit.width - 1}, given {wrong[:5]}")
+        raise ArgumentError(f"{orbit!r} has units 0 to {orbit.width - 1}, given {wrong[:5]}")
     if len(set(listed)) != len(listed):
-        raise ValueError(f"{orbit!r}: a unit is given twice")
+        raise ArgumentError(f"{orbit!r}: a unit is given twice")
     if len(listed) == orbit.width and not allow_empty:
-        raise ValueError(
+        raise ArgumentError(
             f"{orbit!r} ({', '.join(orbit.sources[:3])}) would lose all of its {orbit.width} units; keep one, or let "
             "remove_channels(..., allow_empty=True) remove the whole branch"
         )

@@ -35,11 +35,11 @@ def finetune_batch_norm(
 ) -> int:
     """Set running means and variances to those of data, and leave everything else of the model as it is.
 
-    Every batch is normalised by its own statistics on its way through the model, as in training; everything else
+    Every batch is normalized by its own statistics on its way through the model, as in training; everything else
     (dropout, say) is in the mode that it is in. The running statistics become the mean and the unbiased variance of
     what all batches have there together, so that it does not matter whether samples come in the order of their classes
     (ENOT's ``finetune_bn``; "precise batch norm", Wu & Johnson, 2021, arXiv 2105.07576). Where a batch has one value
-    per channel only (its last sample, behind pooling), it is normalised by the running statistics and not counted.
+    per channel only (its last sample, behind pooling), it is normalized by the running statistics and not counted.
 
     Args:
         model: a `DagModule`, or any module. Batch norms without running statistics are left alone.

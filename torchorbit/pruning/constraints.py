@@ -11,8 +11,9 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from torchorbit.errors import ArgumentError, ArgumentTypeError
+from torchorbit.orbits.matching import Key, orbits_of
 from torchorbit.orbits.orbit import Orbit, Orbits
-from torchorbit.pruning.matching import Key, orbits_of
 
 
 class Constraint(ABC):
@@ -39,8 +40,8 @@ class Bounds(Constraint):
             not rounded.
 
     Raises:
-        ValueError: a number is out of range.
-        TypeError: ``least`` or ``round_to`` is no whole number.
+        ArgumentError: a number is out of range.
+        ArgumentTypeError: ``least`` or ``round_to`` is no whole number.
     """
 
     least: int = 1
@@ -73,8 +74,8 @@ class EnotBounds(Constraint):
         fixed_step: the step; None takes 1 where an orbit has up to 64 channels, and 4 where it has more.
 
     Raises:
-        ValueError: a number is out of range.
-        TypeError: a number of channels is no whole number.
+        ArgumentError: a number is out of range.
+        ArgumentTypeError: a number of channels is no whole number.
     """
 
     absolute_min_channels: int = 16
@@ -107,7 +108,7 @@ class Overrides(Constraint):
         default: for all others.
 
     Raises:
-        TypeError: something is no constraint.
+        ArgumentTypeError: something is no constraint.
     """
 
     def __init__(self, constraints: Mapping[Key, Constraint], default: Constraint | None = None):
@@ -115,15 +116,15 @@ class Overrides(Constraint):
         self.default = Bounds() if default is None else default
         for value in (*self.constraints.values(), self.default):
             if not isinstance(value, Constraint):
-                raise TypeError(f"{value!r} is no Constraint; give Bounds(...), or a subclass of Constraint")
+                raise ArgumentTypeError(f"{value!r} is no Constraint; give Bounds(...), or a subclass of Constraint")
         self._known: WeakKeyDictionary[Orbits, dict[int, Constraint]] = WeakKeyDictionary()
 
     def widths(self, orbit: Orbit) -> NDArray[np.int64]:
         """Those that the orbit's own constraint allows.
 
         Raises:
-            ValueError: a key means no orbit.
-            TypeError: a key is no orbit, module or path.
+            ArgumentError: a key means no orbit.
+            ArgumentTypeError: a key is no orbit, module or path.
         """
         orbits = orbit._orbits
         if orbits not in self._known:
@@ -136,13 +137,13 @@ class Overrides(Constraint):
 
 def _require_number(name: str, value: Any, least: int) -> None:
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}, expected a whole number of channels")
+        raise ArgumentTypeError(f"{name}={value!r}, expected a whole number of channels")
     if value < least:
-        raise ValueError(f"{name}={value}, expected a {'positive number' if least else 'number'} of channels")
+        raise ArgumentError(f"{name}={value}, expected a {'positive number' if least else 'number'} of channels")
 
 
 def _require_share(name: str, value: Any) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r}, expected a share from 0 to 1")
+        raise ArgumentTypeError(f"{name}={value!r}, expected a share from 0 to 1")
     if not 0 <= value <= 1:
-        raise ValueError(f"{name}={value}, expected a share from 0 to 1")
+        raise ArgumentError(f"{name}={value}, expected a share from 0 to 1")

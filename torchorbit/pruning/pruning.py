@@ -15,6 +15,8 @@ from torch.optim import Optimizer
 from torchorbit.comparing import same_modes
 from torchorbit.conversion import convert
 from torchorbit.conversion.converting import entered_at
+from torchorbit.cost.targets import Target
+from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
 from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbits
@@ -30,12 +32,11 @@ from torchorbit.pruning.calibration.batches import batches_of, require_repeatabl
 from torchorbit.pruning.constraints import Bounds, Constraint
 from torchorbit.pruning.criteria import CRITERIA, Criterion, Place, WeightCriterion
 from torchorbit.pruning.freezing import lasting
-from torchorbit.pruning.history import History, Pruning
-from torchorbit.pruning.removal import remove_channels
 from torchorbit.pruning.schedule import Original, Schedule
 from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import SELECTORS, Global, Removed, Selector, Task, Uniform
-from torchorbit.pruning.targets import Target
+from torchorbit.removal.cutting import remove_channels
+from torchorbit.removal.history import History, Pruning
 
 
 def prune(
@@ -102,7 +103,7 @@ def prune(
         steps: reach the target in so many steps, in each of which the same part of the cost (or of the units) goes; the
             units that are left are scored anew in each.
         between: called after each step but the last with the graph and the number of the step, from 1 on; to train it,
-            say; afterwards the graph is again in the mode that it was in. With ``optimizer=`` the optimiser has the
+            say; afterwards the graph is again in the mode that it was in. With ``optimizer=`` the optimizer has the
             smaller parameters by then.
         finetune_bn: re-estimate the running statistics of batch norms on the loader's data after each step.
         inplace: change the graph itself. The model that it was converted from has the same parameters, and no longer
@@ -127,11 +128,12 @@ def prune(
         The smaller graph.
 
     Raises:
-        ValueError: nothing says how much is to go, or more than one thing does; a number is out of range; there is no
+        ArgumentError: nothing says how much is to go, or more than one thing does; a number is out of range; there is
+            no
             criterion or selector of that name; the criterion needs data and there is none; or the graph is on the meta
             device.
         TargetError: the target cannot be reached, and the message says what can.
-        TypeError: an argument is of the wrong type, or ``loader`` can be gone through only once.
+        ArgumentTypeError: an argument is of the wrong type, or ``loader`` can be gone through only once.
         ConversionError: the model cannot be converted.
         CalibrationError: the loader gives no batch, or one that is not what it should be; the loss is not finite, or
             does not depend on the model.
@@ -139,23 +141,25 @@ def prune(
     scored = criterion if isinstance(criterion, Scores) else _criterion(criterion, seed)
     chosen, aim = _aim(selector, target, ratio=ratio, flops=flops, parameters=parameters)
     if constraint is not None and round_to != 1:
-        raise ValueError("give either constraint or round_to; Bounds(round_to=...) is a constraint that rounds")
+        raise ArgumentError("give either constraint or round_to; Bounds(round_to=...) is a constraint that rounds")
     if isinstance(scored, Scores) and steps != 1:
-        raise ValueError(f"the scores are those of the whole model, and steps={steps} score anew: give a criterion")
+        raise ArgumentError(f"the scores are those of the whole model, and steps={steps} score anew: give a criterion")
     if not isinstance(scored, (Scores, WeightCriterion)) and loader is None:
-        raise ValueError(f"the criterion {scored} looks at data: give a loader, and the loss")
+        raise ArgumentError(f"the criterion {scored} looks at data: give a loader, and the loss")
     if finetune_bn and loader is None:
-        raise ValueError("finetune_bn=True needs data: give a loader")
+        raise ArgumentError("finetune_bn=True needs data: give a loader")
     if loader is not None:
         require_repeatable(loader)
     if between is not None and not callable(between):
-        raise TypeError(f"between={between!r}, expected a function of the graph and the number of the step")
+        raise ArgumentTypeError(f"between={between!r}, expected a function of the graph and the number of the step")
     schedule = Schedule(chosen, aim, steps)
     allowed = constraint or Bounds(round_to=round_to)
     dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
     fixed = lasting(dag, frozen)
     if isinstance(scored, Scores) and fixed:
-        raise ValueError("the scores are of orbits that were found before; give frozen to calibrate or to find_orbits")
+        raise ArgumentError(
+            "the scores are of orbits that were found before; give frozen to calibrate or to find_orbits"
+        )
     data: dict[str, Any] = {
         "steps": calibration_steps,
         "sample_to_model_inputs": sample_to_model_inputs,
@@ -167,7 +171,7 @@ def prune(
     def scores_of(dag: DagModule, orbits: Orbits) -> Scores:
         if isinstance(scored, Scores):
             if scored.orbits.model.dag is not dag:
-                raise ValueError("the scores are of another graph; give the one that they were made with")
+                raise ArgumentError("the scores are of another graph; give the one that they were made with")
             return scored
         if isinstance(scored, WeightCriterion):
             return scored.scores(orbits)
@@ -238,39 +242,45 @@ def _aim(
     given = {"target": target, "ratio": ratio, "flops": flops, "parameters": parameters}
     named = [f"{name}={value}" for name, value in given.items() if value is not None]
     if len(named) > 1:
-        raise ValueError(f"given {' and '.join(named)}; expected one of them, which says how much is to go")
+        raise ArgumentError(f"given {' and '.join(named)}; expected one of them, which says how much is to go")
     if ratio is not None:
         if not isinstance(ratio, (int, float)) or isinstance(ratio, bool):
-            raise TypeError(f"ratio={ratio!r}, expected a number")
+            raise ArgumentTypeError(f"ratio={ratio!r}, expected a number")
         if not 0 <= ratio < 1:
-            raise ValueError(f"ratio={ratio}, expected a share from 0 up to but not including 1")
+            raise ArgumentError(f"ratio={ratio}, expected a share from 0 up to but not including 1")
         if selector not in ("uniform", "global"):
-            raise ValueError(f"ratio={ratio} is for the selectors 'uniform' and 'global'; given {selector!r}")
+            raise ArgumentError(f"ratio={ratio} is for the selectors 'uniform' and 'global'; given {selector!r}")
         return (Uniform(ratio) if selector == "uniform" else Global(ratio)), None
     if target is not None and not isinstance(target, Target):
-        raise TypeError(f"target={target!r}, expected a Target, as Target.flops(0.5) or Target(latency, seconds)")
+        raise ArgumentTypeError(
+            f"target={target!r}, expected a Target, as Target.flops(0.5) or Target(latency, seconds)"
+        )
     chosen = selector if isinstance(selector, Selector) else _by_name("selector", selector, SELECTORS)
     aim = Target.flops(flops) if flops is not None else None if parameters is None else Target.parameters(parameters)
     aim = aim or target
     if aim is None and chosen.needs_target:
-        raise ValueError(f"nothing says how much is to go: give flops, parameters or target for the selector {chosen}")
+        raise ArgumentError(
+            f"nothing says how much is to go: give flops, parameters or target for the selector {chosen}"
+        )
     if aim is not None and not chosen.needs_target:
-        raise ValueError(f"given {named[0]}, and the selector {chosen} says itself how much goes; give one of the two")
+        raise ArgumentError(
+            f"given {named[0]}, and the selector {chosen} says itself how much goes; give one of the two"
+        )
     return chosen, aim
 
 
 def _by_name(what: str, name: Any, known: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
     if not isinstance(name, str):
-        raise TypeError(f"{what}={name!r}, expected a name or an object; names are {', '.join(known)}")
+        raise ArgumentTypeError(f"{what}={name!r}, expected a name or an object; names are {', '.join(known)}")
     if name not in known:
         similar = difflib.get_close_matches(name, known, n=1)
         hint = f" (did you mean {similar[0]!r}?)" if similar else ""
-        raise ValueError(f"there is no {what} {name!r}{hint}, only {', '.join(known)}")
+        raise ArgumentError(f"there is no {what} {name!r}{hint}, only {', '.join(known)}")
     taken = inspect.signature(known[name]).parameters
     missing = [key for key, option in taken.items() if option.default is option.empty and key not in options]
     if missing:
         made = f"{known[name].__name__}({', '.join(f'{key}=...' for key in missing)})"
-        raise ValueError(f"the {what} {name!r} needs {' and '.join(missing)}: give {what}={made}, not its name")
+        raise ArgumentError(f"the {what} {name!r} needs {' and '.join(missing)}: give {what}={made}, not its name")
     return known[name](**{key: value for key, value in options.items() if key in taken})
 
 
@@ -282,12 +292,12 @@ def _graph(
     entry_point: str,
 ) -> DagModule:
     if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}, expected an nn.Module")
+        raise ArgumentTypeError(f"model is a {type(model).__name__}, expected an nn.Module")
     if isinstance(model, DagModule) and entry_point == "forward":
         return model
     if example_inputs is None:
         if loader is None:
-            raise ValueError(
+            raise ArgumentError(
                 f"example_inputs is missing: a {type(model).__name__} is converted to a graph first, and says nothing "
                 "of what it takes"
             )

@@ -11,11 +11,12 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
+from torchorbit.cost.targets import Target
+from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.pruning.constraints import Constraint
 from torchorbit.pruning.selectors import Global, Selector, Task, Uniform
 from torchorbit.pruning.selectors.base import WidthSelector
-from torchorbit.pruning.targets import Target
 
 _LONGEST = 200  # of what a selector says of itself
 
@@ -32,17 +33,17 @@ class Schedule:
         steps: how many there are.
 
     Raises:
-        TypeError: ``steps`` is no whole number.
-        ValueError: it is not positive; or the selector says how much goes in a way that cannot be divided.
+        ArgumentTypeError: ``steps`` is no whole number.
+        ArgumentError: it is not positive; or the selector says how much goes in a way that cannot be divided.
     """
 
     def __init__(self, selector: Selector, target: Target | None, steps: int):
         if not isinstance(steps, int) or isinstance(steps, bool):
-            raise TypeError(f"steps={steps!r}, expected a whole number")
+            raise ArgumentTypeError(f"steps={steps!r}, expected a whole number")
         if steps < 1:
-            raise ValueError(f"steps={steps}, expected a positive number")
+            raise ArgumentError(f"steps={steps}, expected a positive number")
         if target is None and steps > 1 and not isinstance(selector, (Uniform, Global)):
-            raise ValueError(
+            raise ArgumentError(
                 f"steps={steps}: the selector {selector} has no target that could be come down to in steps"
             )
         self.steps = steps

@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 from tabulate import tabulate
 from torch import nn
 
-from torchorbit.errors import TorchorbitError
+from torchorbit.errors import ArgumentError, ScoresError
 from torchorbit.orbits.orbit import Orbit, Orbits
 
 Divisor = Literal["sum", "mean", "max", "l2", "standard"]
-Normalisation = Literal["auto", "sum", "mean", "max", "l2", "standard"]
+Normalization = Literal["auto", "sum", "mean", "max", "l2", "standard"]
 Array = NDArray[np.float64]
 
 _FORMAT = "torchorbit-scores"
@@ -38,7 +38,7 @@ class Scores(Mapping[Orbit, Array]):
         comparable: whether those of different orbits can be compared as they are, as changes of the loss can.
 
     Raises:
-        ValueError: an orbit has no scores, too few or too many, or some that are no number.
+        ArgumentError: an orbit has no scores, too few or too many, or some that are no number.
     """
 
     def __init__(
@@ -57,12 +57,16 @@ class Scores(Mapping[Orbit, Array]):
         self._values: dict[Orbit, Array] = {}
         for orbit in orbits:
             if orbit not in values:
-                raise ValueError(f"{criterion}: {orbit!r} has no scores; every orbit needs one for each of its units")
+                raise ArgumentError(
+                    f"{criterion}: {orbit!r} has no scores; every orbit needs one for each of its units"
+                )
             array = np.asarray(values[orbit], np.float64)
             if array.shape != (orbit.width,):
-                raise ValueError(f"{criterion}: {orbit!r} has scores of shape {array.shape}, expected ({orbit.width},)")
+                raise ArgumentError(
+                    f"{criterion}: {orbit!r} has scores of shape {array.shape}, expected ({orbit.width},)"
+                )
             if np.isnan(array).any():
-                raise ValueError(
+                raise ArgumentError(
                     f"{criterion}: {int(np.isnan(array).sum())} of the {orbit.width} scores of {orbit!r} are no "
                     "number; look for losses, activations or weights that are not finite"
                 )
@@ -77,7 +81,7 @@ class Scores(Mapping[Orbit, Array]):
     def __len__(self) -> int:
         return len(self._values)
 
-    def normalised(self, how: Normalisation | None = "auto", *, globally: bool = False) -> Scores:
+    def normalized(self, how: Normalization | None = "auto", *, globally: bool = False) -> Scores:
         """Make scores of different orbits comparable.
 
         Args:
@@ -87,13 +91,13 @@ class Scores(Mapping[Orbit, Array]):
             globally: take it over all orbits together rather than over each by itself.
 
         Raises:
-            ValueError: there is no such normalisation.
+            ArgumentError: there is no such normalization.
         """
         if how is None or (how == "auto" and self.comparable):
             return self
         divisor: Divisor = "mean" if how == "auto" else how
         everything = np.concatenate([*self._values.values(), np.empty(0)]) if globally else None
-        values = {orbit: normalised(scores, divisor, everything) for orbit, scores in self.items()}
+        values = {orbit: normalized(scores, divisor, everything) for orbit, scores in self.items()}
         return Scores(self.orbits, values, criterion=self.criterion, samples=self.samples, comparable=self.comparable)
 
     def of_channels(self, module: nn.Module | str, dim: int = 0) -> Array:
@@ -101,7 +105,7 @@ class Scores(Mapping[Orbit, Array]):
 
         Args:
             module: a layer of the graph, its path, or the path of a parameter or buffer, as for
-                `torchorbit.pruning_plan`.
+                `torchorbit.removal.pruning_plan`.
             dim: 0 for the channels that the layer gives, 1 for those that it takes; of a tensor, the dimension.
 
         Returns:
@@ -109,10 +113,10 @@ class Scores(Mapping[Orbit, Array]):
             A channel that also belongs to a unit around it (a whole head) has the score of its own unit.
 
         Raises:
-            ValueError: there is no such module or dimension.
-            TypeError: ``module`` is neither.
+            ArgumentError: there is no such module or dimension.
+            ArgumentTypeError: ``module`` is neither.
         """
-        from torchorbit.pruning.channels import Channels  # it knows more of a graph than scores have to
+        from torchorbit.orbits.channels import Channels  # it knows more of a graph than scores have to
 
         channels = Channels.of(self.orbits, module, dim)
         found = np.full(channels.length, np.inf)
@@ -125,13 +129,13 @@ class Scores(Mapping[Orbit, Array]):
         """The scores over all samples that these and others have seen, say in several processes.
 
         Raises:
-            ValueError: they are of different criteria or orbits.
+            ArgumentError: they are of different criteria or orbits.
         """
         for other in others:
             if other.criterion != self.criterion:
-                raise ValueError(f"scores by {other.criterion} and by {self.criterion} cannot be merged")
+                raise ArgumentError(f"scores by {other.criterion} and by {self.criterion} cannot be merged")
             if _description(other.orbits) != _description(self.orbits):
-                raise ValueError("the scores are of different orbits; they can be merged when the model is the same")
+                raise ArgumentError("the scores are of different orbits; they can be merged when the model is the same")
         parts = [self, *others]
         samples = sum(part.samples for part in parts)
         weights = [part.samples / samples if samples else 1 / len(parts) for part in parts]
@@ -181,7 +185,7 @@ class Scores(Mapping[Orbit, Array]):
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(bytes(file["about"]))
                 if about["format"] != _FORMAT or about["version"] != 1:
-                    raise ValueError(f"it is {about['format']} version {about['version']}, expected {_FORMAT} 1")
+                    raise ArgumentError(f"it is {about['format']} version {about['version']}, expected {_FORMAT} 1")
                 same = about["orbits"] == _description(orbits)
                 values = {orbit: file[f"orbit{orbit.index}"] for orbit in orbits} if same else {}
             if not same:
@@ -212,23 +216,19 @@ class Scores(Mapping[Orbit, Array]):
         return f"{title}\n{tabulate(rows, headers=headers, floatfmt='.4g')}"
 
 
-class ScoresError(TorchorbitError, ValueError):
-    """A file holds no scores, or those of another graph."""
-
-
-def normalised(scores: Array, how: Divisor, base: Array | None = None) -> Array:
-    """Normalise scores, as `Scores.normalised` does.
+def normalized(scores: Array, how: Divisor, base: Array | None = None) -> Array:
+    """Normalize scores, as `Scores.normalized` does.
 
     Args:
         scores: of some units.
         how: what to divide by.
-        base: all the scores that they are normalised over; by default they themselves.
+        base: all the scores that they are normalized over; by default they themselves.
 
     Raises:
-        ValueError: there is no such normalisation.
+        ArgumentError: there is no such normalization.
     """
     if how not in _DIVISORS and how != "standard":
-        raise ValueError(f"how={how!r}, expected one of {', '.join([*_DIVISORS, 'standard'])}, or None")
+        raise ArgumentError(f"how={how!r}, expected one of {', '.join([*_DIVISORS, 'standard'])}, or None")
     base = scores if base is None else base
     if how == "standard":
         return (scores - base.mean()) / (base.std() or 1.0)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from torchorbit.pruning.calibration.errors import CalibrationError
+from torchorbit.errors import ArgumentError, ArgumentTypeError, CalibrationError
 
 #: Gives the loss of a model's output on a batch, as a scalar or as a number for each sample.
 Loss = Callable[[Any, Any], Tensor]
@@ -116,21 +116,21 @@ def batches_of(
 
     Raises:
         CalibrationError: there is none, or inputs are not what they should be.
-        TypeError: the loader cannot be gone through, or only once although there are several epochs; or ``steps`` or
-            ``epochs`` is no whole number.
-        ValueError: ``steps`` or ``epochs`` is not positive.
+        ArgumentTypeError: the loader cannot be gone through, or only once although there are several epochs; or
+            ``steps`` or ``epochs`` is no whole number.
+        ArgumentError: ``steps`` or ``epochs`` is not positive.
     """
     for name, number in (("steps", steps), ("epochs", epochs)):
         if number is None:
             continue
         if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
-            raise TypeError(f"{name}={number!r}, expected a whole number")
+            raise ArgumentTypeError(f"{name}={number!r}, expected a whole number")
         if number < 1:
-            raise ValueError(f"{name}={number}, expected a positive number")
+            raise ArgumentError(f"{name}={number}, expected a positive number")
     if epochs > 1:
         require_repeatable(loader)
     elif not isinstance(loader, Iterable):
-        raise TypeError(f"loader is a {type(loader).__name__}, expected something that gives batches")
+        raise ArgumentTypeError(f"loader is a {type(loader).__name__}, expected something that gives batches")
     if device is None:
         device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), None)
     return _batches(loader, sample_to_model_inputs, sample_to_n_samples, steps, epochs, device)
@@ -160,11 +160,11 @@ def require_repeatable(loader: Iterable[Any]) -> None:
     """Refuse what gives its batches only once.
 
     Raises:
-        TypeError: it does, or gives none at all.
+        ArgumentTypeError: it does, or gives none at all.
     """
     if isinstance(loader, Iterator) or not isinstance(loader, Iterable):
         used_up = ", which is used up by one pass" if isinstance(loader, Iterator) else ""
-        raise TypeError(
+        raise ArgumentTypeError(
             f"loader is a {type(loader).__name__}{used_up}; expected something that gives batches as often as it is "
             "gone through: a DataLoader, or a list"
         )
@@ -194,10 +194,12 @@ def require_loss(loss: Any) -> None:
     """Refuse what is no function.
 
     Raises:
-        TypeError: it is none.
+        ArgumentTypeError: it is none.
     """
     if not callable(loss):
-        raise TypeError(f"loss is a {type(loss).__name__}, expected a function of the model's output and a batch")
+        raise ArgumentTypeError(
+            f"loss is a {type(loss).__name__}, expected a function of the model's output and a batch"
+        )
 
 
 def checked_count(samples: Any) -> int:
@@ -219,12 +221,12 @@ def autocasting(model: nn.Module, dtype: torch.dtype | None) -> AbstractContextM
     """Mixed precision where the model is; none where no dtype is given.
 
     Raises:
-        TypeError: ``dtype`` is none.
+        ArgumentTypeError: ``dtype`` is none.
     """
     if dtype is None:
         return nullcontext()
     if not isinstance(dtype, torch.dtype):
-        raise TypeError(f"autocast={dtype!r}, expected a dtype, as torch.bfloat16, or None")
+        raise ArgumentTypeError(f"autocast={dtype!r}, expected a dtype, as torch.bfloat16, or None")
     device = next((tensor.device.type for tensor in [*model.parameters(), *model.buffers()]), "cpu")
     return torch.autocast(device, dtype=dtype)
 

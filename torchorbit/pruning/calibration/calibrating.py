@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from torchorbit.errors import ArgumentError, CalibrationError
 from torchorbit.graph.dag import DagModule
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.calibration.batches import (
@@ -22,7 +23,6 @@ from torchorbit.pruning.calibration.batches import (
     unchanged_buffers,
 )
 from torchorbit.pruning.calibration.calibrator import Criteria, Reduction, orbits_of, resolved
-from torchorbit.pruning.calibration.errors import CalibrationError
 from torchorbit.pruning.calibration.gated import GatedModel
 from torchorbit.pruning.calibration.masking import OrbitLosses
 from torchorbit.pruning.calibration.recording import Recorder, Tally
@@ -82,15 +82,15 @@ def calibrate(
     Raises:
         CalibrationError: the loader gives nothing; the loss is no tensor, of another shape, not finite, or does not
             depend on the model; inputs are not what they should be; or scores are not finite.
-        TypeError: ``dag`` is no graph, something is no criterion, ``loader`` is used up by the first of several epochs,
-            or an argument is of the wrong type.
-        ValueError: an argument is out of range, a criterion needs a loss and there is none, or the graph has no
+        ArgumentTypeError: ``dag`` is no graph, something is no criterion, ``loader`` is used up by the first of
+            several epochs, or an argument is of the wrong type.
+        ArgumentError: an argument is out of range, a criterion needs a loss and there is none, or the graph has no
             weights.
     """
     found = resolved(criteria)
     orbits = orbits_of(dag, orbits, frozen)
     if loss_reduction not in ("mean", "sum"):
-        raise ValueError(f"loss_reduction={loss_reduction!r}, expected 'mean' or 'sum'")
+        raise ArgumentError(f"loss_reduction={loss_reduction!r}, expected 'mean' or 'sum'")
     results = {key: c.scores(orbits) for key, c in found.items() if isinstance(c, WeightCriterion)}
     asking = {key: c for key, c in found.items() if isinstance(c, LossCriterion)}
     looking = {key: c for key, c in found.items() if key not in results and key not in asking}
@@ -101,7 +101,7 @@ def calibrate(
     recorder = Recorder(GatedModel(orbits, place), looking)
     if loss is None and (asking or recorder.needs_gradients):
         needing = [str(c) for c in found.values() if not isinstance(c, WeightCriterion)]
-        raise ValueError(f"loss is None, and one of {', '.join(needing)} needs a loss")
+        raise ArgumentError(f"loss is None, and one of {', '.join(needing)} needs a loss")
     recorder.tallies |= {key: Tally(recorder.numbering.count) for key in asking}
     recorder.criteria |= asking
     # Units are switched off where they are consumed, wherever activations are looked at.

@@ -9,11 +9,11 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from torchorbit.errors import ArgumentError, ArgumentTypeError, CalibrationError
 from torchorbit.graph.dag import DagModule
 from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.calibration.batches import checked_count
-from torchorbit.pruning.calibration.errors import CalibrationError
 from torchorbit.pruning.calibration.gated import GatedModel
 from torchorbit.pruning.calibration.recording import Recorder
 from torchorbit.pruning.criteria import CRITERIA
@@ -32,7 +32,7 @@ class Calibrator:
     While it is active, calling the graph runs the same model with a look at every place where channels are consumed,
     in the modes that its modules are in::
 
-        with torchorbit.Calibrator(dag, ["taylor", "apoz"]) as calibrator:
+        with torchorbit.criteria.Calibrator(dag, ["taylor", "apoz"]) as calibrator:
             for images, labels in loader:
                 torch.nn.functional.cross_entropy(dag(images), labels).backward()
         scores = calibrator.scores["taylor"]
@@ -47,7 +47,7 @@ class Calibrator:
             Criteria that ask for losses (``shapley``) need `calibrate`.
         orbits: what `torchorbit.find_orbits` found; by default it is asked.
         frozen: as `torchorbit.find_orbits` takes it, where no ``orbits`` are given.
-        place: where activations are looked at; ``"consumed"`` is where layers take them in, after normalisation and
+        place: where activations are looked at; ``"consumed"`` is where layers take them in, after normalization and
             activation, ``"produced"`` the results of the layers that make them.
         loss_reduction: whether the loss is the ``"mean"`` over the samples of a batch, or their ``"sum"``. Scores are
             of each sample's own loss.
@@ -55,8 +55,8 @@ class Calibrator:
             the length of the first tensor.
 
     Raises:
-        TypeError: ``dag`` is no graph, or something is no criterion.
-        ValueError: there is no criterion, place or reduction of that name; both ``orbits`` and ``frozen`` are given;
+        ArgumentTypeError: ``dag`` is no graph, or something is no criterion.
+        ArgumentError: there is no criterion, place or reduction of that name; both ``orbits`` and ``frozen`` are given;
             the orbits are of another graph; a criterion needs `calibrate`; or the graph has no weights.
     """
 
@@ -76,9 +76,11 @@ class Calibrator:
         self.criteria = resolved(criteria)
         for criterion in self.criteria.values():
             if isinstance(criterion, LossCriterion):
-                raise ValueError(f"{criterion} evaluates the loss without some units; use torchorbit.calibrate for it")
+                raise ArgumentError(
+                    f"{criterion} evaluates the loss without some units; use torchorbit.calibrate for it"
+                )
         if loss_reduction not in ("mean", "sum"):
-            raise ValueError(f"loss_reduction={loss_reduction!r}, expected 'mean' or 'sum'")
+            raise ArgumentError(f"loss_reduction={loss_reduction!r}, expected 'mean' or 'sum'")
         self.loss_reduction = loss_reduction
         self._n_samples = inputs_to_n_samples or _length_of_first
         looking = {key: c for key, c in self.criteria.items() if not isinstance(c, WeightCriterion)}
@@ -121,15 +123,15 @@ def orbits_of(dag: DagModule, orbits: Orbits | None, frozen: Any) -> Orbits:
     """The orbits of a graph that has weights.
 
     Raises:
-        ValueError: they are of another graph, or both ``orbits`` and ``frozen`` are given; or there are no weights.
+        ArgumentError: they are of another graph, or both ``orbits`` and ``frozen`` are given; or there are no weights.
     """
     if orbits is None:
         orbits = find_orbits(dag, frozen=frozen)
     elif not isinstance(frozen, (nn.Module, str)) and not tuple(frozen):
         if orbits.model.dag is not dag:
-            raise ValueError("the orbits are of another graph; call find_orbits on this one")
+            raise ArgumentError("the orbits are of another graph; call find_orbits on this one")
     else:
-        raise ValueError("both orbits and frozen are given; give frozen to find_orbits")
+        raise ArgumentError("both orbits and frozen are given; give frozen to find_orbits")
     require_weights(orbits)
     return orbits
 
@@ -138,22 +140,22 @@ def resolved(criteria: Criteria) -> dict[Hashable, Criterion]:
     """Criteria by what they were given as: a name, or the criterion itself.
 
     Raises:
-        TypeError: something is no criterion.
-        ValueError: there is none of that name, or none is given.
+        ArgumentTypeError: something is no criterion.
+        ArgumentError: there is none of that name, or none is given.
     """
     given = [criteria] if isinstance(criteria, (str, Criterion)) else list(criteria)
     found: dict[Hashable, Criterion] = {}
     for item in given:
         if isinstance(item, str):
             if item not in CRITERIA:
-                raise ValueError(f"there is no criterion '{item}', only {', '.join(sorted(CRITERIA))}")
+                raise ArgumentError(f"there is no criterion '{item}', only {', '.join(sorted(CRITERIA))}")
             found[item] = CRITERIA[item]()
         elif isinstance(item, Criterion):
             found[item] = item
         else:
-            raise TypeError(f"{item!r} is no criterion; give names ({', '.join(sorted(CRITERIA))}) or criteria")
+            raise ArgumentTypeError(f"{item!r} is no criterion; give names ({', '.join(sorted(CRITERIA))}) or criteria")
     if not found:
-        raise ValueError("no criterion is given")
+        raise ArgumentError("no criterion is given")
     return found
 
 

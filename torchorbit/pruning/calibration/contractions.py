@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torchorbit.graph.operators import OPERATORS
-from torchorbit.orbits.rules.contractions import subscripts
-from torchorbit.orbits.rules.reductions import reduced_axes
+from torchorbit.operators.contractions import subscripts
+from torchorbit.operators.reductions import reduced_axes
+from torchorbit.operators.table import OPERATORS
 
 
 @dataclass(frozen=True, slots=True)

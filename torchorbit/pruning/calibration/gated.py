@@ -11,22 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchorbit.arguments import Ref, map_args, walk_args
+from torchorbit.errors import ArgumentError, CalibrationError
 from torchorbit.graph.costs import per_sample
 from torchorbit.graph.dag import DagModule, Graph, Provenance, blank
 from torchorbit.graph.flatten import share_modules
-from torchorbit.graph.vertices import (
-    InputVertex,
-    ModuleVertex,
-    OperatorVertex,
-    Ref,
-    Vertex,
-    map_args,
-    vertex_args,
-    walk_args,
-)
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.graph.writing import Writer
 from torchorbit.orbits.orbit import Orbit, Orbits
-from torchorbit.pruning.calibration.errors import CalibrationError
 from torchorbit.pruning.calibration.gates import Gate, Numbering, Slot, Units, View, find_gates
 from torchorbit.pruning.criteria.base import Place
 
@@ -133,7 +125,7 @@ class GatedModel:
         self.orbits = orbits
         self.dag = orbits.model.dag
         if orbits.model.source is not self.dag.graph:
-            raise ValueError("the orbits were found before this graph was pruned; call find_orbits again")
+            raise ArgumentError("the orbits were found before this graph was pruned; call find_orbits again")
         orbits.model.look_again()
         self.numbering = Numbering(orbits)
         found = find_gates(orbits, self.numbering, place)

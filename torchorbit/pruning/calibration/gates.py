@@ -1,7 +1,7 @@
 """Gates: where the channels of orbits are looked at, and where they can be switched off.
 
 A gate stands between a value and the vertices that consume it: convolutions, linear layers, matrix products. What is
-seen there has gone through normalisation and activation. All gates of a unit together are all of its effect: with
+seen there has gone through normalization and activation. All gates of a unit together are all of its effect: with
 zeros there the rest of the model sees nothing of it.
 """
 
@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchorbit.arguments import Attr, ByMode, Ref
+from torchorbit.errors import ArgumentError
 from torchorbit.graph.calls import Call
-from torchorbit.graph.vertices import Attr, ByMode, InputVertex, OperatorVertex, Ref
+from torchorbit.graph.vertices import InputVertex, OperatorVertex
+from torchorbit.labels import Dim, arrays_of
+from torchorbit.operators import Labelled
 from torchorbit.orbits.costs import value_of
-from torchorbit.orbits.labels import Dim, arrays_of
 from torchorbit.orbits.orbit import Orbit, Orbits, Part
-from torchorbit.orbits.rules import Labelled
 from torchorbit.pruning.calibration.contractions import Meeting, Operand, contracted, reduced
 from torchorbit.pruning.criteria.base import Place
 
@@ -113,10 +115,10 @@ def find_gates(orbits: Orbits, numbering: Numbering, place: Place = "consumed") 
             else where its parameters are read.
 
     Raises:
-        ValueError: there is no such place.
+        ArgumentError: there is no such place.
     """
     if place not in ("consumed", "produced"):
-        raise ValueError(f"place={place!r}, expected 'consumed' or 'produced'")
+        raise ArgumentError(f"place={place!r}, expected 'consumed' or 'produced'")
     finder = _Finder(orbits, numbering)
     if place == "consumed":
         finder.look_at_operands(finder.products())

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchorbit.errors import ArgumentError
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.selection import Selection
 from torchorbit.pruning.calibration.batches import (
@@ -60,8 +61,8 @@ class Masks:
 class MaskedLoss:
     """The mean loss over data, as a function of the units that are zero wherever they are consumed.
 
-    Nothing is rebuilt: every call runs the graph with masks in it. For a network without normalisation over channels
-    this is the loss of what `torchorbit.remove_channels` would make; layer normalisation and its like see zeros here,
+    Nothing is rebuilt: every call runs the graph with masks in it. For a network without normalization over channels
+    this is the loss of what `torchorbit.remove_channels` would make; layer normalization and its like see zeros here,
     and fewer channels there. The model runs in the mode that it is in; nothing of it changes.
 
     Args:
@@ -79,8 +80,8 @@ class MaskedLoss:
 
     Raises:
         CalibrationError: the loader gives nothing; later: a loss is not what it should be, or not finite.
-        TypeError: ``loss`` is no function; or the loader gives its batches only once, and they are not kept.
-        ValueError: the graph has no weights.
+        ArgumentTypeError: ``loss`` is no function; or the loader gives its batches only once, and they are not kept.
+        ArgumentError: the graph has no weights.
     """
 
     def __init__(
@@ -126,12 +127,12 @@ class MaskedLoss:
 
         Raises:
             CalibrationError: a loss is not what it should be, or not finite.
-            ValueError: an orbit is of another graph, or a position is out of range.
+            ArgumentError: an orbit is of another graph, or a position is out of range.
         """
         dag = self.orbits.model.dag
         selection = Selection(removed, dag, allow_empty=True)
         if selection.orbits is not None and selection.orbits is not self.orbits:
-            raise ValueError("the units are of another call of find_orbits; use those that this loss was made with")
+            raise ArgumentError("the units are of another call of find_orbits; use those that this loss was made with")
         masks = Masks(self._gated, selection.removed)
         total, samples = 0.0, 0
         with unchanged_buffers(dag):

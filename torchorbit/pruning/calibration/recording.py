@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from torchorbit.errors import CalibrationError
 from torchorbit.orbits.orbit import Orbits
-from torchorbit.pruning.calibration.errors import CalibrationError
 from torchorbit.pruning.calibration.gated import GatedModel, GateModule
 from torchorbit.pruning.criteria.base import ActivationCriterion, Criterion, GradientCriterion
 from torchorbit.pruning.scores import Scores

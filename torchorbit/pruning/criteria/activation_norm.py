@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from torchorbit.errors import ArgumentError
 from torchorbit.pruning.criteria.base import ActivationCriterion
 
 
@@ -22,7 +23,7 @@ class ActivationNorm(ActivationCriterion):
         p: 1 for the mean of absolute values over the positions of a sample, 2 for the root of the mean of squares.
 
     Raises:
-        ValueError: ``p`` is neither.
+        ArgumentError: ``p`` is neither.
     """
 
     p: int = 1
@@ -31,7 +32,7 @@ class ActivationNorm(ActivationCriterion):
 
     def __post_init__(self) -> None:
         if self.p not in (1, 2):
-            raise ValueError(f"p={self.p!r}, expected 1 or 2")
+            raise ArgumentError(f"p={self.p!r}, expected 1 or 2")
 
     def statistics(self, activation: Tensor, gradient: Tensor | None) -> Tensor:
         """Sum the powers of the activations, and count them."""

@@ -42,7 +42,7 @@ class WeightCriterion(Criterion):
         """Score all units.
 
         Raises:
-            ValueError: the weights are on the meta device.
+            ArgumentError: the weights are on the meta device.
         """
 
 
@@ -149,6 +149,6 @@ class Losses(ABC):
         """
 
 
-#: Where activations are looked at: ``"consumed"`` is where other layers take them in, after normalisation and
+#: Where activations are looked at: ``"consumed"`` is where other layers take them in, after normalization and
 #: activation; ``"produced"`` is the output of the layers that make them.
 Place = Literal["consumed", "produced"]

@@ -1,4 +1,4 @@
-"""The scales of the normalisations that channels pass."""
+"""The scales of the normalizations that channels pass."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import ClassVar, Literal
 import numpy as np
 import torch
 
-from torchorbit.graph.vertices import Attr
+from torchorbit.arguments import Attr
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
 from torchorbit.pruning.criteria.magnitude import root_mean_square
 from torchorbit.pruning.criteria.slices import Reduction, WeightSlices, check_choice, reduced
 from torchorbit.pruning.scores import Scores
 
-#: Which normalisations count: batch norms, or group, instance, layer and root-mean-square norms as well.
+#: Which normalizations count: batch norms, or group, instance, layer and root-mean-square norms as well.
 Norms = Literal["batch", "all"]
 
 _OPERATORS = {
@@ -40,7 +40,7 @@ class BatchNormScale(WeightCriterion):
         reduce: ``"mean"``, ``"sum"`` or ``"max"`` over the norms that a unit passes.
 
     Raises:
-        ValueError: an option has none of these values.
+        ArgumentError: an option has none of these values.
     """
 
     norms: Norms = "batch"
@@ -72,7 +72,7 @@ class BatchNormScale(WeightCriterion):
         return Scores(orbits, {**values, **without}, criterion=str(self))
 
     def _scales(self, orbits: Orbits) -> frozenset[str]:
-        """Paths of the scales of normalisations, by the names under which the graph reads them first."""
+        """Paths of the scales of normalizations, by the names under which the graph reads them first."""
         first = orbits.first_paths()
         weights = [
             call.args.get("weight") for call in orbits.model.calls.values() if call.operator in _OPERATORS[self.norms]

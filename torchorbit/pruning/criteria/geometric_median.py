@@ -29,7 +29,7 @@ class GeometricMedian(WeightCriterion):
         reduce: ``"mean"``, ``"sum"`` or ``"max"`` over the tensors of an orbit, in each of which distances are taken.
 
     Raises:
-        ValueError: an option has none of these values.
+        ArgumentError: an option has none of these values.
     """
 
     over: Over = "sources"

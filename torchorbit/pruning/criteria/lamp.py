@@ -30,7 +30,7 @@ class Lamp(WeightCriterion):
             `torchorbit.pruning.criteria.weight_norm.WeightNorm`. Squared norms add up over them.
 
     Raises:
-        ValueError: ``over`` is neither.
+        ArgumentError: ``over`` is neither.
     """
 
     over: Over = "all"

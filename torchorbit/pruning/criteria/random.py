@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
 from torchorbit.pruning.scores import Scores
@@ -22,8 +23,8 @@ class Random(WeightCriterion):
         seed: of the numbers; the same seed gives the same model the same scores.
 
     Raises:
-        ValueError: ``seed`` is negative.
-        TypeError: ``seed`` is no whole number.
+        ArgumentError: ``seed`` is negative.
+        ArgumentTypeError: ``seed`` is no whole number.
     """
 
     seed: int = 0
@@ -32,9 +33,9 @@ class Random(WeightCriterion):
 
     def __post_init__(self) -> None:
         if not isinstance(self.seed, (int, np.integer)) or isinstance(self.seed, bool):
-            raise TypeError(f"seed={self.seed!r}, expected a whole number")
+            raise ArgumentTypeError(f"seed={self.seed!r}, expected a whole number")
         if self.seed < 0:
-            raise ValueError(f"seed={self.seed}, expected a whole number from 0 on")
+            raise ArgumentError(f"seed={self.seed}, expected a whole number from 0 on")
 
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""

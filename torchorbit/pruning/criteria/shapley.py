@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from torchorbit.errors import ArgumentError
 from torchorbit.pruning.criteria.base import LossCriterion, Losses
 
 _WIDEST = 16  # of an orbit whose subsets are all evaluated
@@ -29,7 +30,7 @@ class Shapley(LossCriterion):
         seed: of the orders.
 
     Raises:
-        ValueError: ``sv_samples`` is not positive; or, once it runs, it is None and an orbit is wider than 16.
+        ArgumentError: ``sv_samples`` is not positive; or, once it runs, it is None and an orbit is wider than 16.
     """
 
     sv_samples: int | None = 5
@@ -40,7 +41,7 @@ class Shapley(LossCriterion):
 
     def __post_init__(self) -> None:
         if self.sv_samples is not None and self.sv_samples < 1:
-            raise ValueError(f"sv_samples={self.sv_samples}, expected a positive number, or None for all subsets")
+            raise ArgumentError(f"sv_samples={self.sv_samples}, expected a positive number, or None for all subsets")
 
     def per_sample(self, losses: Losses) -> Tensor:
         """The mean of what the loss rises by when a unit is removed after those before it."""
@@ -67,7 +68,7 @@ def _exact(losses: Losses) -> Tensor:
     """The weighted mean over all subsets of the others."""
     width = losses.width
     if width > _WIDEST:
-        raise ValueError(
+        raise ArgumentError(
             f"an orbit has {width} units, and 2 ** {width} subsets are too many; give sv_samples a number (5, say)"
         )
     bits = torch.arange(width)

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchorbit.orbits.labels import arrays_of
+from torchorbit.errors import ArgumentError
+from torchorbit.labels import arrays_of
 from torchorbit.orbits.orbit import Orbit, Orbits
 
 #: Which slices of a unit count: ``"all"`` that it owns of parameters, or only those of its ``"sources"``, the kernels
@@ -76,7 +77,7 @@ class WeightSlices:
         orbits: of a graph with weights.
 
     Raises:
-        ValueError: the graph is on the meta device.
+        ArgumentError: the graph is on the meta device.
     """
 
     def __init__(self, orbits: Orbits):
@@ -148,10 +149,10 @@ def require_weights(orbits: Orbits) -> None:
     """Refuse a graph without weights.
 
     Raises:
-        ValueError: the graph is on the meta device.
+        ArgumentError: the graph is on the meta device.
     """
     if any(parameter.is_meta for parameter in orbits.model.dag.parameters()):
-        raise ValueError(
+        raise ArgumentError(
             "the graph is on the meta device, where weights have no magnitude: give it weights, or choose what goes by "
             "find_orbits and remove_channels"
         )
@@ -176,7 +177,7 @@ def check_choice(name: str, value: Any, choices: Any) -> None:
     """Refuse what is none of the values of a ``Literal``.
 
     Raises:
-        ValueError: it is none of them.
+        ArgumentError: it is none of them.
     """
     if value not in get_args(choices):
-        raise ValueError(f"{name}={value!r}, expected one of {', '.join(map(repr, get_args(choices)))}")
+        raise ArgumentError(f"{name}={value!r}, expected one of {', '.join(map(repr, get_args(choices)))}")

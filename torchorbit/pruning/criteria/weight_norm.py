@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from torchorbit.errors import ArgumentError
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
 from torchorbit.pruning.criteria.slices import Over, Reduction, UnitSlices, WeightSlices, check_choice, reduced
-from torchorbit.pruning.scores import Divisor, Scores, normalised
+from torchorbit.pruning.scores import Divisor, Scores, normalized
 
-#: Over what norms are normalised: the units of an orbit in each ``"tensor"``, those of the ``"orbit"``, or ``"all"``.
+#: Over what norms are normalized: the units of an orbit in each ``"tensor"``, those of the ``"orbit"``, or ``"all"``.
 Per = Literal["tensor", "orbit", "all"]
 
 
@@ -34,30 +35,30 @@ class WeightNorm(WeightCriterion):
             counts all.
         reduce: ``"mean"``, ``"sum"`` or ``"max"`` of the norms over the tensors of a unit, a tensor that is cut along
             two dimensions counted as two.
-        normalise: ``"sum"``, ``"mean"``, ``"max"``, ``"l2"`` or ``"standard"``, as in `Scores.normalised`; None
+        normalize: ``"sum"``, ``"mean"``, ``"max"``, ``"l2"`` or ``"standard"``, as in `Scores.normalized`; None
             leaves norms as they are.
-        per: over what to normalise: ``"tensor"`` makes those of one orbit count alike, before they are reduced,
+        per: over what to normalize: ``"tensor"`` makes those of one orbit count alike, before they are reduced,
             ``"orbit"`` those of one graph; ``"all"`` orbits together only changes the unit of measurement.
 
     Raises:
-        ValueError: an option has none of these values.
+        ArgumentError: an option has none of these values.
     """
 
     p: float = 2.0
     over: Over = "all"
     reduce: Reduction = "mean"
-    normalise: Divisor | None = None
+    normalize: Divisor | None = None
     per: Per = "orbit"
 
     name: ClassVar[str] = "weight_norm"
 
     def __post_init__(self) -> None:
         if not isinstance(self.p, (int, float)) or isinstance(self.p, bool) or not self.p > 0:
-            raise ValueError(f"p={self.p!r}, expected a number above 0")
+            raise ArgumentError(f"p={self.p!r}, expected a number above 0")
         check_choice("over", self.over, Over)
         check_choice("reduce", self.reduce, Reduction)
-        if self.normalise is not None:
-            check_choice("normalise", self.normalise, Divisor)
+        if self.normalize is not None:
+            check_choice("normalize", self.normalize, Divisor)
         check_choice("per", self.per, Per)
 
     @torch.no_grad()
@@ -67,11 +68,11 @@ class WeightNorm(WeightCriterion):
         values = {}
         for orbit in orbits:
             norms = [norm(part, self.p) for part in slices.of(orbit, self.over)]
-            if self.per == "tensor" and self.normalise is not None:
-                norms = [torch.from_numpy(normalised(n.cpu().numpy(), self.normalise)) for n in norms]
+            if self.per == "tensor" and self.normalize is not None:
+                norms = [torch.from_numpy(normalized(n.cpu().numpy(), self.normalize)) for n in norms]
             values[orbit] = reduced(norms, self.reduce, orbit.width)
         scores = Scores(orbits, values, criterion=str(self))
-        return scores if self.per == "tensor" else scores.normalised(self.normalise, globally=self.per == "all")
+        return scores if self.per == "tensor" else scores.normalized(self.normalize, globally=self.per == "all")
 
 
 @dataclass(frozen=True)

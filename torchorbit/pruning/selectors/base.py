@@ -11,13 +11,14 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from torchorbit.latency import AdditiveLatency, LatencyMeasurementError, PredictedLatency, name_of
+from torchorbit.cost.base import AdditiveCost, PredictedCost, name_of
+from torchorbit.cost.targets import Target
+from torchorbit.errors import ArgumentError, LatencyMeasurementError, TargetError
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.pricing import Pricing
 from torchorbit.pruning.constraints import Bounds, Constraint
-from torchorbit.pruning.removal import remove_channels
 from torchorbit.pruning.scores import Scores
-from torchorbit.pruning.targets import Target, TargetError
+from torchorbit.removal.cutting import remove_channels
 
 Positions = NDArray[np.int64]
 Removed = Mapping[Orbit, Positions]
@@ -63,7 +64,7 @@ class Task:
     def _widths(self, orbit: Orbit) -> Positions:
         widths = np.asarray(self.constraint.widths(orbit), np.int64)
         if not len(widths) or widths[-1] != orbit.width or widths[0] < 1 or (np.diff(widths) <= 0).any():
-            raise ValueError(
+            raise ArgumentError(
                 f"{type(self.constraint).__name__} allows {orbit!r} widths {widths.tolist()[:8]}, expected ascending "
                 f"ones from 1 to {orbit.width}, which is its own"
             )
@@ -80,15 +81,15 @@ class Task:
     @cached_property
     def pricing(self) -> Pricing | None:
         """What knows the cost of many widths at once; None where the measure is not a sum that can be predicted."""
-        latency = None if self.target is None else self.target.latency
-        if isinstance(latency, AdditiveLatency):
+        latency = None if self.target is None else self.target.cost
+        if isinstance(latency, AdditiveCost):
             return Pricing(self.orbits, latency.terms(self.orbits), self.order)
         return None
 
     @property
     def measured(self) -> bool:
         """Whether a model has to be built for every cost."""
-        return self.target is not None and not isinstance(self.target.latency, PredictedLatency)
+        return self.target is not None and not isinstance(self.target.cost, PredictedCost)
 
     def cost(self, removed: Removed | Sequence[int]) -> float:
         """What the model costs, by the measure of the target.
@@ -131,9 +132,9 @@ class Task:
 
     def _cost(self, removed: Removed) -> float:
         if self.target is None:
-            raise ValueError("there is no target, so there is nothing to measure the cost by")
-        latency: Any = self.target.latency
-        if isinstance(latency, PredictedLatency):
+            raise ArgumentError("there is no target, so there is nothing to measure the cost by")
+        latency: Any = self.target.cost
+        if isinstance(latency, PredictedCost):
             return float(latency.predicted(self.orbits, self.keep(removed)))
         dag = self.orbits.model.dag
         return float(latency(remove_channels(dag, removed) if removed else dag))
@@ -160,17 +161,19 @@ class Task:
         """What the result may cost, in the units of the measure.
 
         Raises:
-            ValueError: there is no target.
+            ArgumentError: there is no target.
             TargetError: it cannot be reached.
         """
         if self.target is None:
-            raise ValueError("this selector needs a target; give flops=, parameters= or target=Target(latency, limit)")
+            raise ArgumentError(
+                "this selector needs a target; give flops=, parameters= or target=Target(latency, limit)"
+            )
         whole = self.cost(self.most)
         limit = self.target.limit * whole if self.target.relative else self.target.limit
         if whole > limit:
             smallest = self.cost(self.least)
             if smallest > limit:
-                name = name_of(self.target.latency)
+                name = name_of(self.target.cost)
                 raise TargetError(
                     f"{limit:.4g} {name} cannot be reached: with every orbit at its least width {smallest:.4g} are "
                     f"left (of {whole:.4g}); ask for no less, or allow lesser widths",

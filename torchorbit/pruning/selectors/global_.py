@@ -10,10 +10,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from torchorbit.pruning.scores import Normalisation
+from torchorbit.errors import ArgumentError, ArgumentTypeError, TargetError
+from torchorbit.pruning.scores import Normalization
 from torchorbit.pruning.selectors.base import Task, WidthSelector
 from torchorbit.pruning.selectors.steps import cost_of, filled, improved
-from torchorbit.pruning.targets import TargetError
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Global(WidthSelector):
     Attributes:
         n_channels_or_ratio: how many units go; below 1 which share of all units. None removes them until the target is
             met. Units that go together go where as many are still wanted.
-        normalisation: how scores of different orbits are made comparable (`Scores.normalised`); None leaves them. By
+        normalization: how scores of different orbits are made comparable (`Scores.normalized`); None leaves them. By
             default scores that are changes of the loss are left, and others divided by the mean of their orbit.
         per_cost: divide a unit's score by what the model would cost less without it, as a share of its cost, so that
             units that cost much go sooner. Needs a target, which says by what measure.
@@ -38,12 +38,12 @@ class Global(WidthSelector):
             stops with the best so far (ENOT's early stop), or, where none met the target, with the one just tried.
 
     Raises:
-        ValueError: ``n_channels_or_ratio`` is out of range, or a normalisation unknown.
-        TypeError: ``n_channels_or_ratio`` is no number.
+        ArgumentError: ``n_channels_or_ratio`` is out of range, or a normalization unknown.
+        ArgumentTypeError: ``n_channels_or_ratio`` is no number.
     """
 
     n_channels_or_ratio: float | None = None
-    normalisation: Normalisation | None = "auto"
+    normalization: Normalization | None = "auto"
     per_cost: bool = False
     selector_cb: Callable[[float, float], bool] | None = None
 
@@ -54,9 +54,11 @@ class Global(WidthSelector):
         if wanted is None:
             return
         if isinstance(wanted, bool) or not isinstance(wanted, (int, float, np.integer)):
-            raise TypeError(f"n_channels_or_ratio={wanted!r}, expected a number of units, or a share of them below 1")
+            raise ArgumentTypeError(
+                f"n_channels_or_ratio={wanted!r}, expected a number of units, or a share of them below 1"
+            )
         if not wanted >= 0 or (wanted >= 1 and wanted != int(wanted)):
-            raise ValueError(f"n_channels_or_ratio={wanted}, expected a whole number of units, or a share below 1")
+            raise ArgumentError(f"n_channels_or_ratio={wanted}, expected a whole number of units, or a share below 1")
 
     @property
     def needs_target(self) -> bool:  # type: ignore[override]
@@ -65,7 +67,7 @@ class Global(WidthSelector):
 
     def widths(self, task: Task) -> Sequence[int]:
         """The width of every orbit."""
-        blocks = _blocks(task, self.normalisation, self.per_cost)
+        blocks = _blocks(task, self.normalization, self.per_cost)
         if self.n_channels_or_ratio is not None:
             return _without_number(task, blocks, self.n_channels_or_ratio)
         return self._widths_for(task, blocks)
@@ -93,16 +95,16 @@ class Global(WidthSelector):
         options = []
         if self.n_channels_or_ratio is not None:
             options.append(f"n_channels_or_ratio={self.n_channels_or_ratio:g}")
-        if self.normalisation != "auto":
-            options.append(f"normalisation={self.normalisation}")
+        if self.normalization != "auto":
+            options.append(f"normalization={self.normalization}")
         if self.per_cost:
             options.append("per_cost")
         return f"{self.name}({', '.join(options)})" if options else self.name
 
 
-def _blocks(task: Task, normalisation: Normalisation | None, per_cost: bool) -> list[tuple[int, int]]:
+def _blocks(task: Task, normalization: Normalization | None, per_cost: bool) -> list[tuple[int, int]]:
     """Units that go together, the lowest scores first: the orbit, and its width when they are gone."""
-    scores = task.scores.normalised(normalisation)
+    scores = task.scores.normalized(normalization)
     found: list[tuple[float, int, int]] = []
     for index, orbit in enumerate(task.orbits):
         ascending = scores[orbit][task.order[orbit]]

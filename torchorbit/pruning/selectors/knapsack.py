@@ -14,9 +14,10 @@ from scipy.optimize import LinearConstraint, milp
 from scipy.sparse import coo_array, csr_array, vstack
 from tqdm import tqdm
 
+from torchorbit.errors import ArgumentError
 from torchorbit.orbits.orbit import Orbit
 from torchorbit.pruning.constraints import Constraint
-from torchorbit.pruning.scores import Normalisation
+from torchorbit.pruning.scores import Normalization
 from torchorbit.pruning.selectors.base import Positions, Task, WidthSelector
 from torchorbit.pruning.selectors.global_ import Global
 from torchorbit.pruning.selectors.native import native_output_on_stderr
@@ -65,7 +66,7 @@ class Knapsack(WidthSelector):
         constraint: which widths orbits may have; None takes the task's.
         max_iterations: how often the problem is solved at most.
         solver_time_limit: seconds for each solution; None for no limit.
-        normalisation: how scores of different orbits are made comparable (`Scores.normalised`); None leaves them. By
+        normalization: how scores of different orbits are made comparable (`Scores.normalized`); None leaves them. By
             default scores that are changes of the loss are left, and others divided by the mean of their orbit.
         tolerance: the share of the target below it within which the result is to be, where that is possible; 1 for
             whatever scores highest.
@@ -74,14 +75,14 @@ class Knapsack(WidthSelector):
         verbose: show a progress bar with the total score and the cost.
 
     Raises:
-        ValueError: a number is out of range.
+        ArgumentError: a number is out of range.
     """
 
     strict_order: bool = True
     constraint: Constraint | None = None
     max_iterations: int = 15
     solver_time_limit: float | None = 60.0
-    normalisation: Normalisation | None = "auto"
+    normalization: Normalization | None = "auto"
     tolerance: float = 0.02
     exhaustive: int = 1 << 17
     measurements: int = 2
@@ -91,15 +92,15 @@ class Knapsack(WidthSelector):
 
     def __post_init__(self) -> None:
         if self.max_iterations < 1 or self.measurements < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"max_iterations={self.max_iterations}, measurements={self.measurements}, expected at least 1 of each"
             )
         if self.solver_time_limit is not None and not self.solver_time_limit > 0:
-            raise ValueError(f"solver_time_limit={self.solver_time_limit}, expected seconds, or None for no limit")
+            raise ArgumentError(f"solver_time_limit={self.solver_time_limit}, expected seconds, or None for no limit")
         if not 0 <= self.tolerance <= 1:
-            raise ValueError(f"tolerance={self.tolerance}, expected a share of the target from 0 to 1")
+            raise ArgumentError(f"tolerance={self.tolerance}, expected a share of the target from 0 to 1")
         if self.exhaustive < 0:
-            raise ValueError(f"exhaustive={self.exhaustive}, expected a number of combinations, 0 for none")
+            raise ArgumentError(f"exhaustive={self.exhaustive}, expected a number of combinations, 0 for none")
 
     def select(self, task: Task) -> dict[Orbit, Positions]:
         """Remove what is worth least."""
@@ -119,7 +120,7 @@ class Knapsack(WidthSelector):
     def _widths(self, task: Task) -> list[int]:
         if task.limit >= task.cost(task.most):
             return list(task.most)
-        worth = _worth(task, self.normalisation)
+        worth = _worth(task, self.normalization)
         if task.pricing is not None and math.prod(map(len, task.allowed.values())) <= self.exhaustive:
             return _best_of_all(task, worth, self.tolerance)
         return self._search(task, worth)
@@ -150,7 +151,7 @@ class Knapsack(WidthSelector):
         least = (1 - self.tolerance) * task.limit
         if task.cost(best) < least:
             # Where widths are coarse there may be no short way from here; others look for the target before the score.
-            others: list[WidthSelector] = [Uniform(), Global(normalisation=self.normalisation)]
+            others: list[WidthSelector] = [Uniform(), Global(normalization=self.normalization)]
             choices = [list(other.widths(task)) for other in others]
             close = [widths for widths in choices if least <= task.cost(widths) <= task.limit]
             best = max(close, key=lambda widths: _value(task, worth, widths), default=best)
@@ -186,8 +187,8 @@ class Knapsack(WidthSelector):
     def __str__(self) -> str:
         """Its name, and the options that are not as by default."""
         options = [] if self.strict_order else ["strict_order=False"]
-        if self.normalisation != "auto":
-            options.append(f"normalisation={self.normalisation}")
+        if self.normalization != "auto":
+            options.append(f"normalization={self.normalization}")
         if self.tolerance != 0.02:
             options.append(f"tolerance={self.tolerance:g}")
         if self.max_iterations != 15:
@@ -195,9 +196,9 @@ class Knapsack(WidthSelector):
         return f"{self.name}({', '.join(options)})" if options else self.name
 
 
-def _worth(task: Task, normalisation: Normalisation | None) -> Worth:
+def _worth(task: Task, normalization: Normalization | None) -> Worth:
     """The total score that is kept at each of the widths that an orbit may have."""
-    scores = task.scores.normalised(normalisation)
+    scores = task.scores.normalized(normalization)
     everything = np.concatenate([*scores.values(), np.zeros(1)])
     lift = 0.0 if (everything > 0).any() else -float(everything.min())
     # Even what is worth nothing is kept where it fits.

@@ -14,12 +14,11 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from torchorbit.errors import TorchorbitError
-from torchorbit.latency import LatencyMeasurementError, PredictedLatency, name_of
+from torchorbit.cost.base import PredictedCost, name_of
+from torchorbit.errors import ArgumentError, LatencyMeasurementError, TargetError, TorchorbitError
 from torchorbit.pruning.selectors.base import Task, WidthSelector
 from torchorbit.pruning.selectors.trust_region import Sampler, ScboOptions, TrustRegion, require_botorch
 from torchorbit.pruning.selectors.width_space import Array, Boundary, Widths, WidthSpace, checked
-from torchorbit.pruning.targets import TargetError
 
 #: Selectors, by name, of which the result is a starting point where there is such a selector and it succeeds.
 WARM_STARTS = ("uniform", "global", "knapsack")
@@ -63,14 +62,14 @@ class Search:
 
 @dataclass(frozen=True)
 class Optimal(WidthSelector):
-    """Searches for the widths at which the loss is least, by scalable constrained Bayesian optimisation.
+    """Searches for the widths at which the loss is least, by scalable constrained Bayesian optimization.
 
     SCBO (Eriksson and Poloczek, "Scalable constrained Bayesian optimization", AISTATS 2021; ENOT's optimal strategy) on
     BoTorch. The loss is that of the task, on data and with the removed units at zero; without data it is the share of
     the score that goes, of every orbit's whole score, summed over orbits.
 
     What other selectors find (`WARM_STARTS`) is tried first, so that the result is never worse than theirs. Where the
-    cost is predicted (`torchorbit.latency.PredictedLatency`: FLOPs, parameters, tables), only widths within the limit
+    cost is predicted (`torchorbit.cost.PredictedCost`: FLOPs, parameters, tables), only widths within the limit
     are tried: every candidate is scaled to just below it. Where it has to be measured, the constraint is modelled like
     the loss is.
 
@@ -88,7 +87,7 @@ class Optimal(WidthSelector):
         options: of the trust region.
 
     Raises:
-        ValueError: a number is out of range.
+        ArgumentError: a number is out of range.
     """
 
     n_search_steps: int | None = 200
@@ -110,9 +109,9 @@ class Optimal(WidthSelector):
             if value is None and none:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"{name}={value!r}, expected a positive whole number{' or None' if none else ''}")
+                raise ArgumentError(f"{name}={value!r}, expected a positive whole number{' or None' if none else ''}")
         if not self.dtype.is_floating_point:
-            raise ValueError(f"dtype={self.dtype}, expected torch.float64 or another floating-point type")
+            raise ArgumentError(f"dtype={self.dtype}, expected torch.float64 or another floating-point type")
 
     def __str__(self) -> str:
         """Its name, and the options that are not as by default."""
@@ -137,7 +136,7 @@ class Optimal(WidthSelector):
 
         Raises:
             TargetError: nothing that was tried is within the limit.
-            ValueError: there is no target; or an additional starting point is none.
+            ArgumentError: there is no target; or an additional starting point is none.
             ImportError: BoTorch is missing.
             KeyboardInterrupt: Ctrl-C was pressed, and is not handled or came before anything was within the limit.
         """
@@ -164,7 +163,7 @@ class _Run:
         seed = task.seed if selector.seed is None else selector.seed
         self.rng = np.random.default_rng(seed)
         self.space = WidthSpace(task)
-        predicted = isinstance(task.target.latency, PredictedLatency)
+        predicted = isinstance(task.target.cost, PredictedCost)
         self.boundary = Boundary(task, self.space, self.rng) if predicted else None
         device = selector.device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.sampler = Sampler(selector.options, torch.device(device), selector.dtype, seed)
@@ -200,7 +199,7 @@ class _Run:
     def nothing_found(self) -> TargetError:
         least = min((sample.cost for sample in self.samples), default=math.inf)
         assert self.task.target is not None
-        name = name_of(self.task.target.latency)
+        name = name_of(self.task.target.cost)
         return TargetError(
             f"none of the {len(self.samples)} models that were tried is within {self.limit:.4g} {name} "
             f"({self.failed} could not be measured); the least was {least:.4g}; ask for no less, or try more",
@@ -332,7 +331,7 @@ class _Objective:
 
     def __init__(self, task: Task):
         self.task = task
-        self.shares = task.scores.normalised()
+        self.shares = task.scores.normalized()
 
     def __call__(self, widths: Sequence[int]) -> float:
         removed = self.task.removed(widths)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
+from torchorbit.errors import ArgumentError, ArgumentTypeError
+from torchorbit.orbits.matching import Key, orbits_of
 from torchorbit.orbits.orbit import Orbit
-from torchorbit.pruning.matching import Key, orbits_of
 from torchorbit.pruning.selectors.base import Task, WidthSelector
 from torchorbit.pruning.selectors.uniform import closest_width
 
@@ -23,8 +24,8 @@ class Ratios(WidthSelector):
         default: the share for all other orbits.
 
     Raises:
-        ValueError: a share is out of range.
-        TypeError: a share is no number, or ``ratios`` no dict.
+        ArgumentError: a share is out of range.
+        ArgumentTypeError: a share is no number, or ``ratios`` no dict.
     """
 
     name: ClassVar[str] = "ratios"
@@ -32,22 +33,24 @@ class Ratios(WidthSelector):
 
     def __init__(self, ratios: Mapping[Key, float], default: float = 0.0):
         if not isinstance(ratios, Mapping):
-            raise TypeError(f"ratios is a {type(ratios).__name__}, expected a dict of patterns, modules or orbits")
+            raise ArgumentTypeError(
+                f"ratios is a {type(ratios).__name__}, expected a dict of patterns, modules or orbits"
+            )
         self.ratios = dict(ratios)
         self.default = default
         for key, ratio in (*self.ratios.items(), ("default", default)):
             what = f"the ratio of {_shown(key)} is {ratio!r}"
             if isinstance(ratio, bool) or not isinstance(ratio, (int, float)):
-                raise TypeError(f"{what}, expected a number")
+                raise ArgumentTypeError(f"{what}, expected a number")
             if not 0 <= ratio < 1:
-                raise ValueError(f"{what}, expected a share from 0 up to but not including 1")
+                raise ArgumentError(f"{what}, expected a share from 0 up to but not including 1")
 
     def widths(self, task: Task) -> Sequence[int]:
         """The width of every orbit.
 
         Raises:
-            ValueError: a key means no orbit.
-            TypeError: a key is no orbit, module or path.
+            ArgumentError: a key means no orbit.
+            ArgumentTypeError: a key is no orbit, module or path.
         """
         chosen: dict[int, float] = {}
         for key, ratio in sorted(self.ratios.items(), key=lambda item: (isinstance(item[0], Orbit), -item[1])):

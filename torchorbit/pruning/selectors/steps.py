@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from torchorbit.latency import LatencyMeasurementError
+from torchorbit.errors import LatencyMeasurementError
 from torchorbit.pruning.selectors.base import Task
 
 #: For every orbit, what each of its allowed widths is worth.

@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from torchorbit.latency.measured import limited_threads
+from torchorbit.cost.measured import limited_threads
+from torchorbit.errors import ArgumentError
 
 Array = NDArray[np.float64]
 
@@ -35,7 +36,7 @@ class ScboOptions:
         fit_iterations: of L-BFGS, for the parameters of a Gaussian process.
 
     Raises:
-        ValueError: a number is out of range.
+        ArgumentError: a number is out of range.
     """
 
     length: float = 0.4
@@ -49,14 +50,14 @@ class ScboOptions:
 
     def __post_init__(self) -> None:
         if not 0 < self.length_min <= self.length <= self.length_max:
-            raise ValueError(
+            raise ArgumentError(
                 f"length_min={self.length_min}, length={self.length}, length_max={self.length_max}, expected positive "
                 "numbers in ascending order"
             )
         for name in ("successes", "failures", "candidates", "perturbed", "fit_iterations"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"{name}={value!r}, expected a positive whole number")
+                raise ArgumentError(f"{name}={value!r}, expected a positive whole number")
 
 
 class TrustRegion:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from torchorbit.errors import ArgumentError
 from torchorbit.pruning.selectors.base import Task, WidthSelector
 from torchorbit.pruning.selectors.steps import filled, fits, improved
 
@@ -26,7 +27,7 @@ class Uniform(WidthSelector):
             fewer, to come closer.
 
     Raises:
-        ValueError: ``ratio`` is out of range.
+        ArgumentError: ``ratio`` is out of range.
     """
 
     ratio: float | None = None
@@ -35,7 +36,7 @@ class Uniform(WidthSelector):
 
     def __post_init__(self) -> None:
         if self.ratio is not None and not 0 <= self.ratio < 1:
-            raise ValueError(f"ratio={self.ratio}, expected a share from 0 up to but not including 1")
+            raise ArgumentError(f"ratio={self.ratio}, expected a share from 0 up to but not including 1")
 
     @property
     def needs_target(self) -> bool:  # type: ignore[override]

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchorbit.errors import ArgumentError
 from torchorbit.pruning.selectors.base import Task
 
 Array = NDArray[np.float64]
@@ -193,16 +194,16 @@ def checked(task: Task, widths: Sequence[int] | Widths) -> Widths:
     """Widths that were given from outside.
 
     Raises:
-        ValueError: there are too few or too many, or some that an orbit may not have.
+        ArgumentError: there are too few or too many, or some that an orbit may not have.
     """
     array = np.asarray(widths)
     if array.shape != (len(task.orbits),) or array.dtype.kind not in "iu":
-        raise ValueError(
+        raise ArgumentError(
             f"a starting point is {widths!r:.100}, expected {len(task.orbits)} whole numbers, a width for each orbit"
         )
     for orbit, width in zip(task.orbits, array.tolist(), strict=True):
         if width not in task.allowed[orbit]:
-            raise ValueError(
+            raise ArgumentError(
                 f"a starting point has width {width} for {orbit!r}, expected one of {task.allowed[orbit].tolist()[:20]}"
             )
     return array.astype(np.int64)

@@ -1,0 +1,214 @@
+"""From the name of a model in timm, or from a checkpoint, to a pruned checkpoint."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+
+import torchorbit
+from harness.data import Images, cross_entropy, dtype_of
+from harness.errors import UsageError
+from harness.models import VERSIONS, build, check_name, example_input
+from harness.timm_import import timm
+from torchorbit.graph.dag import DagModule
+from torchorbit.graph.files import GRAPH_FILE
+from torchorbit.pruning.constraints import Bounds
+from torchorbit.pruning.criteria import CRITERIA, Random, WeightCriterion
+from zoo.checkpoint import load_checkpoint, manifest_of, save_checkpoint, sha256, versions
+from zoo.manifest import MANIFEST_FILE, Manifest, Preprocessing, Source, Step
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to prune; `torchorbit.prune` says what the fields mean."""
+
+    flops: float | None = None
+    parameters: float | None = None
+    ratio: float | None = None
+    round_to: int = 1
+    least: int = 1
+    least_share: float = 0.0
+    criterion: str = "magnitude"
+    selector: str = "uniform"
+    steps: int = 1
+    finetune_bn: bool = False
+    frozen: tuple[str, ...] = ()
+    data: Images | None = None
+
+    def prune(self, dag: DagModule, *, seed: int = 0) -> tuple[DagModule, bool]:
+        """Prune a graph that carries a manifest.
+
+        Returns:
+            The smaller graph, and whether the data was looked at.
+
+        Raises:
+            UsageError: data is wanted, and there is none, or nothing is known of the model's preprocessing.
+            ArgumentError: as `torchorbit.prune`.
+        """
+        options = {field.name: getattr(self, field.name) for field in fields(self)}
+        images, least, share = options.pop("data"), options.pop("least"), options.pop("least_share")
+        round_to = options.pop("round_to")
+        loader = None
+        if images is None and self.criterion in CRITERIA and not issubclass(CRITERIA[self.criterion], WeightCriterion):
+            raise UsageError(f"--criterion {self.criterion} looks at data: give --data")
+        if images is None and self.finetune_bn:
+            raise UsageError("--finetune-bn needs data: give --data")
+        if images is not None:
+            if dag.manifest is None or dag.manifest.preprocessing is None:
+                raise UsageError("--data: nothing is known of this model's preprocessing; save it with preprocessing=")
+            loader = _Noticed(images.loader(dag.manifest.preprocessing, seed=seed))
+        dtype = dtype_of(dag)
+        pruned = torchorbit.prune(
+            dag,
+            loader=loader,
+            loss=None if loader is None else cross_entropy,
+            constraint=Bounds(least, share, round_to),
+            sample_to_model_inputs=lambda sample: ((sample[0].to(dtype),), {}),
+            seed=seed,
+            progress=sys.stderr.isatty(),
+            **options,
+        )
+        return pruned, loader is not None and loader.looked_at
+
+
+class _Noticed(Iterable[Any]):
+    """Gives what a loader gives, and notes whether anybody asked."""
+
+    def __init__(self, loader: DataLoader[Any]):
+        self.loader = loader
+        self.looked_at = False
+
+    def __iter__(self) -> Iterator[Any]:
+        self.looked_at = True
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+
+def make_checkpoint(
+    model: str,
+    out: Path,
+    recipe: Recipe,
+    *,
+    weights: Path | None = None,
+    pretrained: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    command: str | None = None,
+    stage: Callable[[str], object] = lambda name: None,
+) -> Manifest:
+    """Prune a model, and save it as a checkpoint.
+
+    Args:
+        model: a name in timm, with a tag where certain weights are wanted; or the folder of a checkpoint.
+        out: where the checkpoint goes.
+        recipe: how to prune it.
+        weights: file with the model's state dict.
+        pretrained: load timm's weights from its hub.
+        seed: of whatever is drawn: images, numbers, and the weights that timm initializes the model with where none
+            are loaded.
+        dtype: of the weights in the checkpoint.
+        command: what was typed, for the checkpoint to tell.
+        stage: told of every stage that begins.
+
+    Returns:
+        What was written about the checkpoint.
+
+    Raises:
+        UsageError: there is no such model, or the arguments exclude each other.
+        ArgumentError: what the recipe says is out of range or cannot be reached.
+        CheckpointError: the checkpoint cannot be loaded, or ``out`` holds something else.
+    """
+    stage("load")
+    dag = graph_of(model, weights=weights, pretrained=pretrained, seed=seed)
+    drawn = weights is None and not pretrained and not is_checkpoint(model)
+    manifest = dag.manifest = manifest_of(dag)
+    stage("prune")
+    pruned, looked_at = recipe.prune(dag, seed=seed)
+    (pruning,) = pruned.history.prunings if pruned.history is not None else (None,)
+    step = pruning and Step(
+        **asdict(pruning),
+        data=str(recipe.data) if looked_at else None,
+        seed=seed if drawn or looked_at or recipe.criterion == Random.name else None,
+        command=command,
+        versions=versions(VERSIONS["timm"]),
+    )
+    stage("save")
+    stem = manifest.name if not manifest.steps else manifest.source.model
+    kept = torchorbit.flops(pruned).total / 1e9 / manifest.before.gflops if manifest.before.gflops else 1.0
+    return save_checkpoint(pruned, out, name=f"{stem}.pruned-{kept:.2f}", step=step, dtype=dtype)
+
+
+def is_checkpoint(model: str) -> bool:
+    """Whether this is the folder of a checkpoint rather than a name in timm."""
+    folder = Path(model)
+    return (folder / MANIFEST_FILE).exists() or (folder / GRAPH_FILE).exists()
+
+
+def graph_of(model: str, *, weights: Path | None = None, pretrained: bool = False, seed: int = 0) -> DagModule:
+    """The graph of a model.
+
+    Args:
+        model: a name in timm, with a tag where certain weights are wanted; or the folder of a checkpoint.
+        weights: file with the model's state dict.
+        pretrained: load timm's weights from its hub.
+        seed: of the weights that timm initializes the model with, where none are loaded.
+
+    Returns:
+        The graph, with what is known of the model as its manifest.
+
+    Raises:
+        UsageError: there is no such model, or the arguments exclude each other.
+        CheckpointError: the checkpoint cannot be loaded.
+    """
+    if not is_checkpoint(model):
+        return _converted(model, weights=weights, pretrained=pretrained, seed=seed)
+    if weights is not None or pretrained:
+        raise UsageError(f"{model} is a checkpoint, which has its weights: leave --weights and --pretrained out")
+    folder = Path(model)
+    return load_checkpoint(folder) if (folder / MANIFEST_FILE).exists() else torchorbit.load(folder)
+
+
+def _converted(name: str, *, weights: Path | None, pretrained: bool, seed: int) -> DagModule:
+    """Build a model of timm and convert it; the graph carries what is known of the model."""
+    if weights is not None and pretrained:
+        raise UsageError("--weights and --pretrained exclude each other: both say which weights to load")
+    check_name(name)
+    torch.manual_seed(seed)
+    model = build(name, weights=weights, pretrained=pretrained)
+    dag = torchorbit.convert(model, example_input(model))
+    configuration = getattr(model, "pretrained_cfg", None) or {}
+    tag = configuration.get("tag")
+    architecture = configuration.get("architecture") or name
+    repository = configuration.get("hf_hub_id")
+    full_name = f"{architecture}.{tag}" if pretrained and tag else name
+    if weights is not None:
+        origin, base = f"{weights.name} (SHA-256 {sha256(weights)})", None
+    elif pretrained:
+        origin = str(repository or configuration.get("url") or "timm")
+        base = repository
+    else:
+        origin, base = f"as timm initializes them, seed {seed}", None
+    source = Source(
+        model=full_name, weights=origin, base_model=base, license=configuration.get("license") if pretrained else None
+    )
+    found = timm.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
+    preprocessing = Preprocessing(
+        input_size=tuple(found["input_size"]),
+        interpolation=found["interpolation"],
+        mean=tuple(map(float, found["mean"])),
+        std=tuple(map(float, found["std"])),
+        crop_pct=float(found["crop_pct"]),
+        crop_mode=found["crop_mode"],
+    )
+    dag.manifest = manifest_of(dag).model_copy(
+        update={"name": full_name, "source": source, "preprocessing": preprocessing}
+    )
+    return dag

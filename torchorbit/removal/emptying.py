@@ -1,0 +1,378 @@
+"""Orbits that lose all of their units: the branches in which they stood are gone, and leave constants behind.
+
+A layer that is given no channels gives its bias, wherever it stands. What follows is as constant as far as only its
+own parameters come in: a batch norm in evaluation, an activation, a dropout. Where the constant meets the rest of the
+model, in a residual connection or a gate, it is added or multiplied as a parameter of length one along every dimension
+in which it does not vary. Whatever only the branch needed goes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Container, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, walk_args
+from torchorbit.errors import ArgumentError
+from torchorbit.graph.calls import Call
+from torchorbit.graph.codegen import computed
+from torchorbit.graph.dag import Graph
+from torchorbit.graph.shapes import called, pick
+from torchorbit.graph.vertices import ModuleVertex, OperatorVertex, Vertex, vertex_args
+from torchorbit.operators.elementwise import ELEMENTWISE
+from torchorbit.operators.table import OPERATORS
+from torchorbit.orbits.orbit import Orbit
+from torchorbit.removal.resizing import Resized, smaller_shape
+
+#: What gives its bias when it is given no channels, and where the result has its channels.
+_CONTRACTIONS = {"linear": -1, "conv1d": -2, "conv2d": -3, "conv3d": -4}
+#: What can be computed on a constant that is of length one where it does not vary.
+_COMPUTED = ELEMENTWISE | {
+    "batch_norm", "layer_norm", "linear", "mean", "permute", "prelu", "rms_norm", "transpose",
+}  # fmt: skip
+#: What gives it other dimensions.
+_VIEWS = {"flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze"}
+#: What leaves it as it is in evaluation.
+_IDENTITIES = {
+    "clone", "contiguous", "interpolate",
+    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
+    *[f"{kind}{n}d" for kind in ("adaptive_avg_pool", "max_pool", "adaptive_max_pool") for n in (1, 2, 3)],
+}  # fmt: skip
+
+
+def is_empty(masks: Any) -> bool:
+    """Whether nothing is kept of a tensor, or of all tensors in a container, given what is kept of its dimensions."""
+    if isinstance(masks, list):
+        return any(mask is not None and not mask.any() for mask in masks)
+    if isinstance(masks, dict):
+        masks = tuple(masks.values())
+    return isinstance(masks, tuple) and len(masks) > 0 and all(map(is_empty, masks))
+
+
+class Emptied:
+    """What becomes of vertices, one after the other, when whole orbits go.
+
+    Args:
+        orbits: those that lose all units.
+        calls: vertex name -> what it calls.
+        masks_of: gives what is kept of the dimensions of an argument that is a tensor.
+        cut_at: gives what is kept of the parameter or buffer at a path.
+
+    Attributes:
+        constants: vertex name -> the result that it always has in evaluation.
+    """
+
+    def __init__(
+        self,
+        orbits: list[Orbit],
+        calls: dict[str, Call | OperatorVertex],
+        masks_of: Callable[[Any], Any],
+        cut_at: Callable[[str], Tensor],
+    ):
+        self.orbits = orbits
+        self.constants: dict[str, Tensor] = {}
+        self._calls = calls
+        self._masks_of = masks_of
+        self._cut_at = cut_at
+        self._gone: set[str] = set()
+        self._made_of_parameters: dict[str, Callable[[], Resized]] = {}
+
+    def runs(self, vertex: ModuleVertex | OperatorVertex, result: Any, resized: Callable[[], Resized]) -> bool:
+        """Whether a vertex is still part of the graph.
+
+        Args:
+            vertex: the vertex; all before it were asked for.
+            result: what is kept of its result's dimensions.
+            resized: gives its call with the numbers recomputed.
+
+        Raises:
+            ArgumentError: it needs what is gone.
+        """
+        if is_empty(result):
+            self._gone.add(vertex.name)
+            return False
+        call = self._calls[vertex.name]
+        args = {"input": call.args["input"]} if call.operator == "reshape_as" else call.args
+        states = {self.state(operand) for operand in _operands(args)} - {""}
+        read = {self.state(value) for value in _read(vertex_args(vertex))} - {""}
+        if not (states | read) & {"gone", "constant"}:
+            if "live" not in states | read:
+                self._made_of_parameters[vertex.name] = resized
+            return True
+        if isinstance(vertex, OperatorVertex) and (vertex.training_only or vertex.operator in ("check", "assign")):
+            self._gone.add(vertex.name)
+            return False
+        if "live" not in states:
+            self.constants[vertex.name] = self._constant(vertex, resized(), result)
+            return False
+        meets = call.operator == "cat" or (call.operator in ELEMENTWISE and "gone" not in states)
+        if meets and not read & {"gone", "constant"}:
+            return True
+        raise self._refusal(vertex, call.operator)
+
+    def state(self, arg: Any) -> str:
+        """What became of a tensor.
+
+        Returns:
+            ``"live"``, ``"constant"`` or ``"gone"``; ``"parameter"`` for what is made of parameters alone; nothing for
+            what is no tensor.
+        """
+        if type(arg) is ByMode:
+            return self.state(arg.evaluation)
+        if type(arg) is Ref:
+            if arg.vertex in self.constants:
+                return "constant"
+            if arg.vertex in self._gone or is_empty(self._masks_of(arg)):
+                return "gone"
+            return "parameter" if arg.vertex in self._made_of_parameters else "live"
+        if type(arg) is Attr:
+            return "gone" if is_empty(self._masks_of(arg)) else "parameter"
+        return ""
+
+    def expanded(self, call: Call | OperatorVertex) -> list[tuple[Ref, Attr, tuple[Any, ...]]]:
+        """Constants that are concatenated with other tensors have to be as long as they are.
+
+        Returns:
+            For each the value that it stands for, the parameter, and the lengths to expand it to.
+        """
+        if call.operator != "cat":
+            return []
+        tensors = call.args["tensors"]
+        live = next(value for value in tensors if self.state(value) == "live")
+        found = []
+        for value in tensors:
+            if self.state(value) == "constant":
+                shape = self.constants[value.vertex].shape
+                axis = call.args.get("dim", 0) % len(shape)
+                lengths = [-1 if n == axis or length > 1 else Size(live, n) for n, length in enumerate(shape)]
+                found.append((value, Attr(self.path(value.vertex)), tuple(lengths)))
+        return found
+
+    def left(self, arg: Any, besides: Container[Any]) -> Any:
+        """An argument of a vertex that runs: constants are parameters, ``besides`` some; what is gone is left out."""
+        kind = type(arg)
+        if kind is Ref and arg.vertex in self.constants:
+            return arg if arg in besides else Attr(self.path(arg.vertex))
+        if kind is ByMode and (self.state(arg.evaluation) == "constant" or self.state(arg.training) == "gone"):
+            return self.left(arg.evaluation, besides)
+        if kind in (tuple, list):
+            return kind([self.left(item, besides) for item in arg if self.state(item) != "gone"])
+        if kind is dict:
+            return {key: self.left(item, besides) for key, item in arg.items()}
+        return arg
+
+    def check_output(self, output: Any) -> None:
+        """Refuse when what the model returns is gone or constant.
+
+        Raises:
+            ArgumentError: it is.
+        """
+        if {self.state(value) for value in walk_args(output)} & {"gone", "constant"}:
+            raise self._refused("the model's output would be a constant")
+
+    def check_shapes(self, graph: Graph, run: Callable[[], dict[str, Any]]) -> None:
+        """Refuse when the rest no longer fits together.
+
+        Args:
+            graph: the smaller graph, with the shapes that its results should have.
+            run: gives those that they have.
+
+        Raises:
+            ArgumentError: some differ, or it does not run.
+        """
+        try:
+            found = run()
+        except RuntimeError as error:
+            raise self._refused(f"the rest would not run, {' '.join(str(error).split())}") from None
+        for vertex in graph.vertices:
+            expected, is_now = graph.shapes.get(vertex.name), found.get(vertex.name)
+            if expected != is_now:
+                raise self._refused(f"the result of '{vertex.name}' would be of shape {is_now}, not {expected}")
+
+    def path(self, name: str) -> str:
+        """Where the parameter is that stands for a constant."""
+        return f"{name}_constant"
+
+    def _constant(self, vertex: Vertex, call: Resized, result: Any) -> Tensor:
+        value: Tensor | None
+        if any(self.state(operand) == "gone" for operand in _operands(call.args)):
+            value = self._of_nothing(call)
+        elif call.operator in _IDENTITIES:
+            value = self._value(call.args["input"])
+        elif call.operator in _VIEWS:
+            value = self._viewed(call, result)
+        elif call.operator in ("getitem", "roll"):
+            value = self._moved(call)
+        else:
+            value = self._computed(call)
+        shape = smaller_shape(call.shape, result)
+        if (
+            value is None
+            or len(shape) != value.dim()
+            or any(length not in (1, whole) for length, whole in zip(value.shape, shape, strict=True))
+        ):
+            raise self._refusal(vertex, call.operator)
+        return value
+
+    def _of_nothing(self, call: Resized) -> Tensor | None:
+        """What a layer gives that is given no channels."""
+        axis = _CONTRACTIONS.get(call.operator)
+        if axis is None or self.state(call.args["input"]) != "gone" or type(call.args["weight"]) is not Attr:
+            return None
+        bias = call.args.get("bias")
+        weight = self._cut_at(call.args["weight"].path)
+        if bias is None:
+            bias = weight.new_zeros(weight.shape[0])
+        elif type(bias) is Attr:
+            bias = self._cut_at(bias.path)
+        else:
+            return None
+        shape = [1] * len(call.shape)
+        shape[axis] = len(bias)
+        return bias.reshape(shape)
+
+    def _viewed(self, call: Resized, result: Any) -> Tensor | None:
+        """A constant in other dimensions, where that in which it varies is one of them."""
+        value: Tensor = self._value(call.args["input"])
+        old = smaller_shape(call.shape_of("input"), call.masks())
+        new = smaller_shape(call.shape, result)
+        lengths = [1] * len(new)
+        varying = [axis for axis, length in enumerate(value.shape) if length > 1]
+        if len(varying) > 1:
+            return None
+        for axis in varying:
+            after = math.prod(old[axis + 1 :])
+            places = [n for n, length in enumerate(new) if length == old[axis] and math.prod(new[n + 1 :]) == after]
+            if not places:
+                return None
+            lengths[places[0]] = old[axis]
+        return value.reshape(lengths)
+
+    def _moved(self, call: Resized) -> Tensor | None:
+        """A part of a constant, or all of it in another order, along dimensions in which it does not vary."""
+        value: Tensor = self._value(call.args["input"])
+        varying = {axis for axis, length in enumerate(value.shape) if length > 1}
+        if call.operator == "roll":
+            dims = call.args.get("dims", ())
+            moved = {dim % value.dim() for dim in ((dims,) if isinstance(dims, int) else dims)}
+            return None if varying & moved or not moved else value
+        index = call.args["index"]
+        entries = list(index) if isinstance(index, tuple) else [index]
+        if Ellipsis in entries:
+            place = entries.index(Ellipsis)
+            entries[place : place + 1] = [slice(None)] * (value.dim() - len(entries) + 1)
+        if not all(isinstance(entry, slice) for entry in entries):
+            return None
+        cut = {axis for axis, entry in enumerate(entries) if entry != slice(None)}
+        return None if varying & cut else value
+
+    @torch.no_grad()
+    def _computed(self, call: Resized) -> Tensor | None:
+        args = dict(call.args)
+        if call.operator.startswith("conv"):
+            # Without edges, what a kernel of one element sees is the same everywhere.
+            if call.operator not in _CONTRACTIONS or any(n != 1 for n in call.shape_of("weight")[2:]):
+                return None
+            args.update(stride=1, padding=0)
+        elif call.operator not in _COMPUTED or self._of_the_batch(call):
+            return None
+        args = {name: self._value(arg) for name, arg in args.items()}
+        full = self._needs_in_full(call)
+        if full:
+            whole = smaller_shape(call.shape_of("input"), call.masks())
+            args["input"] = args["input"].expand([whole[n] if n in full else -1 for n in range(len(whole))])
+        value = called(OPERATORS[call.operator], args)
+        return value if isinstance(value, Tensor) else None
+
+    def _needs_in_full(self, call: Resized) -> set[int]:
+        """The dimensions of its operand that a call does not take to be of length one where they are longer."""
+        if call.operator in _CONTRACTIONS:
+            return {len(call.shape_of("input")) + _CONTRACTIONS[call.operator]}
+        if call.operator in ("layer_norm", "rms_norm"):
+            rank = len(call.shape_of("input"))
+            return set(range(rank - len(call.args["normalized_shape"]), rank))
+        return {1} if call.operator == "batch_norm" else set()
+
+    def _of_the_batch(self, call: Resized) -> bool:
+        """Whether it normalizes by statistics of what it is given."""
+        args = call.args
+        return call.operator == "batch_norm" and (
+            args.get("running_mean") is None or self._value(args.get("training")) is True
+        )
+
+    def _value(self, arg: Any) -> Any:
+        kind = type(arg)
+        if kind is ByMode:
+            return self._value(arg.evaluation)
+        if kind is Ref:
+            return self._result(arg)
+        if kind is Attr:
+            return self._cut_at(arg.path)
+        if kind is Size:
+            return self._value(arg.value).size(arg.dim)
+        if kind is Expr:
+            return computed(arg, self._value)
+        if kind is SameDevice:
+            return self._value(arg.value).device
+        if kind is SameDtype:
+            return self._value(arg.value).dtype
+        if kind in (tuple, list):
+            return kind([self._value(item) for item in arg])
+        return arg
+
+    def _result(self, ref: Ref) -> Any:
+        """The result of a vertex, which is constant or made of parameters alone."""
+        value = self.constants.get(ref.vertex)
+        if value is None:
+            call = self._made_of_parameters[ref.vertex]()
+            return pick(
+                called(OPERATORS[call.operator], {name: self._value(arg) for name, arg in call.args.items()}), ref.index
+            )
+        return value
+
+    def _refusal(self, vertex: Vertex, operator: str) -> ArgumentError:
+        return self._refused(f"'{vertex.name}' ({operator}) cannot go on with what would be left of its operands")
+
+    def _refused(self, why: str) -> ArgumentError:
+        shown = "; ".join([f"{orbit!r} ({', '.join(orbit.sources[:3])})" for orbit in self.orbits[:3]])
+        more = f" and {len(self.orbits) - 3} more" if len(self.orbits) > 3 else ""
+        return ArgumentError(f"{shown}{more} cannot lose all units: {why}; keep one unit")
+
+
+def _operands(args: dict[str, Any]) -> Iterator[Any]:
+    """Arguments that are tensors, those in containers included; sizes of tensors are none."""
+    waiting = list(args.values())
+    while waiting:
+        arg = waiting.pop()
+        if isinstance(arg, (Ref, Attr, ByMode)):
+            yield arg
+        elif isinstance(arg, (tuple, list)):
+            waiting += arg
+        elif isinstance(arg, dict):
+            waiting += arg.values()
+
+
+def _walk_sizes(arg: Any) -> Iterator[Any]:
+    """Sizes, devices and dtypes of tensors in an argument."""
+    if isinstance(arg, (Size, SameDevice, SameDtype)):
+        yield arg
+    elif isinstance(arg, (tuple, list)):
+        for item in arg:
+            yield from _walk_sizes(item)
+    elif isinstance(arg, dict):
+        yield from _walk_sizes(list(arg.values()))
+    elif isinstance(arg, slice):
+        yield from _walk_sizes([arg.start, arg.stop, arg.step])
+    elif isinstance(arg, ByMode):
+        yield from _walk_sizes([arg.training, arg.evaluation])
+    elif isinstance(arg, Expr):
+        yield from _walk_sizes(arg.operands)
+
+
+def _read(args: Any) -> Iterator[Any]:
+    """Tensors of which an argument reads the size, the device or the dtype."""
+    for size in _walk_sizes(args):
+        yield size.value
