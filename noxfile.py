@@ -69,6 +69,7 @@ def lint(session: nox.Session) -> None:
     _run(session, "ruff", "check", ".")
     _run(session, "ruff", "format", "--check", ".")
     _run(session, "mypy")
+    _run(session, "lint-imports")
 
 
 @nox.session

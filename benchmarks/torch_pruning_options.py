@@ -19,8 +19,8 @@ import torch.nn.functional as F
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from timm.layers import Attention  # isort: skip
-from timm.models.resnet import BasicBlock, Bottleneck  # isort: skip
+from harness.timm_import import timm
+from torchorbit import flops
 
 TOLERANCE = 0.004  # a share of the FLOPs; below what was asked for
 TRIALS = 12
@@ -210,7 +210,7 @@ class Pruner:
         return self._states[needs]
 
     def _count(self, model: nn.Module) -> float:
-        return torchorbit.flops(model, tuple(self.example.shape)).total
+        return flops(model, tuple(self.example.shape)).total
 
     def _at(self, option: Option, ratio: float) -> nn.Module:
         """The model with a share of its channels removed."""
@@ -311,20 +311,23 @@ def gradients(model: nn.Module, data: Data, *, squared: bool = False) -> State:
 
 
 def _attentions(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, Attention)]
+    return [module for module in model.modules() if isinstance(module, timm.layers.Attention)]
 
 
 def _writers(model: nn.Module) -> Iterator[nn.Module]:
     """The layers that write to the residual stream, all but those that are within a branch alone."""
     for module in model.modules():
-        if isinstance(module, BasicBlock):
+        if isinstance(module, timm.models.resnet.BasicBlock):
             yield module.conv2
-        elif isinstance(module, Bottleneck):
+        elif isinstance(module, timm.models.resnet.Bottleneck):
             yield module.conv3
     if isinstance(module := getattr(model, "conv1", None), nn.Module):
         yield module
     for block in model.modules():
-        if isinstance(block, (BasicBlock, Bottleneck)) and block.downsample is not None:
+        if (
+            isinstance(block, (timm.models.resnet.BasicBlock, timm.models.resnet.Bottleneck))
+            and block.downsample is not None
+        ):
             yield block.downsample
     for attention in _attentions(model):
         yield attention.proj

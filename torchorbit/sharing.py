@@ -74,3 +74,17 @@ def transforms(dag: DagModule) -> Callable[[Any], Tensor]:
     from zoo.preprocessing import transforms_of
 
     return transforms_of(dag.manifest.preprocessing)
+
+
+def save_pretrained(dag: DagModule, folder: str | Path, **details: Any) -> Any:
+    """See `DagModule.save_pretrained`."""
+    from zoo.checkpoint import save_checkpoint
+
+    return save_checkpoint(dag, folder, **details)
+
+
+def push_to_hub(dag: DagModule, repo: str, **options: Any) -> Any:
+    """See `DagModule.push_to_hub`."""
+    from zoo.publishing import push
+
+    return push(dag, repo, **options)

@@ -54,12 +54,12 @@ def test_enot_calibration_steps_and_epochs():
             return counting()
 
     dag = graph()
-    for options, number in (({}, 3), ({"steps": 2}, 2), ({"epochs": 2}, 6), ({"steps": 5, "epochs": 2}, 5)):
+    for options, number in (({}, 3), ({"max_batches": 2}, 2), ({"epochs": 2}, 6), ({"max_batches": 5, "epochs": 2}, 5)):
         seen.clear()
         scores = torchorbit.calibrate(dag, Loader(), loss, "taylor", **options)["taylor"]
         assert len(seen) == number
         assert scores.samples == 4 * number
-    few = torchorbit.prune(dag, None, LOADER, loss, ratio=0.5, criterion="taylor", calibration_steps=1)
+    few = torchorbit.prune(dag, None, LOADER, loss, ratio=0.5, criterion="taylor", max_batches=1)
     first = torchorbit.prune(dag, None, LOADER[:1], loss, ratio=0.5, criterion="taylor")
     assert_same(few(X), first(X))
 

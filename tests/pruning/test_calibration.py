@@ -69,7 +69,7 @@ def test_epochs_and_steps_say_how_many_batches_are_taken():
     twice = scored(dag, batches, "taylor", orbits=orbits, epochs=2)
     assert twice["taylor"].samples == 18
     assert_equal_scores(twice, scored(dag, batches, "taylor", orbits=orbits))
-    assert scored(dag, batches, "taylor", orbits=orbits, epochs=2, steps=4)["taylor"].samples == 12
+    assert scored(dag, batches, "taylor", orbits=orbits, epochs=2, max_batches=4)["taylor"].samples == 12
 
 
 def test_samples_are_told_apart_where_windows_and_heads_are_folded_into_the_batch():
@@ -424,7 +424,7 @@ class _Nothing:
         ({"criteria": []}, ValueError, "no criterion is given"),
         ({"place": "before"}, ValueError, "place='before', expected"),
         ({"loss_reduction": "none"}, ValueError, "loss_reduction='none', expected"),
-        ({"steps": 0}, ValueError, "steps=0"),
+        ({"max_batches": 0}, ValueError, "max_batches=0"),
         ({"loader": iter(()), "epochs": 2}, TypeError, "iterator, which is used up by one pass"),
         ({"frozen": ["head"], "orbits": True}, ValueError, "both orbits and frozen"),
     ],

@@ -441,7 +441,7 @@ def test_wrong_arguments(options, error, message):
         ({"loader": []}, torchorbit.errors.CalibrationError, "the loader gives no batch"),
         ({"loss": "cross_entropy"}, TypeError, "loss is a str, expected a function of the model's output and a batch"),
         ({"autocast": "bfloat16"}, TypeError, "autocast='bfloat16', expected a dtype"),
-        ({"calibration_steps": "3"}, TypeError, "steps='3', expected a whole number"),
+        ({"max_batches": "3"}, TypeError, "max_batches='3', expected a whole number"),
         ({"calibration_epochs": 0}, ValueError, "epochs=0, expected a positive number"),
         ({"place": "somewhere"}, ValueError, "place='somewhere', expected 'consumed' or 'produced'"),
         ({"sample_to_model_inputs": lambda sample: sample[0]}, torchorbit.errors.CalibrationError, "gives a Tensor, expected"),

@@ -65,7 +65,7 @@ def orbits(request):
 
 def slices(orbit, unit, sources=None):
     """The values of what a unit owns of parameters, by (tensor, dimension)."""
-    parameters = dict(orbit._orbits.model.dag.named_parameters())
+    parameters = dict(orbit.orbits.model.dag.named_parameters())
     return {
         (piece.tensor, piece.dim): parameters[piece.tensor].detach().double().index_select(
             piece.dim, torch.tensor(piece.indices)
@@ -77,7 +77,7 @@ def slices(orbit, unit, sources=None):
 
 def kernels(orbit):
     """The kernels of the layers that produce an orbit's channels, along their outputs."""
-    modules = {vertex.name: getattr(vertex, "target", "") for vertex in orbit._orbits.model.graph.vertices}
+    modules = {vertex.name: getattr(vertex, "target", "") for vertex in orbit.orbits.model.graph.vertices}
     return {(f"{modules[name]}.weight", 0) for name in orbit.sources} or None
 
 
@@ -110,7 +110,7 @@ def test_the_filters_of_a_plain_convolution_are_ranked_as_by_li_et_al():
     model = stir(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 1))).eval()
     (orbit,) = of(model, 3, 8, 8)
     expected = model[0].weight.detach().abs().sum((1, 2, 3))
-    np.testing.assert_allclose(L1(over="sources").scores(orbit._orbits)[orbit], expected, rtol=1e-6)
+    np.testing.assert_allclose(L1(over="sources").scores(orbit.orbits)[orbit], expected, rtol=1e-6)
 
 
 def test_kernels_that_are_standardized_in_forward_are_those_of_the_producing_layers():
@@ -122,7 +122,7 @@ def test_kernels_that_are_standardized_in_forward_are_those_of_the_producing_lay
     )  # fmt: skip
     (orbit,) = of(model, 3, 6, 6)
     expected = model.weight.detach().abs().sum((1, 2, 3))
-    np.testing.assert_allclose(L1(over="sources").scores(orbit._orbits)[orbit], expected, rtol=1e-6)
+    np.testing.assert_allclose(L1(over="sources").scores(orbit.orbits)[orbit], expected, rtol=1e-6)
 
 
 def test_an_orbit_that_no_layer_produces_counts_all_of_its_slices():
@@ -131,7 +131,7 @@ def test_an_orbit_that_no_layer_produces_counts_all_of_its_slices():
     (orbit,) = of(model, 4)
     assert orbit.sources == ()
     np.testing.assert_allclose(
-        L2(over="sources").scores(orbit._orbits)[orbit], L2().scores(orbit._orbits)[orbit], rtol=1e-12
+        L2(over="sources").scores(orbit.orbits)[orbit], L2().scores(orbit.orbits)[orbit], rtol=1e-12
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, map_args, walk_args
 from torchorbit.conversion.reconcile import Item, Reconciled
-from torchorbit.conversion.recorder import ASSIGN, CHECK, MODULE, Call, Value, function_name
+from torchorbit.conversion.recorder import ASSIGN, CHECK, MODULE, ModuleCall, Value, function_name
 from torchorbit.errors import ConversionError
 from torchorbit.graph import codegen
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
@@ -67,7 +67,7 @@ class _Bound:
     """A step with its operator known, in the scope in which it will stand."""
 
     number: int
-    call: Call
+    call: ModuleCall
     args: dict[str, Any]
     operator: str | None  # None: a module
     module: nn.Module | None = None
@@ -84,7 +84,7 @@ class _Bound:
 class _Scope:
     """A module call that becomes a block, with what it holds."""
 
-    call: Call
+    call: ModuleCall
     path: str
     parent: _Scope | None
     content: list[_Bound | _Scope] = dataclasses.field(default_factory=list)
@@ -159,7 +159,7 @@ def _cut_gradients(bound: list[_Bound], items: list[Item], output: Any) -> tuple
     free = max(b.number for b in bound) + 1
     made = {b.number: b for b in bound}
 
-    def cut(arg: Any, call: Call) -> Any:
+    def cut(arg: Any, call: ModuleCall) -> Any:
         for value in walk_args(arg):
             if isinstance(value, Value) and value.step in inside and value not in fresh:
                 fresh[value] = Value(free + len(fresh))
@@ -217,7 +217,7 @@ class _Blocks:
         self.paths = paths
         self.graphs: dict[str, Graph] = {}  # path -> graph of the block there
         self.defined: dict[int, _Scope] = {}  # number of a step -> scope that holds it
-        self.dissolved: set[Call] = set()
+        self.dissolved: set[ModuleCall] = set()
         self.calls: dict[int, list[_Scope]] = {}  # id of a module -> the scopes of its calls
 
     def assemble(self, provenance: Provenance) -> DagModule:
@@ -239,14 +239,14 @@ class _Blocks:
             return self.mirror(graph, provenance)
 
     def scopes(self) -> _Scope:
-        root_call = self.bound[0].call if self.bound else Call(self.model, "", None)
+        root_call = self.bound[0].call if self.bound else ModuleCall(self.model, "", None)
         while root_call.parent is not None:
             root_call = root_call.parent
         root = _Scope(root_call, "", None)
         made: dict[int, _Scope] = {id(root_call): root}
         self.calls = {}
 
-        def scope_of(call: Call) -> _Scope:
+        def scope_of(call: ModuleCall) -> _Scope:
             scope = made.get(id(call))
             if scope is None:
                 if call.parent is None:
@@ -289,9 +289,9 @@ class _Blocks:
                 return path
         return None
 
-    def misplaced(self, scope: _Scope) -> set[Call]:
+    def misplaced(self, scope: _Scope) -> set[ModuleCall]:
         """Calls of modules that use a module from outside of themselves."""
-        found: set[Call] = set()
+        found: set[ModuleCall] = set()
         for content in scope.content:
             if isinstance(content, _Scope):
                 found |= self.misplaced(content)
@@ -352,7 +352,7 @@ class _Blocks:
 
     # -- vertices
 
-    def emit(self, root: _Scope) -> tuple[Graph | None, set[Call]]:
+    def emit(self, root: _Scope) -> tuple[Graph | None, set[ModuleCall]]:
         names = _Names()
         inputs: list[Vertex] = []
         known: dict[Value | Attr, Any] = {}
@@ -380,10 +380,10 @@ class _Blocks:
 
     def block(
         self, scope: _Scope, names: _Names, known: dict[Value | Attr, Any]
-    ) -> tuple[list[Vertex], dict[str, Any], set[Call]]:
+    ) -> tuple[list[Vertex], dict[str, Any], set[ModuleCall]]:
         vertices: list[Vertex] = []
         shapes: dict[str, Any] = {}
-        dissolve: set[Call] = set()
+        dissolve: set[ModuleCall] = set()
 
         def resolved(value: Any) -> Any:
             return self.resolve(value, scope, known)
@@ -428,7 +428,7 @@ class _Blocks:
         """The module whose training flag decides, relative to a scope; the scope itself where there is none."""
         return "" if path == scope.path else _inside(path, scope.path) or ""
 
-    def nested(self, scope: _Scope) -> set[Call]:
+    def nested(self, scope: _Scope) -> set[ModuleCall]:
         """Make the graph of a block. Returns the calls that must be dissolved before there can be one."""
         names = _Names()
         known: dict[Value | Attr, Any] = {}

@@ -16,7 +16,7 @@ import torch
 
 from torchorbit.arguments import Attr, ByMode, Expr, SameDevice, SameDtype, Size
 from torchorbit.conversion.numbers import Traced, untraced
-from torchorbit.conversion.recorder import CHECK, MODULE, Call, Recording, Step, Value, function_name
+from torchorbit.conversion.recorder import CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
 
 # How far a step that exists only in training may be from the next step that both modes share.
 _LOOK_AHEAD = 64
@@ -53,7 +53,7 @@ class Item:
 
     number: int
     step: Step
-    call: Call
+    call: ModuleCall
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     training_only: bool = False
@@ -77,9 +77,9 @@ class _Aligned:
     partner: list[int]  # step of the first recording -> step of this one
     number: dict[int, int]  # step of this one -> number in the result
     extras: dict[int, list[int]]  # step of the first recording -> steps of this one before its partner
-    calls: dict[int, Call]  # id of a call in this recording -> the same call in the first one
+    calls: dict[int, ModuleCall]  # id of a call in this recording -> the same call in the first one
 
-    def call(self, call: Call) -> Call:
+    def call(self, call: ModuleCall) -> ModuleCall:
         """The same call in the first recording, or the nearest one around it."""
         while id(call) not in self.calls and call.parent is not None:
             call = call.parent
@@ -144,8 +144,8 @@ def _align(first: Recording, other: Recording, variation: Variation) -> _Aligned
             result.extras[i] = list(range(j, found))
         result.partner.append(found)
         result.number[found] = i
-        theirs_call: Call | None = theirs[found].call
-        ours_call: Call | None = step.call
+        theirs_call: ModuleCall | None = theirs[found].call
+        ours_call: ModuleCall | None = step.call
         while theirs_call is not None and ours_call is not None and id(theirs_call) not in result.calls:
             result.calls[id(theirs_call)] = ours_call
             theirs_call, ours_call = theirs_call.parent, ours_call.parent

@@ -40,19 +40,19 @@ class Value:
 
 
 @dataclasses.dataclass(slots=True, eq=False)
-class Call:
+class ModuleCall:
     """One call of a module that is no leaf."""
 
     module: nn.Module
     path: str | None  # None where the module is no submodule of the model
-    parent: Call | None
+    parent: ModuleCall | None
     arguments: tuple[tuple[str, Any], ...] = ()  # names and values of its forward's own arguments
     unary: bool = False  # given nothing but its forward's first argument
     result: Any = None  # what the tensor that it returned stands for; None where it returned anything else
 
     def where(self) -> str:
         """Path of the innermost submodule of the model that is being called."""
-        call: Call | None = self
+        call: ModuleCall | None = self
         while call is not None and call.path is None:
             call = call.parent
         return "" if call is None or call.path is None else call.path
@@ -65,7 +65,7 @@ class Step:
     function: Any  # a function, or one of the markers below
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    call: Call
+    call: ModuleCall
     module: nn.Module | None = None
     path: str | None = None
     no_grad: bool = False
@@ -151,7 +151,7 @@ class Recording:
     input_shapes: list[Any]
     output: Any
     output_shapes: list[tuple[int, ...]]
-    checks: list[tuple[int, Call, str, tuple[Any, ...], bool]]
+    checks: list[tuple[int, ModuleCall, str, tuple[Any, ...], bool]]
     constants: dict[str, Tensor]
     training_reads: list[str]
 
@@ -170,13 +170,13 @@ class Recorder(TorchFunctionMode):
         self.known_constants: dict[int, Tensor] = {}  # id of a meta twin -> the tensor that hung on a module
         self.twins: dict[int, Tensor] = {}  # id of a parameter or buffer -> the meta tensor in its place
         self.originals: dict[int, Tensor] = {}  # and back
-        self.checks: list[tuple[int, Call, str, tuple[Any, ...], bool]] = []
+        self.checks: list[tuple[int, ModuleCall, str, tuple[Any, ...], bool]] = []
         self.training_reads: dict[int, nn.Module] = {}
         self.mutated: dict[int, tuple[int, int]] = {}  # storage -> (step of the last write, id of the tensor)
         self.state: dict[int, int] = {}  # storage of a parameter or buffer -> id of its meta tensor
         self.members: list[tuple[dict[str, Any], str, Tensor]] = []  # where parameters and buffers hang
         self.through_view: set[int] = set()  # storages of state written to through a view, and not put back
-        self.stack: list[Call] = [Call(model, "", None)]
+        self.stack: list[ModuleCall] = [ModuleCall(model, "", None)]
         self.failed_in: str | None = None
         self.running: str | None = None  # what torch was asked for last, until it answers
         self.saw_traced = False
@@ -432,7 +432,7 @@ class Recorder(TorchFunctionMode):
         leaf = None if atomic else leaf_name(module)
         if path and (atomic or leaf is not None):  # the outermost module is a graph, even where it is a leaf elsewhere
             return self.leaf(original, module, leaf, path, args, kwargs)
-        call = Call(module, path, self.stack[-1], self.named_arguments(module, args, kwargs))
+        call = ModuleCall(module, path, self.stack[-1], self.named_arguments(module, args, kwargs))
         call.unary = len(args) == 1 and not kwargs
         self.stack.append(call)
         try:

@@ -195,9 +195,9 @@ class DagModule(nn.Module):
         Raises:
             CheckpointError: as `save`; or the folder holds something else.
         """
-        from zoo.checkpoint import save_checkpoint
+        from torchorbit.sharing import save_pretrained
 
-        return save_checkpoint(self, folder, **details)
+        return save_pretrained(self, folder, **details)
 
     def push_to_hub(
         self,
@@ -228,9 +228,9 @@ class DagModule(nn.Module):
             CheckpointError: as `save`.
             HubError: the hub refuses, or cannot be reached.
         """
-        from zoo.publishing import push
+        from torchorbit.sharing import push_to_hub
 
-        return push(self, repo, hub=hub, private=private, revision=revision, tag=tag, token=token, **details)
+        return push_to_hub(self, repo, hub=hub, private=private, revision=revision, tag=tag, token=token, **details)
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         state = self.__dict__.copy()

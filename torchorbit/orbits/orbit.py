@@ -39,14 +39,15 @@ class Orbit:
     Made by `torchorbit.find_orbits`. ``orbit.width`` units can be removed one by one, down to one.
 
     Attributes:
-        index: position among the orbits of the graph.
+        orbits: those of the graph, of which this is one.
+        index: position among them.
         reading: the reading in which it was found: 0 for channels, 1 for what is around them where a dimension is
             split (whole heads, whole groups), and so on.
         components: the unit numbers, in the order of the channels.
     """
 
     def __init__(self, orbits: Orbits, index: int, reading: int, components: Array):
-        self._orbits = orbits
+        self.orbits = orbits
         self.index = index
         self.reading = reading
         self.components = components
@@ -67,7 +68,7 @@ class Orbit:
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
         """Everything of parameters and buffers that the whole orbit owns."""
-        return tuple(self._slices(np.isin(self._orbits.positions[self.reading], self.components)))
+        return tuple(self._slices(np.isin(self.orbits.positions[self.reading], self.components)))
 
     def unit(self, index: int) -> tuple[Slice, ...]:
         """What one unit owns of parameters and buffers.
@@ -80,12 +81,12 @@ class Orbit:
         """
         if not 0 <= index < self.width:
             raise ArgumentIndexError(f"{self!r} has {self.width} units, there is no unit {index}")
-        return tuple(self._slices(self._orbits.positions[self.reading] == self.components[index]))
+        return tuple(self._slices(self.orbits.positions[self.reading] == self.components[index]))
 
     def _slices(self, owned: Any) -> Iterator[Slice]:
         touched = np.zeros(len(owned) + 1, np.int64)
         np.cumsum(owned, out=touched[1:])
-        for part in self._orbits.parts:
+        for part in self.orbits.parts:
             stop = part.start + part.length
             if touched[part.start] != touched[stop]:
                 yield Slice(part.path, part.axis, tuple(np.flatnonzero(owned[part.start : stop]).tolist()))
@@ -93,15 +94,15 @@ class Orbit:
     @cached_property
     def sources(self) -> tuple[str, ...]:
         """Names of the vertices that produce its channels."""
-        return self._touching(self._orbits.readings[self.reading].sources)
+        return self._touching(self.orbits.readings[self.reading].sources)
 
     @cached_property
     def sinks(self) -> tuple[str, ...]:
         """Names of the vertices that consume them."""
-        return self._touching(self._orbits.readings[self.reading].sinks)
+        return self._touching(self.orbits.readings[self.reading].sinks)
 
     def _touching(self, places: list[tuple[str, Array]]) -> tuple[str, ...]:
-        component = self._orbits.components[self.reading]
+        component = self.orbits.components[self.reading]
         return tuple(dict.fromkeys([name for name, dim in places if np.isin(component[dim], self.components).any()]))
 
     @cached_property
@@ -111,10 +112,10 @@ class Orbit:
         for piece in self.slices:
             share.setdefault(piece.tensor, {})[piece.dim] = len(piece.indices)
         total = 0
-        trainable = self._orbits.trainable
+        trainable = self.orbits.trainable
         for path, cut in share.items():
             if path in trainable:
-                shape = self._orbits.model.tensor_at(path).shape
+                shape = self.orbits.model.tensor_at(path).shape
                 left = 1
                 for axis, length in enumerate(shape):
                     left *= length - cut.get(axis, 0)
@@ -124,9 +125,9 @@ class Orbit:
     @cached_property
     def flops(self) -> float:
         """FLOPs (two per multiply-accumulate, one sample) of what runs on its channels, as far as they make them up."""
-        kept = np.ones(self._orbits.counts[self.reading], bool)
+        kept = np.ones(self.orbits.counts[self.reading], bool)
         kept[self.components] = False
-        return self._orbits.flops_saved({self.reading: kept})
+        return self.orbits.flops_saved({self.reading: kept})
 
     def __repr__(self) -> str:
         return f"Orbit({self.index}, width={self.width})"
@@ -143,7 +144,7 @@ class Orbit:
 
 
 @dataclass(slots=True)
-class Part:
+class TensorDimension:
     """Where the labels of one dimension of a parameter or buffer lie; those that are tied as a whole share them."""
 
     path: str
@@ -202,7 +203,7 @@ class Orbits(Sequence[Orbit]):
         return len(self._orbits)
 
     def __contains__(self, orbit: object) -> bool:
-        return isinstance(orbit, Orbit) and orbit._orbits is self
+        return isinstance(orbit, Orbit) and orbit.orbits is self
 
     @property
     def units(self) -> int:
@@ -290,9 +291,9 @@ class Orbits(Sequence[Orbit]):
         return table
 
 
-def _lay_out(readings: list[Reading], components: list[Array]) -> tuple[list[Part], list[Array]]:
+def _lay_out(readings: list[Reading], components: list[Array]) -> tuple[list[TensorDimension], list[Array]]:
     """Lay the labels of all dimensions one after the other, what was tied as a whole once."""
-    parts: list[Part] = []
+    parts: list[TensorDimension] = []
     seen: set[int] = set()
     places: dict[tuple[int, ...], int] = {}
     columns: list[list[Array]] = [[] for _ in readings]
@@ -312,7 +313,7 @@ def _lay_out(readings: list[Reading], components: list[Array]) -> tuple[list[Par
                     end += length
                     for column, array in zip(columns, arrays, strict=True):
                         column.append(array)
-                parts.append(Part(path, axis, start, length))
+                parts.append(TensorDimension(path, axis, start, length))
     laid = [np.concatenate(column) if column else np.empty(0, np.int32) for column in columns]
     return parts, [component[labels] for component, labels in zip(components, laid, strict=True)]
 

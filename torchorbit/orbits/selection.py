@@ -49,13 +49,13 @@ class Selection:
         self._known: dict[tuple[int, ...], tuple[list[Dim], Mask | None]] = {}
         self._first_paths: dict[int, str] = {}
         for orbit in self.removed:
-            if orbit._orbits.model.dag is not dag:
+            if orbit.orbits.model.dag is not dag:
                 raise ArgumentError(f"{orbit!r} is an orbit of another graph; call find_orbits on this one")
-            if orbit._orbits.model.source is not dag.graph:
+            if orbit.orbits.model.source is not dag.graph:
                 raise ArgumentError(f"{orbit!r} was found before this graph was pruned; call find_orbits again")
-            if self.orbits is not None and orbit._orbits is not self.orbits:
+            if self.orbits is not None and orbit.orbits is not self.orbits:
                 raise ArgumentError("the orbits come from two calls of find_orbits; use those of one")
-            self.orbits = orbit._orbits
+            self.orbits = orbit.orbits
         if self.orbits is not None:
             self.adopt(self.orbits)
 

@@ -139,5 +139,5 @@ def unit_dependencies(orbit: Orbit, unit: int, *, show: Show = "all") -> UnitDep
 def _of(orbit: Orbit) -> Orbits:
     if not isinstance(orbit, Orbit):
         raise ArgumentTypeError(f"{orbit!r} is no Orbit; find_orbits gives them")
-    current(orbit._orbits)
-    return orbit._orbits
+    current(orbit.orbits)
+    return orbit.orbits

@@ -27,7 +27,7 @@ def finetune_batch_norm(
     model: nn.Module,
     loader: Iterable[Any],
     *,
-    steps: int | None = None,
+    max_batches: int | None = None,
     sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]] = default_sample_to_model_inputs,
     device: torch.device | str | None = None,
     autocast: torch.dtype | None = None,
@@ -44,7 +44,7 @@ def finetune_batch_norm(
     Args:
         model: a `DagModule`, or any module. Batch norms without running statistics are left alone.
         loader: batches of data; one pass over it is made.
-        steps: so many batches at most; all by default.
+        max_batches: so many batches at most; all by default.
         sample_to_model_inputs: gives positional and keyword arguments of the model for a batch.
         device: where batches go first; by default where the parameters are.
         autocast: dtype of mixed precision; none by default.
@@ -57,7 +57,9 @@ def finetune_batch_norm(
         CalibrationError: the loader gives no batch, or one that is not what it should be.
     """
     statistics = _Statistics()
-    batches = batches_of(loader, model, sample_to_model_inputs, lambda sample: 1, steps=steps, device=device)
+    batches = batches_of(
+        loader, model, sample_to_model_inputs, lambda sample: 1, max_batches=max_batches, device=device
+    )
     with unchanged_buffers(model):
         for batch in tqdm(batches, desc="batch norm", disable=not progress, leave=False):
             with autocasting(model, autocast), statistics:

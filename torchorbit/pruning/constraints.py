@@ -126,7 +126,7 @@ class Overrides(Constraint):
             ArgumentError: a key means no orbit.
             ArgumentTypeError: a key is no orbit, module or path.
         """
-        orbits = orbit._orbits
+        orbits = orbit.orbits
         if orbits not in self._known:
             keys = sorted(self.constraints, key=lambda key: isinstance(key, Orbit))
             self._known[orbits] = {

@@ -61,7 +61,7 @@ def prune(
     optimizer: Optimizer | None = None,
     adjust_dropout: bool = False,
     entry_point: str = "forward",
-    calibration_steps: int | None = None,
+    max_batches: int | None = None,
     calibration_epochs: int = 1,
     sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]] = default_sample_to_model_inputs,
     sample_to_n_samples: Callable[[Any], int] = default_sample_to_n_samples,
@@ -111,7 +111,7 @@ def prune(
         optimizer: its state is cut along.
         adjust_dropout: make dropout less probable where channels go, as for `torchorbit.remove_channels`.
         entry_point: the method of the model that is converted and pruned, as for `torchorbit.convert`.
-        calibration_steps: how many batches are looked at, by a criterion, a selector or ``finetune_bn``; by default all
+        max_batches: how many batches are looked at, by a criterion, a selector or ``finetune_bn``; by default all
             (a criterion all, ``calibration_epochs`` times). A selector that asks for losses keeps them in memory.
         calibration_epochs: how often a criterion goes through the loader.
         sample_to_model_inputs: gives the model's positional and keyword arguments for what the loader gives; by default
@@ -161,7 +161,7 @@ def prune(
             "the scores are of orbits that were found before; give frozen to calibrate or to find_orbits"
         )
     data: dict[str, Any] = {
-        "steps": calibration_steps,
+        "max_batches": max_batches,
         "sample_to_model_inputs": sample_to_model_inputs,
         "device": device,
         "autocast": autocast,
@@ -301,7 +301,7 @@ def _graph(
                 f"example_inputs is missing: a {type(model).__name__} is converted to a graph first, and says nothing "
                 "of what it takes"
             )
-        batch = next(batches_of(loader, model, sample_to_model_inputs, lambda sample: 1, steps=1))
+        batch = next(batches_of(loader, model, sample_to_model_inputs, lambda sample: 1, max_batches=1))
         forward = (model if entry_point == "forward" else entered_at(model, entry_point)).forward
         example_inputs = _named(forward, batch.args, batch.kwargs) if batch.kwargs else batch.args
     return convert(model, example_inputs, entry_point=entry_point)

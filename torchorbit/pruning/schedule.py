@@ -143,7 +143,7 @@ class Original:
 
     def before(self, orbit: Orbit) -> Orbit:
         """What an orbit was in the original; itself where that cannot be told."""
-        present = orbit._orbits
+        present = orbit.orbits
         if present is self.orbits:
             return orbit
         pairs = self._pairs.get(present)

@@ -85,7 +85,7 @@ def plan(removed: Mapping[Orbit, Iterable[int]], *, allow_empty: bool = False) -
         return Plan((), 0)
     if not isinstance(first, Orbit):
         raise ArgumentTypeError(f"{first!r} is no Orbit; find_orbits gives them")
-    orbits = first._orbits
+    orbits = first.orbits
     dag = orbits.model.dag
     selection = Selection(removed, dag, allow_empty=allow_empty)
     trainable = dict(dag.named_parameters(remove_duplicate=False))

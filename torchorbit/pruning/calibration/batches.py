@@ -99,7 +99,7 @@ def batches_of(
     sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]],
     sample_to_n_samples: Callable[[Any], int],
     *,
-    steps: int | None = None,
+    max_batches: int | None = None,
     epochs: int = 1,
     device: torch.device | str | None = None,
 ) -> Iterator[Batch]:
@@ -110,17 +110,17 @@ def batches_of(
         model: what they are for.
         sample_to_model_inputs: makes positional and keyword inputs of a batch.
         sample_to_n_samples: gives the number of samples of a batch.
-        steps: how many to take at most.
+        max_batches: how many to take at most.
         epochs: how often to go through the loader.
         device: where they go; by default where the parameters of the model are.
 
     Raises:
         CalibrationError: there is none, or inputs are not what they should be.
         ArgumentTypeError: the loader cannot be gone through, or only once although there are several epochs; or
-            ``steps`` or ``epochs`` is no whole number.
-        ArgumentError: ``steps`` or ``epochs`` is not positive.
+            ``max_batches`` or ``epochs`` is no whole number.
+        ArgumentError: ``max_batches`` or ``epochs`` is not positive.
     """
-    for name, number in (("steps", steps), ("epochs", epochs)):
+    for name, number in (("max_batches", max_batches), ("epochs", epochs)):
         if number is None:
             continue
         if not isinstance(number, (int, np.integer)) or isinstance(number, bool):
@@ -133,14 +133,14 @@ def batches_of(
         raise ArgumentTypeError(f"loader is a {type(loader).__name__}, expected something that gives batches")
     if device is None:
         device = next((tensor.device for tensor in [*model.parameters(), *model.buffers()]), None)
-    return _batches(loader, sample_to_model_inputs, sample_to_n_samples, steps, epochs, device)
+    return _batches(loader, sample_to_model_inputs, sample_to_n_samples, max_batches, epochs, device)
 
 
 def _batches(
     loader: Iterable[Any],
     sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]],
     sample_to_n_samples: Callable[[Any], int],
-    steps: int | None,
+    max_batches: int | None,
     epochs: int,
     device: torch.device | str | None,
 ) -> Iterator[Batch]:
@@ -150,7 +150,7 @@ def _batches(
             sample = _moved(sample, device)
             yield _batch(sample, sample_to_model_inputs(sample), sample_to_n_samples(sample))
             count += 1
-            if count == steps:
+            if count == max_batches:
                 return
     if not count:
         raise CalibrationError("the loader gives no batch")

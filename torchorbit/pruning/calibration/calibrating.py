@@ -22,10 +22,10 @@ from torchorbit.pruning.calibration.batches import (
     require_loss,
     unchanged_buffers,
 )
-from torchorbit.pruning.calibration.calibrator import Criteria, Reduction, orbits_of, resolved
+from torchorbit.pruning.calibration.calibrator import Criteria, LossReduction, resolved, resolved_orbits
 from torchorbit.pruning.calibration.gated import GatedModel
 from torchorbit.pruning.calibration.masking import OrbitLosses
-from torchorbit.pruning.calibration.recording import Recorder, Tally
+from torchorbit.pruning.calibration.recording import GateRecorder, Tally
 from torchorbit.pruning.criteria.base import LossCriterion, Place, WeightCriterion
 from torchorbit.pruning.scores import Scores
 
@@ -40,7 +40,7 @@ def calibrate(
     criteria: Criteria,
     *,
     orbits: Orbits | None = None,
-    steps: int | None = None,
+    max_batches: int | None = None,
     epochs: int = 1,
     sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]] = default_sample_to_model_inputs,
     sample_to_n_samples: Callable[[Any], int] = default_sample_to_n_samples,
@@ -49,7 +49,7 @@ def calibrate(
     place: Place = "consumed",
     progress: bool = False,
     frozen: Iterable[nn.Module | str] | nn.Module | str = (),
-    loss_reduction: Reduction = "mean",
+    loss_reduction: LossReduction = "mean",
 ) -> dict[Any, Scores]:
     """Score every unit of every orbit from data.
 
@@ -63,7 +63,7 @@ def calibrate(
             criterion needs one.
         criteria: names in `torchorbit.pruning.criteria.CRITERIA`, or criteria.
         orbits: what `torchorbit.find_orbits` found; by default it is asked.
-        steps: how many batches to take at most, over all epochs; None for all.
+        max_batches: how many batches to take at most, over all epochs; None for all.
         epochs: how often to go through the loader.
         sample_to_model_inputs: makes positional and keyword inputs of a batch; by default its first item is the only
             input.
@@ -88,7 +88,7 @@ def calibrate(
             weights.
     """
     found = resolved(criteria)
-    orbits = orbits_of(dag, orbits, frozen)
+    orbits = resolved_orbits(dag, orbits, frozen)
     if loss_reduction not in ("mean", "sum"):
         raise ArgumentError(f"loss_reduction={loss_reduction!r}, expected 'mean' or 'sum'")
     results = {key: c.scores(orbits) for key, c in found.items() if isinstance(c, WeightCriterion)}
@@ -98,7 +98,7 @@ def calibrate(
         return results
     if loss is not None:
         require_loss(loss)
-    recorder = Recorder(GatedModel(orbits, place), looking)
+    recorder = GateRecorder(GatedModel(orbits, place), looking)
     if loss is None and (asking or recorder.needs_gradients):
         needing = [str(c) for c in found.values() if not isinstance(c, WeightCriterion)]
         raise ArgumentError(f"loss is None, and one of {', '.join(needing)} needs a loss")
@@ -107,9 +107,9 @@ def calibrate(
     # Units are switched off where they are consumed, wherever activations are looked at.
     masked = None if not asking else recorder.gated if place == "consumed" else GatedModel(orbits)
     batches = batches_of(
-        loader, dag, sample_to_model_inputs, sample_to_n_samples, steps=steps, epochs=epochs, device=device
+        loader, dag, sample_to_model_inputs, sample_to_n_samples, max_batches=max_batches, epochs=epochs, device=device
     )
-    with unchanged_buffers(dag), tqdm(total=_length(loader, steps, epochs), disable=not progress) as bar:
+    with unchanged_buffers(dag), tqdm(total=_length(loader, max_batches, epochs), disable=not progress) as bar:
         bar.set_description("calibration")
         for number, batch in enumerate(batches):
             if looking:
@@ -122,7 +122,7 @@ def calibrate(
 
 
 def _look(
-    recorder: Recorder, batch: Batch, loss: Loss | None, reduction: Reduction, autocast: torch.dtype | None
+    recorder: GateRecorder, batch: Batch, loss: Loss | None, reduction: LossReduction, autocast: torch.dtype | None
 ) -> None:
     """Run a batch forward, and backward where a criterion needs gradients."""
     scale = _HALF_PRECISION_SCALE if autocast == torch.float16 else 1.0
@@ -144,12 +144,12 @@ def _look(
 
 
 def _ask(
-    recorder: Recorder,
+    recorder: GateRecorder,
     gated: GatedModel,
     criteria: Mapping[Any, LossCriterion],
     batch: Batch,
     loss: Loss,
-    reduction: Reduction,
+    reduction: LossReduction,
     autocast: torch.dtype | None,
     number: int,
 ) -> None:
@@ -164,10 +164,10 @@ def _ask(
         recorder.tallies[key].add(values[key], batch.samples)
 
 
-def _length(loader: Iterable[Any], steps: int | None, epochs: int) -> int | None:
+def _length(loader: Iterable[Any], max_batches: int | None, epochs: int) -> int | None:
     """How many batches there will be, where that is known."""
     try:
         length = len(loader) * epochs  # type: ignore[arg-type]
     except TypeError:
-        return steps
-    return length if steps is None else min(steps, length)
+        return max_batches
+    return length if max_batches is None else min(max_batches, length)

@@ -15,13 +15,13 @@ from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.calibration.batches import checked_count
 from torchorbit.pruning.calibration.gated import GatedModel
-from torchorbit.pruning.calibration.recording import Recorder
+from torchorbit.pruning.calibration.recording import GateRecorder
 from torchorbit.pruning.criteria import CRITERIA
 from torchorbit.pruning.criteria.base import Criterion, LossCriterion, Place, WeightCriterion
 from torchorbit.pruning.criteria.slices import require_weights
 from torchorbit.pruning.scores import Scores
 
-Reduction = Literal["mean", "sum"]
+LossReduction = Literal["mean", "sum"]
 #: A criterion, by its name or itself; or several.
 Criteria = str | Criterion | Iterable[str | Criterion]
 
@@ -68,11 +68,11 @@ class Calibrator:
         orbits: Orbits | None = None,
         frozen: Iterable[nn.Module | str] | nn.Module | str = (),
         place: Place = "consumed",
-        loss_reduction: Reduction = "mean",
+        loss_reduction: LossReduction = "mean",
         inputs_to_n_samples: Callable[[tuple[Any, ...], dict[str, Any]], int] | None = None,
     ):
         self.dag = dag
-        self.orbits = orbits_of(dag, orbits, frozen)
+        self.orbits = resolved_orbits(dag, orbits, frozen)
         self.criteria = resolved(criteria)
         for criterion in self.criteria.values():
             if isinstance(criterion, LossCriterion):
@@ -84,7 +84,7 @@ class Calibrator:
         self.loss_reduction = loss_reduction
         self._n_samples = inputs_to_n_samples or _length_of_first
         looking = {key: c for key, c in self.criteria.items() if not isinstance(c, WeightCriterion)}
-        self._recorder = Recorder(GatedModel(self.orbits, place), looking)
+        self._recorder = GateRecorder(GatedModel(self.orbits, place), looking)
 
     def __enter__(self) -> Calibrator:
         if "forward" in self.dag.__dict__:
@@ -119,7 +119,7 @@ class Calibrator:
         }
 
 
-def orbits_of(dag: DagModule, orbits: Orbits | None, frozen: Any) -> Orbits:
+def resolved_orbits(dag: DagModule, orbits: Orbits | None, frozen: Any) -> Orbits:
     """The orbits of a graph that has weights.
 
     Raises:

@@ -133,12 +133,12 @@ class GatedModel:
         self._views: dict[Orbit, list[tuple[GateModule, int]]] = {}
         varying = per_sample(self.graph.vertices)
         self.gates = {name: GateModule(gate, name in varying) for name, gate in by_name.items()}
-        self.whole = Part(self.dag, self.graph, self.gates, provenance=self.dag.provenance)
+        self.whole = GatedSection(self.dag, self.graph, self.gates, provenance=self.dag.provenance)
 
-    def part(self, graph: Graph) -> Part:
+    def part(self, graph: Graph) -> GatedSection:
         """What runs some of the vertices."""
         names = {vertex.name for vertex in graph.vertices}
-        return Part(self.dag, graph, {name: gate for name, gate in self.gates.items() if name in names})
+        return GatedSection(self.dag, graph, {name: gate for name, gate in self.gates.items() if name in names})
 
     def run(self, visitor: Visitor | None, call: Callable[[], Any]) -> Any:
         """Run something while gates show their values to a visitor."""
@@ -163,7 +163,7 @@ class GatedModel:
             ]
         return self._views[orbit]
 
-    def apart(self, orbit: Orbit) -> tuple[Part, Part] | None:
+    def apart(self, orbit: Orbit) -> tuple[GatedSection, GatedSection] | None:
         """Take the graph apart at the first gate of an orbit.
 
         Returns:
@@ -185,7 +185,7 @@ class GatedModel:
         return self.part(Graph(ahead, output)), self.part(Graph((*given, *behind), self.graph.output))
 
 
-class Part:
+class GatedSection:
     """Runs vertices of a graph, with its layers and in its modes.
 
     Args:

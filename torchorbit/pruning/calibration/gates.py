@@ -21,7 +21,7 @@ from torchorbit.graph.vertices import InputVertex, OperatorVertex
 from torchorbit.labels import Dim, arrays_of
 from torchorbit.operators import Labelled
 from torchorbit.orbits.costs import value_of
-from torchorbit.orbits.orbit import Orbit, Orbits, Part
+from torchorbit.orbits.orbit import Orbit, Orbits, TensorDimension
 from torchorbit.pruning.calibration.contractions import Meeting, Operand, contracted, reduced
 from torchorbit.pruning.criteria.base import Place
 
@@ -92,7 +92,7 @@ class Numbering:
         for array in arrays_of(dim):
             yield self._numbers[reading][self.orbits.components[reading][array]]
 
-    def of_part(self, reading: int, part: Part) -> Units:
+    def of_part(self, reading: int, part: TensorDimension) -> Units:
         """The units along a dimension of a parameter; -1 where there is none."""
         positions = self.orbits.positions[reading][part.start : part.start + part.length]
         return self._numbers[reading][positions]

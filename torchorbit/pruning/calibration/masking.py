@@ -24,13 +24,13 @@ from torchorbit.pruning.calibration.batches import (
     require_repeatable,
     unchanged_buffers,
 )
-from torchorbit.pruning.calibration.calibrator import Reduction
+from torchorbit.pruning.calibration.calibrator import LossReduction
 from torchorbit.pruning.calibration.gated import GatedModel, GateModule
 from torchorbit.pruning.criteria.base import Losses
 from torchorbit.pruning.criteria.slices import require_weights
 
 
-class Masks:
+class UnitMasks:
     """Puts zeros where units are removed.
 
     Args:
@@ -69,7 +69,7 @@ class MaskedLoss:
         orbits: what `torchorbit.find_orbits` found.
         loader: gives batches.
         loss: gives the loss of an output and a batch: a scalar, or one number for each sample.
-        steps: how many batches to take; None for all.
+        max_batches: how many batches to take; None for all.
         cache: keep the batches, on the model's device; otherwise the loader is gone through in every call, and should
             give the same ones each time.
         sample_to_model_inputs: makes positional and keyword inputs of a batch.
@@ -90,7 +90,7 @@ class MaskedLoss:
         loader: Iterable[Any],
         loss: Loss,
         *,
-        steps: int | None = None,
+        max_batches: int | None = None,
         cache: bool = True,
         sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]] = (
             default_sample_to_model_inputs
@@ -98,7 +98,7 @@ class MaskedLoss:
         sample_to_n_samples: Callable[[Any], int] = default_sample_to_n_samples,
         device: torch.device | str | None = None,
         autocast: torch.dtype | None = None,
-        loss_reduction: Reduction = "mean",
+        loss_reduction: LossReduction = "mean",
     ):
         require_weights(orbits)
         require_loss(loss)
@@ -108,11 +108,16 @@ class MaskedLoss:
         self._gated = GatedModel(orbits)
         self._loss = loss
         self._autocast = autocast
-        self._reduction: Reduction = loss_reduction
+        self._reduction: LossReduction = loss_reduction
 
         def batches() -> Iterable[Batch]:
             return batches_of(
-                loader, orbits.model.dag, sample_to_model_inputs, sample_to_n_samples, steps=steps, device=device
+                loader,
+                orbits.model.dag,
+                sample_to_model_inputs,
+                sample_to_n_samples,
+                max_batches=max_batches,
+                device=device,
             )
 
         kept = list(batches()) if cache else None
@@ -133,7 +138,7 @@ class MaskedLoss:
         selection = Selection(removed, dag, allow_empty=True)
         if selection.orbits is not None and selection.orbits is not self.orbits:
             raise ArgumentError("the units are of another call of find_orbits; use those that this loss was made with")
-        masks = Masks(self._gated, selection.removed)
+        masks = UnitMasks(self._gated, selection.removed)
         total, samples = 0.0, 0
         with unchanged_buffers(dag):
             for batch in self._batches():
@@ -164,14 +169,14 @@ class OrbitLosses(Losses):
         orbit: Orbit,
         batch: Batch,
         loss: Loss,
-        reduction: Reduction,
+        reduction: LossReduction,
         autocast: torch.dtype | None,
         seed: int,
     ):
         self.width = orbit.width
         self.seed = (seed, orbit.index)
         self._gated, self._orbit, self._batch, self._loss = gated, orbit, batch, loss
-        self._reduction: Reduction = reduction
+        self._reduction: LossReduction = reduction
         self._autocast = autocast
         parts = gated.apart(orbit)
         self._after = None
@@ -189,6 +194,6 @@ class OrbitLosses(Losses):
             if self._after is None:
                 output = gated.whole(*batch.args, **batch.kwargs)
             else:
-                after, masks = self._after, Masks(gated, {self._orbit: removed.nonzero()[:, 0].numpy()})
+                after, masks = self._after, UnitMasks(gated, {self._orbit: removed.nonzero()[:, 0].numpy()})
                 output = gated.run(masks, partial(after, **self._values))
             return batch.losses(self._loss, output, self._reduction).cpu().double().reshape(-1)

@@ -59,7 +59,7 @@ class Tally:
         self.samples += samples
 
 
-class Recorder:
+class GateRecorder:
     """Runs a graph with gates, and puts together what criteria see there.
 
     Args:
@@ -163,7 +163,7 @@ class Recorder:
 class Run:
     """Collects the statistics of one forward, and of the backwards through it."""
 
-    def __init__(self, recorder: Recorder, samples: int, gradient_scale: float):
+    def __init__(self, recorder: GateRecorder, samples: int, gradient_scale: float):
         self.recorder = recorder
         self.samples = samples
         self.gradient_scale = gradient_scale

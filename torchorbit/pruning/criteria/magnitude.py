@@ -38,7 +38,7 @@ def magnitude(orbit: Orbit) -> NDArray[np.float64]:
         An array as long as the orbit is wide: the root mean square of a unit's weights, over those of the tensors that
         they belong to.
     """
-    return root_mean_square(WeightSlices(orbit._orbits).of(orbit), orbit.width)
+    return root_mean_square(WeightSlices(orbit.orbits).of(orbit), orbit.width)
 
 
 @torch.no_grad()
