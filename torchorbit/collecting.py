@@ -9,7 +9,10 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Do without it while many small objects are made that all stay alive: a full one takes longer than that."""
+    """Disable the garbage collector while allocating many long-lived objects.
+
+    A full collection would look at all of them and free none, which costs more than the work itself.
+    """
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -82,7 +82,7 @@ class Labels:
         self.deepest = 1
         self.contested: list[Array] = []  # dimensions that were merged with other labelled ones
         self._ties: list[tuple[Array, Array, bool]] = []
-        # Most ties are between whole arrays of labels as they were made. Those are kept by the array.
+        # Most ties join whole arrays; these are kept in a union-find over arrays, not elements.
         self._blocks: list[Array] = [] if known is None else list(known._blocks)
         self._number: dict[int, int] = {} if known is None else dict(known._number)  # id of such an array -> its number
         self._parents: list[int] = list(range(len(self._blocks)))

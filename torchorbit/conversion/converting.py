@@ -289,7 +289,7 @@ class _Recordings:
             and self.batch != self.example_batch
             and not (provenance.free_batch and self.covers(reconciled, first))
         ):
-            # The graph is of one batch size, or of all but the example's: of the example's, then.
+            # The recording does not hold for the example's batch size: record again at that size.
             self.batch = 0
             reconciled, provenance = self.compare(self.take(Variation()))
         return reconciled, provenance

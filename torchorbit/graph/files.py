@@ -90,7 +90,7 @@ def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
-            # One at a time, where it has to be copied for that: what is on another device, or is part of something.
+            # Copy tensor by tensor, so that at most one copy is alive: those on another device, or parts of others.
             plain = tensors[name].detach().cpu().contiguous().reshape(-1)
             if plain.numel():
                 file.write(plain.view(torch.uint8).numpy().data)

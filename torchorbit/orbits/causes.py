@@ -117,7 +117,7 @@ class Causes:
             return [Reason("output", "", "channels of the model's output")]
         if kind == "frozen":
             owner = name.rpartition(".")[0]
-            # A layer that is named is so with its tensors: that is one reason.
+            # Freezing a layer also freezes its tensors; report one reason.
             name = self._frozen.get(name) or (owner if owner and owner in self._frozen.values() else name)
             return [Reason("named", name, f"'{name}' is named in frozen=")]
         call = self.model.calls[name]

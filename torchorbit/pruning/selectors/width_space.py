@@ -170,8 +170,7 @@ class Boundary:
             top = np.array([allowed[-1] for allowed in self.space.allowed], np.float64)
             design = (widths - centre) / top * np.sqrt(weights)[:, None]
             target = (costs - mean) * np.sqrt(weights)
-            # With little known, every orbit counts as much as by its share of what removing a share of all of them
-            # saves: that is where the ridge pulls the slopes.
+            # Prior: all orbits contribute equally to the cost; the ridge shrinks the slopes towards it.
             prior = np.full(len(top), self.limit / len(top))
             gram = design.T @ design
             ridge = 1e-3 * max(np.trace(gram) / len(top), 1e-12)
