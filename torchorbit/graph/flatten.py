@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchorbit.arguments import Attr, Ref, map_args
+from torchorbit.arguments import ArgumentMap, Attr, Ref
 from torchorbit.errors import ArgumentError
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
 from torchorbit.graph.packed import separated
@@ -218,17 +218,18 @@ def _inline(
         arg = known[value.vertex]
         return _pick(arg, value.index) if value.index else arg
 
+    mapped = ArgumentMap(change, below).value
     recorded = dag.graph.shapes
     for vertex in dag.graph.vertices:
         if isinstance(vertex, InputVertex):
             continue
         name = writer.free_name(prefix + vertex.name)
         if isinstance(vertex, OperatorVertex):
-            args = {key: map_args(arg, change, below) for key, arg in vertex.args.items()}
+            args = {key: mapped(arg) for key, arg in vertex.args.items()}
             owner = below(vertex.owner) if vertex.training_only else ""
             vertices.append(OperatorVertex(name, vertex.operator, args, vertex.training_only, owner))
         elif isinstance(module := dag.get_submodule(vertex.target), DagModule):
-            positional = [map_args(arg, change, below) for arg in vertex.args]
+            positional = [mapped(arg) for arg in vertex.args]
             inner = {i.name: arg for i, arg in zip(module.graph.inputs, positional, strict=True)}
             deeper = f"{prefix}{vertex.name}_"
             known[vertex.name] = _inline(
@@ -236,14 +237,14 @@ def _inline(
             )
             continue
         else:
-            positional = [map_args(arg, change, below) for arg in vertex.args]
-            keywords = {key: map_args(arg, change, below) for key, arg in vertex.kwargs.items()}
+            positional = [mapped(arg) for arg in vertex.args]
+            keywords = {key: mapped(arg) for key, arg in vertex.kwargs.items()}
             vertices.append(ModuleVertex(name, below(vertex.target), tuple(positional), keywords, vertex.leaf))
         known[vertex.name] = Ref(name)
         paths[blocks + vertex.name] = name
         if vertex.name in recorded:
             writer.shapes[name] = recorded[vertex.name]
-    return map_args(dag.graph.output, change, below)
+    return mapped(dag.graph.output)
 
 
 def _pick(arg: Any, index: tuple[int | str, ...]) -> Any:
