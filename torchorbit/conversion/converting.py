@@ -20,7 +20,7 @@ from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Varia
 from torchorbit.conversion.recorder import CHECK, Recording, Value, record
 from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError
 from torchorbit.graph.dag import DagModule, Provenance
-from torchorbit.graph.flatten import one_level
+from torchorbit.graph.one_level import one_level
 
 _META = torch.device("meta")
 # Two batch sizes far enough apart that no rounding hides the difference; none is 1, which broadcasts.

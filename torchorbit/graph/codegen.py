@@ -150,6 +150,11 @@ class _Code(Visitor, kinds={torch.device: "device", float: "number", int: "numbe
         return "..." if arg is Ellipsis else repr(arg)
 
 
+def argument(arg: Any) -> str:
+    """Code for one argument, as it is shown to people."""
+    return _Code({}).value(arg)
+
+
 def _call(vertex: OperatorVertex, code: _Code) -> str:
     row = OPERATORS[vertex.operator]
     args = vertex.args

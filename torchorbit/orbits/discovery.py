@@ -14,7 +14,7 @@ from torchorbit.collecting import no_garbage_collection
 from torchorbit.containers import map_leaves
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.flatten import names_at
+from torchorbit.graph.names import names_at
 from torchorbit.graph.vertices import ModuleVertex
 from torchorbit.labels import Dim, Labels, joint
 from torchorbit.operators import RULES, Labelled, Operands, Reading

@@ -13,7 +13,7 @@ from torchorbit.arguments import Attr, Interpreter, Ref
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.calls import Call, call_of, tensor_of
 from torchorbit.graph.dag import DagModule, Graph
-from torchorbit.graph.flatten import one_level
+from torchorbit.graph.one_level import one_level
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import OperatorVertex
 

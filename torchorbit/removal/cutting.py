@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torchorbit.arguments import Attr, Ref, Size, Transformer, map_args, walk_args
 from torchorbit.errors import ArgumentTypeError
 from torchorbit.graph.dag import Container, DagModule, Graph, blank
-from torchorbit.graph.flatten import keep_shapes
+from torchorbit.graph.one_level import keep_shapes
 from torchorbit.graph.shapes import complete
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, refs_in, vertex_args
 from torchorbit.graph.writing import Writer

@@ -23,7 +23,7 @@ from torchorbit.containers import map_leaves, map_together
 from torchorbit.errors import ArgumentError
 from torchorbit.graph.calls import Call
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.flatten import one_level
+from torchorbit.graph.one_level import one_level
 from torchorbit.graph.shapes import called, pick
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, last_uses
 from torchorbit.operators import Labelled
