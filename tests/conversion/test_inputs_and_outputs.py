@@ -114,10 +114,17 @@ def test_a_fixed_input_before_a_tensor():
     assert_same(reloaded(dag)(3, X), model(3, X))
 
 
+class Point(NamedTuple):
+    a: torch.Tensor
+    b: torch.Tensor
+
+
 @pytest.mark.parametrize(
     ("function", "example"),
     [
         (lambda pair: pair[0] - pair[1], ([X, Y],)),
+        (lambda point: point.a - point.b, (Point(X, Y),)),
+        (lambda deep: deep["a"].a - deep["a"].b[0], ({"a": Point(X, [Y])},)),
         (lambda pair: pair[0] - pair[1], ((X, Y),)),
         (lambda named: named["a"] - named["b"], ({"a": X, "b": Y},)),
         (lambda deep: deep["a"][0] - deep["b"]["c"], ({"a": [X], "b": {"c": Y}},)),
@@ -134,11 +141,6 @@ def test_tensors_inside_containers(function, example):
         assert_same(outcome(dag, inputs), outcome(model, inputs))
         assert_same(outcome(reloaded(dag), inputs), outcome(model, inputs))
         assert_same(outcome(dag.flatten(), inputs), outcome(model, inputs))
-
-
-class Point(NamedTuple):
-    a: torch.Tensor
-    b: torch.Tensor
 
 
 Same = collections.namedtuple("Same", "a b")

@@ -1,5 +1,7 @@
 """Widths, units, sources and sinks of orbits in models that are small enough to see why."""
 
+from typing import Any, NamedTuple
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -70,6 +72,53 @@ def test_every_output_is_frozen():
         a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(6, 5, 1), c=nn.Conv2d(3, 7, 1), d=nn.Conv2d(7, 2, 1),
     )  # fmt: skip
     assert kinds(orbits_of(model)) == [(7, 0)]
+
+
+class Answer(NamedTuple):
+    """What a detector might return."""
+
+    logits: Any
+    extra: Any
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda a, b: Answer(a, b),
+        lambda a, b: Answer(a, Answer(b, None)),
+        lambda a, b: Answer((a, b), 3),
+        lambda a, b: {"first": a, "others": [Answer(None, (b,))]},
+        lambda a, b: (Answer([a], {"second": b}), 0.5),
+    ],
+)
+def test_outputs_in_named_tuples_are_frozen(answer):
+    model = Computes(
+        lambda self, x: answer(self.a(x), self.b(self.c(x))),
+        a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(7, 5, 1), c=nn.Conv2d(3, 7, 1),
+    )  # fmt: skip
+    dag = torchorbit.convert(model.eval(), X)
+    orbits = torchorbit.find_orbits(dag)
+    assert kinds(orbits) == [(7, 0)]
+    smaller = torchorbit.remove_channels(dag, {orbit: range(orbit.width // 2) for orbit in orbits})
+    given, wanted = (torch.utils._pytree.tree_leaves(made(X)) for made in (smaller, model))
+    assert [getattr(value, "shape", value) for value in given] == [getattr(value, "shape", value) for value in wanted]
+
+
+class Odd(nn.Module):
+    """Takes two tensors in a named tuple; torchorbit has no rule for it."""
+
+    def forward(self, answer):
+        """The sum of both."""
+        return answer.logits + answer.extra.flip(1)
+
+
+def test_tensors_in_a_named_tuple_that_a_module_without_a_rule_takes_are_frozen():
+    model = Computes(
+        lambda self, x: self.d(self.odd(Answer(self.a(x), self.b(x)))),
+        a=nn.Conv2d(3, 6, 1), b=nn.Conv2d(3, 6, 1), d=nn.Conv2d(6, 2, 1), odd=Odd(),
+    )  # fmt: skip
+    dag = torchorbit.convert(model.eval(), X, atomic=[Odd])
+    assert kinds(torchorbit.find_orbits(dag)) == []
 
 
 def test_a_residual_connection_to_the_input_freezes():

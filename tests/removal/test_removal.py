@@ -512,7 +512,7 @@ def test_the_proof_finds_a_fault_in_the_graph_that_is_cut(monkeypatch):
         return torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, removed), removed)
 
     assert proof() < 1e-5
-    separated = torchorbit.graph.flatten.separated
+    separated = torchorbit.graph.one_level.separated
 
     def wrong(given):
         apart = separated(given)
@@ -524,7 +524,7 @@ def test_the_proof_finds_a_fault_in_the_graph_that_is_cut(monkeypatch):
         ]
         return dataclasses.replace(apart, vertices=tuple(swapped))
 
-    monkeypatch.setattr("torchorbit.graph.flatten.separated", wrong)
+    monkeypatch.setattr("torchorbit.graph.one_level.separated", wrong)
     assert proof() > 1e-2
 
 

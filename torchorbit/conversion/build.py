@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, map_args, walk_args
+from torchorbit.arguments import ArgumentMap, Attr, Ref, SameDevice, owners_in, walk_args
 from torchorbit.conversion.reconcile import Item, Reconciled
 from torchorbit.conversion.recorder import ASSIGN, CHECK, MODULE, ModuleCall, Value, function_name
 from torchorbit.errors import ConversionError
@@ -34,32 +34,8 @@ _FUNCTIONAL_LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
 }
 
 
-def map_values(arg: Any, change: Callable[[Any], Any]) -> Any:
-    """`map_args` for arguments in which tensors are `Value`s."""
-    kind = type(arg)
-    if kind is Value or kind is Attr:
-        return change(arg)
-    if kind is tuple:
-        return tuple([map_values(a, change) for a in arg])
-    if kind is list:
-        return [map_values(a, change) for a in arg]
-    if kind is dict:
-        return {key: map_values(a, change) for key, a in arg.items()}
-    if kind is slice:
-        return slice(map_values(arg.start, change), map_values(arg.stop, change), map_values(arg.step, change))
-    if kind is Size:
-        return Size(map_values(arg.value, change), arg.dim)
-    if kind is Expr:
-        return Expr(arg.operator, tuple([map_values(a, change) for a in arg.operands]))
-    if kind is ByMode:
-        return ByMode(map_values(arg.training, change), map_values(arg.evaluation, change), arg.owner)
-    if kind is SameDevice:
-        return SameDevice(map_values(arg.value, change))
-    if kind is SameDtype:
-        return SameDtype(map_values(arg.value, change))
-    if isinstance(arg, tuple):
-        return type(arg)(*[map_values(a, change) for a in arg])
-    return arg
+class _ValueMap(ArgumentMap, kinds={Value: "ref"}):
+    """`torchorbit.arguments.map_args` for arguments in which tensors are `Value`s."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -165,7 +141,7 @@ def _cut_gradients(bound: list[_Bound], items: list[Item], output: Any) -> tuple
                 fresh[value] = Value(free + len(fresh))
                 only = made[value.step].training_only
                 result.append(_Bound(fresh[value].step, call, {"input": value}, "detach", training_only=only))
-        return map_values(arg, lambda v: fresh.get(v, v))
+        return _ValueMap(lambda v: fresh.get(v, v)).value(arg)
 
     for step in bound:
         if step.number not in inside and step.operator not in ("assign", "check"):
@@ -364,7 +340,7 @@ class _Blocks:
         if again:
             return None, again
         shapes.update(zip([vertex.name for vertex in inputs], self.recording.input_shapes, strict=True))
-        output = map_values(self.recording.output, lambda v: self.resolve(v, root, known))
+        output = _ValueMap(lambda v: self.resolve(v, root, known)).value(self.recording.output)
         return Graph((*inputs, *vertices), output, shapes), set()
 
     def resolve(self, value: Any, scope: _Scope, known: dict[Value | Attr, Any]) -> Any:
@@ -391,6 +367,7 @@ class _Blocks:
         def relative(owner: str) -> str:
             return self.flag_owner(owner, scope)
 
+        arguments = _ValueMap(resolved, relative)
         for content in scope.content:
             if isinstance(content, _Scope):
                 dissolve |= self.nested(content)
@@ -402,10 +379,7 @@ class _Blocks:
                 for position, value in enumerate(outputs):
                     known[value] = Ref(name) if len(outputs) == 1 else Ref(name, (position,))
                 continue
-            args = {
-                key: map_args(map_values(arg, resolved), lambda value: value, relative)
-                for key, arg in content.args.items()
-            }
+            args = {key: arguments.value(arg) for key, arg in content.args.items()}
             if content.operator is None:
                 assert content.module is not None
                 path = self.path_below(content.module, scope.path)
@@ -563,14 +537,7 @@ class _Blocks:
 def _owners(graph: Graph) -> set[str]:
     """Paths of the modules whose training flag a graph reads."""
     found = {v.owner for v in graph.vertices if isinstance(v, OperatorVertex) and v.training_only}
-
-    def note(owner: str) -> str:
-        found.add(owner)
-        return owner
-
-    for vertex in graph.vertices:
-        map_args(vertex_args(vertex), lambda value: value, note)
-    map_args(graph.output, lambda value: value, note)
+    found.update(owners_in([vertex_args(vertex) for vertex in graph.vertices]), owners_in(graph.output))
     return found - {""}
 
 

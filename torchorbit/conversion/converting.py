@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from torchorbit.arguments import Attr
 from torchorbit.collecting import no_garbage_collection
+from torchorbit.containers import leaves_of, map_leaves, placed_leaves
 from torchorbit.conversion.build import build
 from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, reconcile
 from torchorbit.conversion.recorder import CHECK, Recording, Value, record
 from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError
 from torchorbit.graph.dag import DagModule, Provenance
-from torchorbit.graph.flatten import one_level
+from torchorbit.graph.one_level import one_level
 
 _META = torch.device("meta")
 # Two batch sizes far enough apart that no rounding hides the difference; none is 1, which broadcasts.
@@ -151,7 +152,7 @@ class _Inputs:
             args = tuple(example)
         else:
             args = (example,)
-        if not _tensors((args, kwargs)):
+        if not leaves_of(Tensor, (args, kwargs)):
             raise ArgumentTypeError(
                 f"example_inputs is {example!r}, expected a tensor, or a tuple or dict that holds one"
             )
@@ -170,38 +171,15 @@ class _Inputs:
         return cls(args, kwargs, names)
 
     def tensors(self) -> list[Tensor]:
-        return _tensors((self.args, self.kwargs))
+        return leaves_of(Tensor, (self.args, self.kwargs))
 
     def on_meta(self, shape: Callable[[Tensor], tuple[int, ...]], dtypes: Mapping[torch.dtype, torch.dtype]) -> Any:
-        def change(arg: Any) -> Any:
-            if isinstance(arg, Tensor):
-                return torch.empty(shape(arg), dtype=dtypes.get(arg.dtype, arg.dtype), device=_META)
-            if isinstance(arg, (tuple, list)) and not hasattr(arg, "_fields"):
-                return type(arg)([change(a) for a in arg])
-            if isinstance(arg, Mapping):
-                return {key: change(a) for key, a in arg.items()}
-            return arg
+        def change(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return leaf
+            return torch.empty(shape(leaf), dtype=dtypes.get(leaf.dtype, leaf.dtype), device=_META)
 
-        return change(self.args), change(self.kwargs)
-
-
-def _placed(value: Any, place: Value) -> list[tuple[Value, Tensor]]:
-    if isinstance(value, Tensor):
-        return [(place, value)]
-    items = (
-        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (tuple, list)) else ()
-    )
-    return [found for key, item in items for found in _placed(item, Value(place.step, (*place.index, key)))]
-
-
-def _tensors(arg: Any) -> list[Tensor]:
-    if isinstance(arg, Tensor):
-        return [arg]
-    if isinstance(arg, Mapping):
-        arg = tuple(arg.values())
-    if isinstance(arg, (tuple, list)):
-        return [tensor for item in arg for tensor in _tensors(item)]
-    return []
+        return map_leaves(change, self.args), map_leaves(change, self.kwargs)
 
 
 class _Recordings:
@@ -224,7 +202,12 @@ class _Recordings:
     def values(self) -> list[tuple[Value, Tensor]]:
         """The tensors among the inputs, those inside of containers included."""
         inputs = [*self.inputs.args, *self.inputs.kwargs.values()]
-        return [found for n, value in enumerate(inputs) for found in _placed(value, Value(-1 - n))]
+        return [
+            (Value(-1 - n, index), leaf)
+            for n, value in enumerate(inputs)
+            for index, leaf in placed_leaves(value)
+            if isinstance(leaf, Tensor)
+        ]
 
     def follow(self) -> Value | Attr | None:
         """The tensor whose dtype and device are those of the run: a floating-point input, or else a parameter."""

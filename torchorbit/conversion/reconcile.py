@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from torchorbit.arguments import Attr, ByMode, Expr, SameDevice, SameDtype, Size
-from torchorbit.conversion.numbers import Traced, untraced
+from torchorbit.arguments import Attr, ByMode, Expr, SameDevice, SameDtype, Size, Transformer
+from torchorbit.containers import items_like, items_of, rebuilt
+from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
 from torchorbit.conversion.recorder import CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
 
 # How far a step that exists only in training may be from the next step that both modes share.
@@ -205,34 +206,22 @@ class _Merger:
 
     def arg(self, base: Any, others: list[Any]) -> Any:
         kind = type(base)
-        if kind is tuple or kind is list:
-            for other in others:
-                if type(other) is not kind or len(other) != len(base):
-                    return self.differ(base, others)
-            return kind([self.arg(a, [other[n] for other in others]) for n, a in enumerate(base)])
         if kind is Value:
             mapped = [self.value(aligned, other) for aligned, other in zip(self.aligned, others, strict=True)]
             return base if all(m == base for m in mapped) else self.by_mode(base, others)
         if kind in Traced:
             return self.number(base, others)
-        if kind is dict:
-            if any(type(other) is not dict or other.keys() != base.keys() for other in others):
+        items = items_of(base)
+        if items is not None:
+            theirs = [items_like(other, base) if type(other) is kind else None for other in others]
+            alike = [found for found in theirs if found is not None]
+            if len(alike) < len(others):
                 return self.differ(base, others)
-            return {key: self.arg(a, [other[key] for other in others]) for key, a in base.items()}
-        if kind is slice:
-            if any(type(other) is not slice for other in others):
-                return self.differ(base, others)
-            return slice(
-                self.arg(base.start, [other.start for other in others]),
-                self.arg(base.stop, [other.stop for other in others]),
-                self.arg(base.step, [other.step for other in others]),
-            )
+            return rebuilt(base, [self.arg(a, same) for a, *same in zip(items, *alike, strict=True)])
         if kind is torch.device:
             if base.type == "meta" and self.follows is not None:
                 return SameDevice(self.follows)
             return base
-        if isinstance(base, tuple):
-            return kind(*[self.arg(a, [other[n] for other in others]) for n, a in enumerate(base)])
         for other in others:
             if type(untraced(other)) is not kind or other != base:
                 return self.differ(base, others)
@@ -263,7 +252,7 @@ class _Merger:
             known = aligned.variation.training and name in _MODE_DEPENDENT and type(base) is not Value
             if not only and not known:
                 self.fail(f"{base} became {other}")
-            training = self.unfolded(aligned, other)
+            training = _Unfolding(self, aligned).value(other)
         return ByMode(training, base, self.step.call.where() if self.step is not None else "")
 
     def fail(self, reason: str) -> Any:
@@ -334,32 +323,10 @@ class _Merger:
                 return Expr("/", (base * length, Size(tensor, 0)))
         return self.fail(f"{base} became {[other for _, other in pairs]}, and nothing says why")
 
-    def unfolded(self, aligned: _Aligned, other: Any) -> Any:
-        """An argument of a step that only one recording has: sizes in it stay expressions."""
-        kind = type(other)
-        if kind is Value:
-            return self.value(aligned, other)
-        if kind in Traced:
-            symbol, operands = other.origin
-            if symbol == "size":
-                return Size(self.value(aligned, operands[0]), operands[1])
-            return Expr(symbol, tuple([self.unfolded(aligned, a) for a in operands]))
-        if kind is tuple or kind is list:
-            return kind([self.unfolded(aligned, a) for a in other])
-        if kind is dict:
-            return {key: self.unfolded(aligned, a) for key, a in other.items()}
-        if kind is slice:
-            return slice(*[self.unfolded(aligned, a) for a in (other.start, other.stop, other.step)])
-        if kind is torch.device and other.type == "meta" and self.follows is not None:
-            return SameDevice(self.follows)
-        if kind is torch.dtype and aligned.variation.dtype and other in (torch.bfloat16, torch.float16):
-            return SameDtype(self.follows) if self.follows is not None else other
-        return other
-
     def extra(self, aligned: _Aligned, position: int) -> Item:
         step = aligned.recording.steps[position]
-        args = tuple([self.unfolded(aligned, a) for a in step.args])
-        kwargs = {key: self.unfolded(aligned, a) for key, a in step.kwargs.items()}
+        unfolding = _Unfolding(self, aligned)
+        args, kwargs = unfolding.tuple_(step.args), unfolding.dict_(step.kwargs)
         number = len(self.first.steps) + position
         return Item(number, step, aligned.call(step.call), args, kwargs, training_only=True)
 
@@ -402,3 +369,31 @@ class _Merger:
             step = Step(CHECK, (), {}, call)
             result.setdefault(at, []).append(Item(number, step, call, (condition,), {}))
         return result
+
+
+class _Unfolding(
+    Transformer,
+    kinds={Value: "ref", TracedInt: "number", TracedFloat: "number", torch.device: "device", torch.dtype: "dtype"},
+):
+    """Gives arguments of a step that only one recording has: sizes in them stay expressions."""
+
+    def __init__(self, merger: _Merger, aligned: _Aligned):
+        self.merger = merger
+        self.aligned = aligned
+        self.follows = merger.follows
+
+    def ref(self, arg: Value) -> Any:
+        return self.merger.value(self.aligned, arg)
+
+    def number(self, arg: Any) -> Size | Expr:
+        symbol, operands = arg.origin
+        if symbol == "size":
+            return Size(self.value(operands[0]), operands[1])
+        return Expr(symbol, self.tuple_(operands))
+
+    def device(self, arg: torch.device) -> Any:
+        return SameDevice(self.follows) if arg.type == "meta" and self.follows is not None else arg
+
+    def dtype(self, arg: torch.dtype) -> Any:
+        cast = self.aligned.variation.dtype and arg in (torch.bfloat16, torch.float16)
+        return SameDtype(self.follows) if cast and self.follows is not None else arg

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils import _pytree as pytree
 
 from torchorbit.arguments import Attr
+from torchorbit.containers import items_of, leaves_of, map_leaves, map_placed, placed_leaves, rebuilt
 from torchorbit.conversion import shapes
 from torchorbit.conversion.numbers import Traced, observer, traced, untraced
 from torchorbit.errors import ConversionError
@@ -200,16 +201,13 @@ class Recorder(TorchFunctionMode):
             return tuple([self.freeze(a) for a in arg])
         if kind is list:
             return [self.freeze(a) for a in arg]
-        if kind is slice:
-            return slice(self.freeze(arg.start), self.freeze(arg.stop), self.freeze(arg.step))
         if kind is torch.device:
             return arg
-        if isinstance(arg, Mapping):
-            return {key: self.freeze(a) for key, a in arg.items()}
-        if isinstance(arg, tuple) and hasattr(arg, "_fields"):
-            return type(arg)(*[self.freeze(a) for a in arg])
-        if isinstance(arg, (tuple, list)):  # what torch calls a return type, and subclasses of a list
-            return (list if isinstance(arg, list) else tuple)([self.freeze(a) for a in arg])
+        items = items_of(arg)
+        if items is not None:
+            frozen = [self.freeze(a) for a in items]
+            plain = isinstance(arg, tuple) and not hasattr(arg, "_fields")  # what torch calls a return type
+            return tuple(frozen) if plain else rebuilt(arg, frozen)
         if dataclasses.is_dataclass(arg) and not isinstance(arg, type):
             return {f.name: self.freeze(getattr(arg, f.name)) for f in dataclasses.fields(arg)}
         if isinstance(arg, (int, float)):  # an enumeration, or a number of numpy
@@ -264,15 +262,7 @@ class Recorder(TorchFunctionMode):
             self.values[id(result)] = Value(len(self.steps) - 1, index)
             self.alive.append(result)
             return result
-        if isinstance(result, tuple) and hasattr(result, "_fields"):
-            return type(result)(*[self.register(r, (*index, i)) for i, r in enumerate(result)])
-        if isinstance(result, tuple):
-            return type(result)([self.register(r, (*index, i)) for i, r in enumerate(result)])
-        if isinstance(result, list):
-            return [self.register(r, (*index, i)) for i, r in enumerate(result)]
-        if isinstance(result, dict):
-            return {key: self.register(r, (*index, key)) for key, r in result.items()}
-        return result
+        return result if items_of(result) is None else map_placed(self.register, result, index)
 
     def error(self, message: str, operator: str | None = None) -> ConversionError:
         """An error that says where the model is just now."""
@@ -305,7 +295,7 @@ class Recorder(TorchFunctionMode):
 
         if not self.autocast and torch._C._is_any_autocast_enabled():
             raise self.error("it runs under autocast, which a graph does not hold; cast explicitly instead", name)
-        if func in _LITERALS and not any(True for _ in _tensors((args, kwargs))):
+        if func in _LITERALS and not _has_tensor((args, kwargs)):
             return self.literal(func, args, kwargs)
 
         if name == "__setitem__" and isinstance(args[2], Tensor):
@@ -338,7 +328,7 @@ class Recorder(TorchFunctionMode):
             return result
         self.steps.append(Step(func, frozen_args, frozen_kwargs, self.stack[-1], no_grad=not torch.is_grad_enabled()))
         if target is not None:
-            if name != "__setitem__" and any(t.dtype != target.dtype for t in _tensors(args)):
+            if name != "__setitem__" and any(t.dtype != target.dtype for t in leaves_of(Tensor, args)):
                 # Written in place, a result has the dtype of what it is written into.
                 self.steps[-1].shape = target.shape
                 self.steps.append(Step(Tensor.to, (Value(len(self.steps) - 1), target.dtype), {}, self.stack[-1]))
@@ -364,25 +354,23 @@ class Recorder(TorchFunctionMode):
         elif func in _DEVICE_MOVES:
             args, kwargs = _to_meta(func, args, kwargs)
             func = Tensor.to
-        elif not all(a.device.type == "meta" for a in _tensors((args, kwargs))):
+        elif not all(a.device.type == "meta" for a in leaves_of(Tensor, (args, kwargs))):
             # Tensors from outside (numpy, closures) meet the recorded ones here.
             args, kwargs = self.on_meta(args), self.on_meta(kwargs)
         return func(*args, **kwargs)
 
     def on_meta(self, arg: Any) -> Any:
         """An argument with every tensor that is elsewhere replaced by one on meta."""
-        if isinstance(arg, Tensor):
-            if arg.device.type == "meta":
-                return arg
-            twin = _twin(arg)
-            self.values[id(twin)] = self.values[id(arg)]
+
+        def moved(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or leaf.device.type == "meta":
+                return leaf
+            twin = _twin(leaf)
+            self.values[id(twin)] = self.values[id(leaf)]
             self.alive.append(twin)
             return twin
-        if isinstance(arg, (tuple, list)) and not hasattr(arg, "_fields"):
-            return type(arg)([self.on_meta(a) for a in arg])
-        if isinstance(arg, dict):
-            return {key: self.on_meta(a) for key, a in arg.items()}
-        return arg
+
+        return map_leaves(moved, arg)
 
     def write(self, target: Tensor) -> None:
         """The last step changed ``target``: from now on it stands for that step's result."""
@@ -546,32 +534,12 @@ class Recorder(TorchFunctionMode):
 
 
 def _plain(arg: Any) -> Any:
-    kind = type(arg)
-    if kind in Traced:
-        return untraced(arg)
-    if kind is tuple or kind is torch.Size:
-        return tuple([_plain(a) for a in arg])
-    if kind is list:
-        return [_plain(a) for a in arg]
-    if kind is dict:
-        return {key: _plain(a) for key, a in arg.items()}
-    if kind is slice:
-        return slice(_plain(arg.start), _plain(arg.stop), _plain(arg.step))
-    return arg
-
-
-def _tensors(arg: Any) -> Iterator[Tensor]:
-    if isinstance(arg, Tensor):
-        yield arg
-    elif isinstance(arg, (tuple, list)):
-        for a in arg:
-            yield from _tensors(a)
-    elif isinstance(arg, dict):
-        yield from _tensors(tuple(arg.values()))
+    """An argument with plain numbers for traced ones."""
+    return map_leaves(lambda leaf: tuple(map(untraced, leaf)) if type(leaf) is torch.Size else untraced(leaf), arg)
 
 
 def _has_tensor(result: Any) -> bool:
-    return isinstance(result, Tensor) or next(_tensors(result), None) is not None
+    return isinstance(result, Tensor) or bool(leaves_of(Tensor, result))
 
 
 def _writes_in_place(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -658,23 +626,18 @@ def record(
             raise ConversionError("run", where, recorder.running, f"{type(error).__name__}: {error}") from error
         recorder.note_rebound()
         output = recorder.freeze(result)
-        output_shapes = [tuple(t.shape) for t in _tensors(result)]
+        output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
     reads = [paths[identity] for identity in recorder.training_reads]
     return Recording(
         recorder.steps, inputs, input_shapes, output, output_shapes, recorder.checks, recorder.constants, reads
     )
 
 
-def _register_input(recorder: Recorder, value: Any, step: int, index: tuple[int | str, ...] = ()) -> None:
-    if isinstance(value, Tensor):
-        recorder.values[id(value)] = Value(step, index)
-        recorder.alive.append(value)
-    elif isinstance(value, (tuple, list)):
-        for position, item in enumerate(value):
-            _register_input(recorder, item, step, (*index, position))
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            _register_input(recorder, item, step, (*index, key))
+def _register_input(recorder: Recorder, value: Any, step: int) -> None:
+    for index, leaf in placed_leaves(value):
+        if isinstance(leaf, Tensor):
+            recorder.values[id(leaf)] = Value(step, index)
+            recorder.alive.append(leaf)
 
 
 @contextmanager

@@ -10,18 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from torchorbit.arguments import Attr, ByMode, Ref, walk_args
+from torchorbit.arguments import Attr, Expr, Interpreter, Ref, SameDevice, SameDtype, Size, walk_args
 from torchorbit.graph.calls import Call
-from torchorbit.graph.shapes import called, pick
+from torchorbit.graph.shapes import called
 from torchorbit.graph.vertices import ModuleVertex, OperatorVertex, Vertex
 from torchorbit.labels import Dim, arrays_of
-from torchorbit.operators import Labelled
 from torchorbit.operators.table import OPERATORS
+from torchorbit.orbits.operands import labelled_in
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.selection import Selection
-from torchorbit.removal.masked import Interpreter, random_inputs
+from torchorbit.removal.masked import MaskedInterpreter, random_inputs
 from torchorbit.removal.resizing import RESIZERS, Resized
 
 
@@ -38,7 +37,7 @@ class Isolated:
     run: Callable[[], Any]
 
 
-class Walk(Interpreter):
+class Walk(MaskedInterpreter):
     """Runs a whole graph vertex by vertex, on random inputs of the recorded sizes, and shows each before it runs.
 
     Args:
@@ -76,7 +75,7 @@ class Walk(Interpreter):
         place = 0
         for values in [self.selection.of(vertex.name), *self._operands(call)]:
             for number, value in enumerate(values):
-                for tensor in _labelled(value):
+                for tensor in labelled_in(value):
                     for dim in tensor.dims:
                         place += 1
                         for orbit, times in self._in(number, dim):
@@ -94,10 +93,10 @@ class Walk(Interpreter):
         free = {(m.argument, m.axis) for reading in self.orbits.readings for m in reading.mixing.get(vertex.name, ())}
 
         def masks(name: str) -> Any:
-            found = _masks(selection, self._known_of(call.args.get(name)))
+            found = selection.kept(self.selection.known(call.args.get(name)))
             return [None if (name, axis) in free else m for axis, m in enumerate(found)] if found else found
 
-        result = _masks(selection, selection.of(vertex.name))
+        result = selection.kept(selection.of(vertex.name))
         if isinstance(result, list):
             spread = {m.result_axis for r in self.orbits.readings for m in r.mixing.get(vertex.name, ())}
             result = [None if axis in spread else mask for axis, mask in enumerate(result)]
@@ -114,7 +113,7 @@ class Walk(Interpreter):
         args: dict[str, Any] = {}
         for name, arg in resized.args.items():
             gone = {axis for argument, axis in free if argument == name}
-            args[name] = self._cut(arg, selection, gone)
+            args[name] = _Smaller(self, selection, gone).value(arg)
         row = OPERATORS[resized.operator]
         return Isolated(_signature(resized.operator, args), lambda: called(row, args))
 
@@ -130,16 +129,9 @@ class Walk(Interpreter):
     def _operands(self, call: Call | OperatorVertex) -> Iterator[list[Any]]:
         """What every reading knows of each tensor among the arguments."""
         for arg in walk_args(list(call.args.values())):
-            values = self._known_of(arg)
+            values = self.selection.known(arg)
             if values is not None:
                 yield values
-
-    def _known_of(self, arg: Any) -> list[Any] | None:
-        if type(arg) is Ref:
-            return [pick(value, arg.index) for value in self.selection.of(arg.vertex)]
-        if type(arg) is Attr:
-            return self.selection.of_tensor(arg.path)
-        return self._known_of(arg.evaluation) if type(arg) is ByMode else None
 
     def _in(self, number: int, dim: Dim) -> Iterator[tuple[Orbit, int]]:
         """The orbits in a dimension, and at how many positions of it each of their units stands."""
@@ -157,37 +149,38 @@ class Walk(Interpreter):
             owners[orbit.reading][orbit.components] = orbit.index
         return owners
 
-    def _cut(self, arg: Any, selection: Selection, whole: set[int]) -> Any:
-        """An argument of which the tensors have lost what is removed, but for some axes."""
-        kind = type(arg)
-        if kind is Ref or kind is Attr:
-            value = self.value(arg)
-            masks = _masks(selection, self._known_of(arg))
-            if isinstance(value, Tensor) and isinstance(masks, list):
-                for axis, mask in enumerate(masks):
-                    if mask is not None and axis not in whole and value.shape[axis] == len(mask):
-                        value = value.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(value.device))
-            return value
-        if kind in (tuple, list):
-            return kind([self._cut(item, selection, whole) for item in arg])
-        return self.value(arg)
 
+class _Smaller(Interpreter):
+    """Gives arguments of which the tensors have lost what is removed; sizes and the like are those of whole tensors.
 
-def _masks(selection: Selection, values: list[Any] | None) -> Any:
-    """What is kept of the dimensions of a value, or of each in a container."""
-    if values is None or values[0] is None:
-        return None
-    if isinstance(values[0], Labelled):
-        return selection.masks(values)
-    if isinstance(values[0], dict):
-        return {key: _masks(selection, [value[key] for value in values]) for key in values[0]}
-    return tuple([_masks(selection, list(items)) for items in zip(*values, strict=True)])
+    Args:
+        walk: runs the whole graph, and is where the vertex is called.
+        selection: what is removed.
+        whole: axes along which nothing is.
+    """
 
+    def __init__(self, walk: Walk, selection: Selection, whole: set[int]):
+        self.walk = walk
+        self.selection = selection
+        self.whole = whole
 
-def _labelled(value: Any) -> Iterator[Labelled]:
-    for item in pytree.tree_leaves(value, is_leaf=lambda leaf: isinstance(leaf, Labelled)):
-        if isinstance(item, Labelled):
-            yield item
+    def tensor(self, arg: Ref | Attr) -> Any:
+        """The result or attribute, with what is left along every axis."""
+        value = self.walk.value(arg)
+        masks = self.selection.kept(self.walk.selection.known(arg))
+        if isinstance(value, Tensor) and isinstance(masks, list):
+            for axis, mask in enumerate(masks):
+                if mask is not None and axis not in self.whole and value.shape[axis] == len(mask):
+                    value = value.index_select(axis, torch.from_numpy(np.flatnonzero(mask)).to(value.device))
+        return value
+
+    ref = attr = tensor
+
+    def of_whole(self, arg: Size | Expr | SameDevice | SameDtype) -> Any:
+        """What it is of the tensor in the whole graph."""
+        return self.walk.value(arg)
+
+    size = expr = same_device = same_dtype = of_whole
 
 
 def _signature(operator: str, args: dict[str, Any]) -> str:

@@ -6,18 +6,18 @@ Every vertex is one line, and a value is deleted after its last use.
 
 from __future__ import annotations
 
-import functools
 import keyword
 import linecache
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 
-from torchorbit.arguments import EXPRESSIONS, Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, walk_args
-from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
+from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, Visitor
+from torchorbit.expressions import EXPRESSIONS, NAMES
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, last_uses
 from torchorbit.operators.table import OPERATORS
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
@@ -29,36 +29,16 @@ def _check_fixed(given: Any, recorded: Any, name: str) -> None:
         raise RuntimeError(f"input '{name}' was recorded as {recorded!r}, and {given!r} is given")
 
 
-def _power(base: Any, exponent: Any) -> Any:
-    """``base ** exponent`` of numbers, as long as that is a size a tensor can have."""
-    if isinstance(base, int) and isinstance(exponent, int) and base.bit_length() * exponent > _MAX_BITS:
-        raise OverflowError(f"{base} ** {exponent} is no size")
-    return base**exponent
-
-
-def _shifted(number: int, by: int) -> int:
-    """``number << by``, as long as that is a size a tensor can have."""
-    if by > _MAX_BITS:
-        raise OverflowError(f"{number} << {by} is no size")
-    return number << by
-
-
-# Python computes with integers of any length, for as long as that takes.
-_MAX_BITS = 256
-
-#: Everything that generated code can see. Underscores keep it apart from the names of inputs and vertices, and
-#: ``_py_`` what numbers go through from the operators of the same name (``round``).
+#: Everything that generated code can see. Underscores keep it apart from the names of inputs and vertices.
 NAMESPACE: dict[str, Any] = {
     **{f"_{name}": row.function for name, row in OPERATORS.items()},
+    **NAMES,
     "_torch": torch,
-    "_math": math,
     "_inf": math.inf,
     "_nan": math.nan,
     "_slice": slice,
     "_getattr": getattr,
-    **{f"_py_{function.__name__}": function for function in (abs, int, float, round, bool, complex)},
-    "_py_power": _power,
-    "_py_shifted": _shifted,
+    "_py_complex": complex,
     "_check_fixed": _check_fixed,
 }
 RESERVED = frozenset({*NAMESPACE, *keyword.kwlist, "self"})
@@ -100,99 +80,116 @@ def attribute(path: str) -> str:
     return f"{code}.{name}" if _plain(name) else f"_getattr({code}, {name!r})"
 
 
-def computed(expr: Expr, value: Callable[[Any], Any]) -> Any:
-    """The value of an expression, given what its operands are."""
-    return _function(expr.operator)(*[value(operand) for operand in expr.operands])
+class _Code(Visitor, kinds={torch.device: "device", float: "number", int: "number", complex: "complex_"}):
+    """Writes arguments as code.
 
+    Args:
+        types: collects the named tuples that they need.
+    """
 
-@functools.cache
-def _function(operator: str) -> Callable[..., Any]:
-    """Arithmetic as a function of its operands."""
-    names = ["first", "second"][: EXPRESSIONS[operator].count("{")]
-    return eval(f"lambda {', '.join(names)}: {EXPRESSIONS[operator].format(*names)}", NAMESPACE)  # closed: a table
+    def __init__(self, types: dict[str, Any]):
+        self.types = types
 
+    def listed(self, items: Iterable[Any]) -> str:
+        """Several arguments with commas between them."""
+        return ", ".join([self.value(item) for item in items])
 
-def argument(arg: Any, types: dict[str, Any]) -> str:
-    """Code for an argument. ``types`` collects the named tuples that it needs."""
-    kind = type(arg)
-    if kind is Ref:
+    def ref(self, arg: Ref) -> str:
         return arg.vertex + "".join([f"[{item!r}]" for item in arg.index])
-    if kind is Attr:
+
+    def attr(self, arg: Attr) -> str:
         return attribute(arg.path)
-    if kind is tuple:
-        inner = ", ".join([argument(a, types) for a in arg])
-        return f"({inner},)" if len(arg) == 1 else f"({inner})"
-    if kind is list:
-        return "[" + ", ".join([argument(a, types) for a in arg]) + "]"
-    if kind is dict:
-        return "{" + ", ".join([f"{argument(key, types)}: {argument(a, types)}" for key, a in arg.items()]) + "}"
-    if kind is slice:
-        return f"_slice({argument(arg.start, types)}, {argument(arg.stop, types)}, {argument(arg.step, types)})"
-    if kind is Size:
-        return f"{argument(arg.value, types)}.size({arg.dim})"
-    if kind is Expr:
-        return EXPRESSIONS[arg.operator].format(*[argument(a, types) for a in arg.operands])
-    if kind is ByMode:
-        flag = f"{submodule(arg.owner)}.training"
-        return f"({argument(arg.training, types)} if {flag} else {argument(arg.evaluation, types)})"
-    if kind is SameDevice:
-        return f"{argument(arg.value, types)}.device"
-    if kind is SameDtype:
-        return f"{argument(arg.value, types)}.dtype"
-    if kind is torch.device:
-        return f"_torch.device({str(arg)!r})"
-    if kind is float and not math.isfinite(arg):
-        return "_nan" if arg != arg else "_inf" if arg > 0 else "(-_inf)"
-    if kind is complex:
-        return f"_py_complex({argument(arg.real, types)}, {argument(arg.imag, types)})"
-    if kind in (int, float) and arg < 0:
-        return f"({arg!r})"
-    if kind in (torch.dtype, torch.memory_format, torch.layout):
-        return f"_{arg}"
-    if arg is Ellipsis:
-        return "..."
-    if isinstance(arg, tuple):  # a named tuple
+
+    def size(self, arg: Size) -> str:
+        return f"{self.value(arg.value)}.size({arg.dim})"
+
+    def expr(self, arg: Expr) -> str:
+        return EXPRESSIONS[arg.operator].format(*[self.value(operand) for operand in arg.operands])
+
+    def by_mode(self, arg: ByMode) -> str:
+        return f"({self.value(arg.training)} if {submodule(arg.owner)}.training else {self.value(arg.evaluation)})"
+
+    def same_device(self, arg: SameDevice) -> str:
+        return f"{self.value(arg.value)}.device"
+
+    def same_dtype(self, arg: SameDtype) -> str:
+        return f"{self.value(arg.value)}.dtype"
+
+    def tuple_(self, arg: tuple[Any, ...]) -> str:
+        return f"({self.listed(arg)},)" if len(arg) == 1 else f"({self.listed(arg)})"
+
+    def named_tuple(self, arg: tuple[Any, ...]) -> str:
+        kind, types = type(arg), self.types
         name = next((n for n, known in types.items() if known is kind), f"{_TYPE_PREFIX}{len(types)}_{kind.__name__}")
         types[name] = kind
-        return f"{name}({', '.join([argument(a, types) for a in arg])})"
-    return repr(arg)
+        return f"{name}({self.listed(arg)})"
+
+    def list_(self, arg: list[Any]) -> str:
+        return f"[{self.listed(arg)}]"
+
+    def dict_(self, arg: dict[Any, Any]) -> str:
+        return "{" + ", ".join([f"{self.value(key)}: {self.value(item)}" for key, item in arg.items()]) + "}"
+
+    def slice_(self, arg: slice) -> str:
+        return f"_slice({self.listed((arg.start, arg.stop, arg.step))})"
+
+    def device(self, arg: torch.device) -> str:
+        return f"_torch.device({str(arg)!r})"
+
+    def number(self, arg: float) -> str:
+        if type(arg) is float and not math.isfinite(arg):
+            return "_nan" if arg != arg else "_inf" if arg > 0 else "(-_inf)"
+        return f"({arg!r})" if arg < 0 else repr(arg)
+
+    def complex_(self, arg: complex) -> str:
+        return f"_py_complex({self.value(arg.real)}, {self.value(arg.imag)})"
+
+    def constant(self, arg: Any) -> str:
+        if isinstance(arg, (torch.dtype, torch.memory_format, torch.layout)):
+            return f"_{arg}"
+        return "..." if arg is Ellipsis else repr(arg)
 
 
-def _call(vertex: OperatorVertex, types: dict[str, Any]) -> str:
+def argument(arg: Any) -> str:
+    """Code for one argument, as it is shown to people."""
+    return _Code({}).value(arg)
+
+
+def _call(vertex: OperatorVertex, code: _Code) -> str:
     row = OPERATORS[vertex.operator]
     args = vertex.args
     if row.style == "infix" and len(args) == 2:
         first, second = args.values()
-        return f"{argument(first, types)} {row.symbol} {argument(second, types)}"
+        return f"{code.value(first)} {row.symbol} {code.value(second)}"
     if row.style == "index":
         index = args["index"]
         if type(index) is tuple and index:
-            inner = ", ".join([_subscript(a, types) for a in index]) + ("," if len(index) == 1 else "")
+            inner = ", ".join([_subscript(a, code) for a in index]) + ("," if len(index) == 1 else "")
         else:
-            inner = _subscript(index, types)
-        return f"{argument(args['input'], types)}[{inner}]"
+            inner = _subscript(index, code)
+        return f"{code.value(args['input'])}[{inner}]"
     written: list[str] = []
     by_name = False
     for name in row.parameters:
         if name not in args:
             by_name = True
         elif by_name or name in row.keyword_only:
-            written.append(f"{name}={argument(args[name], types)}")
+            written.append(f"{name}={code.value(args[name])}")
         else:
-            written.append(argument(args[name], types))
+            written.append(code.value(args[name]))
     if row.style == "method":
         return f"{written[0]}.{row.name}({', '.join(written[1:])})"
     return f"_{row.name}({', '.join(written)})"
 
 
-def _subscript(index: Any, types: dict[str, Any]) -> str:
+def _subscript(index: Any, code: _Code) -> str:
     if type(index) is not slice:
-        return argument(index, types)
-    parts = ["" if part is None else argument(part, types) for part in (index.start, index.stop, index.step)]
+        return code.value(index)
+    parts = ["" if part is None else code.value(part) for part in (index.start, index.stop, index.step)]
     return ":".join(parts if parts[2] else parts[:2])
 
 
-def _signature(inputs: Sequence[InputVertex], types: dict[str, Any]) -> str:
+def _signature(inputs: Sequence[InputVertex], code: _Code) -> str:
     """The parameters of the generated forward. Fixed ones may be left out, where Python's syntax lets them."""
     written = ["self"]
     keywords = False
@@ -201,29 +198,19 @@ def _signature(inputs: Sequence[InputVertex], types: dict[str, Any]) -> str:
             written.append("*")
             keywords = True
         last = vertex.keyword or not any(not v.fixed and not v.keyword for v in inputs[position:])
-        written.append(f"{vertex.name}={argument(vertex.fixed[0], types)}" if vertex.fixed and last else vertex.name)
+        written.append(f"{vertex.name}={code.value(vertex.fixed[0])}" if vertex.fixed and last else vertex.name)
     return ", ".join(written)
 
 
 def generate(vertices: Sequence[Vertex], output: Any) -> tuple[str, dict[str, Any]]:
     """The source of ``forward``, and the names it needs besides `NAMESPACE`."""
     types: dict[str, Any] = {}
-    last: dict[str, int] = {}
-    for position, vertex in enumerate(vertices):
-        for arg in walk_args(vertex_args(vertex)):
-            if type(arg) is Ref:
-                last[arg.vertex] = position
-    for arg in walk_args(output):
-        if type(arg) is Ref:
-            last[arg.vertex] = len(vertices)
-    dead: dict[int, list[str]] = {}
-    for name, position in last.items():
-        dead.setdefault(position, []).append(name)
-
+    code = _Code(types)
+    dead = last_uses(vertices, output)
     inputs = [vertex for vertex in vertices if isinstance(vertex, InputVertex)]
-    lines = [f"def forward({_signature(inputs, types)}):"]
+    lines = [f"def forward({_signature(inputs, code)}):"]
     lines += [
-        f"    _check_fixed({vertex.name}, {argument(vertex.fixed[0], types)}, {vertex.name!r})"
+        f"    _check_fixed({vertex.name}, {code.value(vertex.fixed[0])}, {vertex.name!r})"
         for vertex in inputs
         if vertex.fixed
     ]
@@ -231,20 +218,20 @@ def generate(vertices: Sequence[Vertex], output: Any) -> tuple[str, dict[str, An
         if isinstance(vertex, InputVertex):
             continue
         if isinstance(vertex, ModuleVertex):
-            args = [argument(a, types) for a in vertex.args]
-            args += [f"{name}={argument(a, types)}" for name, a in vertex.kwargs.items()]
+            args = [code.value(a) for a in vertex.args]
+            args += [f"{name}={code.value(a)}" for name, a in vertex.kwargs.items()]
             line = f"{vertex.name} = {submodule(vertex.target)}({', '.join(args)})"
         elif vertex.operator in ("assign", "check"):
-            line = _call(vertex, types)
+            line = _call(vertex, code)
         else:
-            line = f"{vertex.name} = {_call(vertex, types)}"
+            line = f"{vertex.name} = {_call(vertex, code)}"
         if isinstance(vertex, OperatorVertex) and vertex.training_only:
             flag = f"{submodule(vertex.owner)}.training"
             line = f"if {flag}: {line}" if vertex.operator in ("assign", "check") else f"{line} if {flag} else None"
         if position in dead and not line.startswith("if "):
             line = f"{line}; del {', '.join(dead[position])}"
         lines.append("    " + line)
-    lines.append(f"    return {argument(output, types)}")
+    lines.append(f"    return {code.value(output)}")
     return "\n".join(lines) + "\n", types
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from torchorbit.arguments import ByMode, Expr, Ref, Size
+from torchorbit.arguments import ByMode, Collector, Ref, Size
 from torchorbit.graph.calls import Call
 from torchorbit.graph.dag import Graph
 from torchorbit.graph.vertices import InputVertex, OperatorVertex, Vertex, vertex_args
@@ -85,26 +85,25 @@ def per_sample(vertices: Iterable[Vertex]) -> frozenset[str]:
     found: set[str] = set()
 
     def varies(arg: Any) -> bool:
-        if isinstance(arg, Ref):
-            return arg.vertex in found
-        if isinstance(arg, Size):
-            return arg.dim == 0 and varies(arg.value)
-        if isinstance(arg, Expr):
-            return any(map(varies, arg.operands))
-        if isinstance(arg, ByMode):
-            return varies(arg.evaluation)
-        if isinstance(arg, slice):
-            return varies((arg.start, arg.stop, arg.step))
-        if isinstance(arg, dict):
-            return any(map(varies, arg.values()))
-        if isinstance(arg, (tuple, list)):
-            return any(map(varies, arg))
-        return False
+        return any(isinstance(leaf, Ref) and leaf.vertex in found for leaf in _Samples().collect(arg))
 
     for vertex in vertices:
         if not vertex.fixed if isinstance(vertex, InputVertex) else varies(vertex_args(vertex)):
             found.add(vertex.name)
     return frozenset(found)
+
+
+class _Samples(Collector):
+    """Collects what may be one of each sample, or counts samples, in evaluation."""
+
+    def size(self, arg: Size) -> None:
+        if arg.dim == 0:
+            self.value(arg.value)
+
+    def by_mode(self, arg: ByMode) -> None:
+        self.value(arg.evaluation)
+
+    same_device = same_dtype = Collector.nothing
 
 
 def _costs(*operators: str) -> Callable[[Cost], Cost]:

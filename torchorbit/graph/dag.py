@@ -103,7 +103,7 @@ class DagModule(nn.Module):
     provenance: Provenance | None
     manifest: Any = None
     history: Any = None
-    _levels: Any = None  # what `torchorbit.graph.flatten.one_level` keeps
+    _levels: Any = None  # what `torchorbit.graph.one_level.one_level` keeps
 
     @property
     def vertices(self) -> tuple[Vertex, ...]:
@@ -124,12 +124,12 @@ class DagModule(nn.Module):
             elif isinstance(vertex, ModuleVertex):
                 module = self.get_submodule(vertex.target)
                 kind = vertex.leaf or ("block" if isinstance(module, DagModule) else type(module).__name__)
-                args = ", ".join([codegen.argument(a, {}) for a in vertex.args])
+                args = ", ".join([codegen.argument(a) for a in vertex.args])
                 rows.append((vertex.name, kind, vertex.target, args))
             else:
-                args = ", ".join([f"{name}={codegen.argument(a, {})}" for name, a in vertex.args.items()])
+                args = ", ".join([f"{name}={codegen.argument(a)}" for name, a in vertex.args.items()])
                 rows.append((vertex.name, "operator", vertex.operator, args))
-        rows.append(("", "output", "", codegen.argument(self.graph.output, {})))
+        rows.append(("", "output", "", codegen.argument(self.graph.output)))
         return tabulate(rows, headers=("vertex", "kind", "calls", "arguments"))
 
     def all_vertices(self) -> Iterator[tuple[str, Vertex]]:

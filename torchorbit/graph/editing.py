@@ -13,7 +13,7 @@ from torch import nn
 from torchorbit.arguments import Attr, Ref, map_args, walk_args
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import Container, DagModule, Graph, rewrite
-from torchorbit.graph.flatten import one_level
+from torchorbit.graph.one_level import one_level
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.graph.writing import Writer
 from torchorbit.operators.modules import leaf_name

@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from torchorbit.arguments import Attr, Ref, map_args, walk_args
+from torchorbit.arguments import Attr, Ref, map_args, owners_in, walk_args
 from torchorbit.errors import ArgumentError
 from torchorbit.graph.dag import Container, DagModule, Graph, blank, rewrite
 from torchorbit.graph.editing import all_or_nothing, find_vertex, place, require_graph, with_args
 from torchorbit.graph.shapes import pick
-from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, refs_in, vertex_args
 from torchorbit.graph.writing import Writer
 
 
@@ -116,7 +116,7 @@ def _check_writes(level: DagModule, ordered: list[Vertex]) -> None:
 
 
 def _needed(vertex: Vertex) -> set[str]:
-    return {arg.vertex for arg in walk_args(vertex_args(vertex)) if type(arg) is Ref}
+    return set(refs_in(vertex_args(vertex)))
 
 
 def _inner(level: DagModule, inside: list[Vertex], after: list[Vertex]) -> tuple[Graph, list[str], list[Ref]]:
@@ -134,7 +134,7 @@ def _inner(level: DagModule, inside: list[Vertex], after: list[Vertex]) -> tuple
 
     vertices = [with_args(vertex, change) for vertex in inside]
     wanted = set().union(*[_needed(vertex) for vertex in after])
-    wanted |= {arg.vertex for arg in walk_args(level.graph.output) if type(arg) is Ref}
+    wanted.update(refs_in(level.graph.output))
     outputs = [vertex.name for vertex in inside if vertex.name in wanted]
     if not outputs:
         raise ArgumentError("nothing takes what these vertices give")
@@ -179,16 +179,17 @@ def _paths(vertices: list[Vertex]) -> list[str]:
     """Paths of modules that vertices call, of tensors that they read, and of what decides for them by its mode."""
     found: dict[str, None] = {}
 
-    def note(path: str) -> str:
+    def note(path: str) -> None:
         found[path] = None
-        return path
 
     for vertex in vertices:
         if isinstance(vertex, ModuleVertex):
             note(vertex.target)
         elif isinstance(vertex, OperatorVertex) and vertex.training_only:
             note(vertex.owner)
-        map_args(vertex_args(vertex), lambda value: note(value.path) if type(value) is Attr else value, note)
+        args = vertex_args(vertex)
+        for path in [*[arg.path for arg in walk_args(args) if type(arg) is Attr], *owners_in(args)]:
+            note(path)
     return [path for path in found if path]
 
 

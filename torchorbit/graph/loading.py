@@ -21,8 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchorbit.arguments import EXPRESSIONS, Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, map_args, walk_args
+from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, owners_in, walk_args
 from torchorbit.errors import ArgumentError, CheckpointError
+from torchorbit.expressions import EXPRESSIONS
 from torchorbit.graph import codegen
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
 from torchorbit.graph.files import FORMAT, MAX_RANK, VERSION, read_document, read_weights
@@ -432,7 +433,7 @@ def _check_input(vertex: InputVertex, before: list[Vertex], where: str, outermos
     last = before[-1] if before else None
     if isinstance(last, InputVertex) and last.keyword and not vertex.keyword:
         raise CheckpointError(f"{where}: inputs that are passed by name come last")
-    if _owners(vertex.fixed) or any(isinstance(value, (Ref, Attr)) for value in walk_args(vertex.fixed)):
+    if owners_in(vertex.fixed) or any(isinstance(value, (Ref, Attr)) for value in walk_args(vertex.fixed)):
         raise CheckpointError(f"{where}: what an input is fixed to is a constant")
 
 
@@ -462,7 +463,7 @@ def _check_targets(dag: DagModule, path: str) -> None:
 
 
 def _check_attributes(arg: Any, owner: Callable[[str, str], nn.Module], where: str) -> None:
-    for name in _owners(arg):
+    for name in owners_in(arg):
         owner(name, where)
     for value in walk_args(arg):
         if isinstance(value, Attr):
@@ -487,18 +488,6 @@ def _check_call(vertex: ModuleVertex, target: nn.Module, where: str) -> None:
         forward_arguments(vertex.leaf).bind(*vertex.args, **vertex.kwargs)
     except TypeError as error:
         raise CheckpointError(f"{where}: a {vertex.leaf} is not called like this: {error}") from error
-
-
-def _owners(arg: Any) -> set[str]:
-    """Paths of the modules whose training flag an argument depends on."""
-    found: set[str] = set()
-
-    def note(owner: str) -> str:
-        found.add(owner)
-        return owner
-
-    map_args(arg, lambda value: value, note)
-    return found
 
 
 # -- arguments

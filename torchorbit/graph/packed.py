@@ -11,7 +11,7 @@ import torch
 from torchorbit.arguments import Attr, Ref, map_args, walk_args
 from torchorbit.graph.dag import Graph
 from torchorbit.graph.shapes import pick
-from torchorbit.graph.vertices import ModuleVertex, OperatorVertex, Vertex, vertex_args
+from torchorbit.graph.vertices import ModuleVertex, OperatorVertex, Vertex, refs_in, vertex_args
 from torchorbit.graph.writing import Writer
 
 # Vertex and which of its results (None: its only one) -> what takes its place.
@@ -37,7 +37,7 @@ def separated(graph: Graph, apart: dict[str, list[str]] | None = None) -> Graph:
         for arg in walk_args(vertex_args(vertex)):
             if type(arg) is Ref:
                 users.setdefault(arg.vertex, []).append(vertex)
-    kept_names = {arg.vertex for arg in walk_args(graph.output) if type(arg) is Ref}
+    kept_names = set(refs_in(graph.output))
     found: dict[str, _Packed] = {}
     for vertex in graph.vertices:
         if isinstance(vertex, OperatorVertex) and vertex.operator == "reshape" and not vertex.training_only:

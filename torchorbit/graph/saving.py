@@ -14,14 +14,14 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size
+from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, Visitor
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.dag import Container, DagModule, Provenance
 from torchorbit.graph.files import CARD_FILE, FORMAT, GRAPH_FILE, VERSION, WEIGHTS_FILE, write_weights
@@ -184,47 +184,84 @@ def _pack_vertex(vertex: Vertex) -> dict[str, Any]:
     return data
 
 
-def _pack_arg(arg: Any) -> Any:
-    kind = type(arg)
-    if arg is None or kind in (bool, int, str):
-        return arg
-    if kind is float:
-        return arg if math.isfinite(arg) else {"$float": repr(arg)}
-    if kind is Ref:
+class _PackedArguments(
+    Visitor,
+    kinds={
+        complex: "complex_", float: "float_", torch.dtype: "dtype", torch.device: "device",
+        torch.memory_format: "memory_format",
+    },
+):  # fmt: skip
+    """Gives arguments as plain data; `torchorbit.graph.loading` reads every form that is written here."""
+
+    def listed(self, items: Iterable[Any]) -> list[Any]:
+        """Several arguments."""
+        return [self.value(item) for item in items]
+
+    def ref(self, arg: Ref) -> Any:
         return {"$ref": [arg.vertex, *arg.index]}
-    if kind is Attr:
+
+    def attr(self, arg: Attr) -> Any:
         return {"$attr": arg.path}
-    if kind is tuple or kind is torch.Size:
-        return [_pack_arg(a) for a in arg]
-    if kind is list:
-        return {"$list": [_pack_arg(a) for a in arg]}
-    if kind is dict:
-        return {"$dict": [[_pack_arg(key), _pack_arg(a)] for key, a in arg.items()]}
-    if kind is slice:
-        return {"$slice": [_pack_arg(a) for a in (arg.start, arg.stop, arg.step)]}
-    if kind is Size:
-        return {"$size": [_pack_arg(arg.value), arg.dim]}
-    if kind is Expr:
-        return {"$expr": [arg.operator, *[_pack_arg(a) for a in arg.operands]]}
-    if kind is ByMode:
-        return {"$mode": [_pack_arg(arg.training), _pack_arg(arg.evaluation), arg.owner]}
-    if kind is SameDevice:
-        return {"$device_of": _pack_arg(arg.value)}
-    if kind is SameDtype:
-        return {"$dtype_of": _pack_arg(arg.value)}
-    if kind is torch.dtype:
+
+    def size(self, arg: Size) -> Any:
+        return {"$size": [self.value(arg.value), arg.dim]}
+
+    def expr(self, arg: Expr) -> Any:
+        return {"$expr": [arg.operator, *self.listed(arg.operands)]}
+
+    def by_mode(self, arg: ByMode) -> Any:
+        return {"$mode": [self.value(arg.training), self.value(arg.evaluation), arg.owner]}
+
+    def same_device(self, arg: SameDevice) -> Any:
+        return {"$device_of": self.value(arg.value)}
+
+    def same_dtype(self, arg: SameDtype) -> Any:
+        return {"$dtype_of": self.value(arg.value)}
+
+    def tuple_(self, arg: tuple[Any, ...]) -> Any:
+        return self.listed(arg)
+
+    def named_tuple(self, arg: Any) -> Any:
+        if isinstance(arg, torch.Size):
+            return self.tuple_(arg)
+        if not hasattr(arg, "_fields"):
+            return self.constant(arg)
+        return {"$namedtuple": [type(arg).__name__, list(arg._fields), self.listed(arg)]}
+
+    def list_(self, arg: list[Any]) -> Any:
+        return {"$list": self.listed(arg)}
+
+    def dict_(self, arg: dict[Any, Any]) -> Any:
+        return {"$dict": [[self.value(key), self.value(item)] for key, item in arg.items()]}
+
+    def slice_(self, arg: slice) -> Any:
+        return {"$slice": self.listed((arg.start, arg.stop, arg.step))}
+
+    def float_(self, arg: float) -> Any:
+        return arg if math.isfinite(arg) else {"$float": repr(arg)}
+
+    def complex_(self, arg: complex) -> Any:
+        return {"$complex": [self.value(arg.real), self.value(arg.imag)]}
+
+    def dtype(self, arg: torch.dtype) -> Any:
         return {"$dtype": str(arg).removeprefix("torch.")}
-    if kind is torch.device:
+
+    def device(self, arg: torch.device) -> Any:
         return {"$device": str(arg)}
-    if kind is torch.memory_format:
+
+    def memory_format(self, arg: torch.memory_format) -> Any:
         return {"$memory_format": str(arg).removeprefix("torch.")}
-    if kind is complex:
-        return {"$complex": [_pack_arg(arg.real), _pack_arg(arg.imag)]}
-    if arg is Ellipsis:
-        return {"$ellipsis": True}
-    if isinstance(arg, tuple) and hasattr(arg, "_fields"):
-        return {"$namedtuple": [kind.__name__, list(arg._fields), [_pack_arg(a) for a in arg]]}
-    raise CheckpointError(f"a constant of type {kind.__module__}.{kind.__qualname__} cannot be saved")
+
+    def constant(self, arg: Any) -> Any:
+        if arg is None or type(arg) in (bool, int, str):
+            return arg
+        if arg is Ellipsis:
+            return {"$ellipsis": True}
+        kind = type(arg)
+        raise CheckpointError(f"a constant of type {kind.__module__}.{kind.__qualname__} cannot be saved")
+
+
+_pack_arg = _PackedArguments().value
 
 
 # -- files

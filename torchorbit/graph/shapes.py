@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size
+from torchorbit.arguments import Attr, ByMode, Interpreter, Ref, SameDevice
+from torchorbit.containers import map_leaves, map_plainly
 from torchorbit.errors import GraphRunError
 from torchorbit.graph.calls import tensor_of
-from torchorbit.graph.codegen import computed
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
 from torchorbit.operators.table import OPERATORS, Operator
@@ -30,11 +30,7 @@ def shapes_in(value: Any) -> Any:
     """The shape of a tensor; of a container, the shapes in it."""
     if isinstance(value, Tensor):
         return value.shape
-    if isinstance(value, (tuple, list)):
-        return tuple([shapes_in(item) for item in value])
-    if isinstance(value, dict):
-        return {key: shapes_in(item) for key, item in value.items()}
-    return None
+    return map_plainly(lambda item: item.shape if isinstance(item, Tensor) else None, value)
 
 
 def pick(value: Any, index: tuple[int | str, ...]) -> Any:
@@ -77,7 +73,7 @@ def _without_result(vertex: Vertex) -> bool:
     return isinstance(vertex, OperatorVertex) and vertex.operator in _WITHOUT_RESULT
 
 
-class _Runner:
+class _Runner(Interpreter):
     def __init__(self, shapes: dict[str, Any], dag: DagModule):
         self.shapes = shapes
         self.dag = dag
@@ -120,34 +116,22 @@ class _Runner:
         kwargs = {name: self.value(arg) for name, arg in vertex.kwargs.items()}
         return torch.func.functional_call(module, state, args, kwargs)
 
-    def value(self, arg: Any) -> Any:
-        kind = type(arg)
-        if kind is Ref:
-            if arg.vertex in self.results:
-                return pick(self.results[arg.vertex], arg.index)
-            return _empty(pick(self.shapes[arg.vertex], arg.index))
-        if kind is Attr:
-            owner, _, name = arg.path.rpartition(".")
-            tensor = tensor_of(self.dag.get_submodule(owner), name)
-            assert tensor is not None
-            return _like(tensor)
-        if kind is Size:
-            return self.value(arg.value).size(arg.dim)
-        if kind is Expr:
-            return computed(arg, self.value)
-        if kind is ByMode:
-            return self.value(arg.training if self.training else arg.evaluation)
-        if kind is SameDevice:
-            return _META
-        if kind is SameDtype:
-            return self.value(arg.value).dtype
-        if kind is slice:
-            return slice(self.value(arg.start), self.value(arg.stop), self.value(arg.step))
-        if kind in (tuple, list):
-            return kind([self.value(item) for item in arg])
-        if kind is dict:
-            return {key: self.value(item) for key, item in arg.items()}
-        return arg
+    def ref(self, arg: Ref) -> Any:
+        if arg.vertex in self.results:
+            return pick(self.results[arg.vertex], arg.index)
+        return _empty(pick(self.shapes[arg.vertex], arg.index))
+
+    def attr(self, arg: Attr) -> Tensor:
+        owner, _, name = arg.path.rpartition(".")
+        tensor = tensor_of(self.dag.get_submodule(owner), name)
+        assert tensor is not None
+        return _like(tensor)
+
+    def by_mode(self, arg: ByMode) -> Any:
+        return self.value(arg.training if self.training else arg.evaluation)
+
+    def same_device(self, arg: SameDevice) -> torch.device:
+        return _META
 
 
 def called(row: Operator, args: dict[str, Any]) -> Any:
@@ -166,11 +150,11 @@ def called(row: Operator, args: dict[str, Any]) -> Any:
 
 def _empty(shape: Any, dtypes: Iterator[torch.dtype | None] = _UNKNOWN) -> Any:
     """Tensors on meta of a shape, or of the shapes in containers; of torch's default dtype where none is given."""
-    if isinstance(shape, torch.Size):
-        return torch.empty(shape, device=_META, dtype=next(dtypes, None))
-    if isinstance(shape, dict):
-        return {key: _empty(item, dtypes) for key, item in shape.items()}
-    return None if shape is None else tuple([_empty(item, dtypes) for item in shape])
+
+    def empty(shape: torch.Size | None) -> Tensor | None:
+        return None if shape is None else torch.empty(shape, device=_META, dtype=next(dtypes, None))
+
+    return map_leaves(empty, shape)
 
 
 def _like(tensor: Tensor) -> Tensor:

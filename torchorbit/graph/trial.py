@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size
+from torchorbit.arguments import Attr, ByMode, Interpreter, Ref, SameDevice, SameDtype, Size
+from torchorbit.containers import leaves, map_leaves
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.calls import tensor_of
-from torchorbit.graph.codegen import computed
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.shapes import called, shapes_in
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
@@ -89,11 +89,10 @@ _DTYPES = {name: _usual(dtype) for name, dtype in _DTYPES.items()}
 
 
 def _inputs(shape: Any, dtypes: Iterator[torch.dtype]) -> Any:
-    if isinstance(shape, torch.Size):
-        return _bounded(_empty(shape, next(dtypes, _FLOAT)))
-    if isinstance(shape, dict):
-        return {key: _inputs(item, dtypes) for key, item in shape.items()}
-    return None if shape is None else tuple([_inputs(item, dtypes) for item in shape])
+    def empty(shape: torch.Size | None) -> Any:
+        return None if shape is None else _bounded(_empty(shape, next(dtypes, _FLOAT)))
+
+    return map_leaves(empty, shape)
 
 
 def _count(dag: DagModule, known: dict[int, int]) -> int:
@@ -155,8 +154,8 @@ class _Trial:
         return found
 
 
-class _Block:
-    """One run of one block."""
+class _Block(Interpreter, kinds={torch.dtype: "dtype"}):
+    """One run of one block; where evaluation and training differ, that of evaluation."""
 
     def __init__(self, trial: _Trial, dag: DagModule, values: dict[str, Any]):
         self.trial = trial
@@ -205,7 +204,7 @@ class _Block:
                 arg = arg.training if vertex.training_only else arg.evaluation
             args[key] = value = self.value(arg)
             self.check(value, kind, key)
-            some_tensor = some_tensor or _has_tensor(value)
+            some_tensor = some_tensor or any(isinstance(leaf, Tensor) for leaf in leaves(value))
         if name == "check":
             return None
         if "device" in row.parameters and (name != "to" or "device" in args):
@@ -227,42 +226,34 @@ class _Block:
         if not is_of_kind(value, kind):
             raise TypeError(f"argument '{name}' is {value!r:.100}, expected {kind.replace('|', ' or ')}")
 
-    def value(self, arg: Any) -> Any:
-        """What an argument stands for; where evaluation and training differ, that of evaluation."""
-        kind = type(arg)
-        if kind is Ref:
-            value = self.values[arg.vertex]
-            for item in arg.index:
-                if not isinstance(value, (tuple, list, dict)):
-                    raise TypeError(f"'{arg.vertex}' is a {type(value).__name__} where {arg.index} is read from it")
-                value = value[item]
-            return value
-        if kind is Attr:
-            owner, _, name = arg.path.rpartition(".")
-            tensor = tensor_of(self.dag.get_submodule(owner), name)
-            return None if tensor is None else self.trial.like(tensor)
-        if kind is Size:
-            return self.tensor(arg.value).size(arg.dim)
-        if kind is Expr:
-            return computed(arg, self.value)
-        if kind is ByMode:
-            self.value(arg.training)
-            return self.value(arg.evaluation)
-        if kind is SameDevice:
-            return self.tensor(arg.value).device
-        if kind is SameDtype:
-            return self.tensor(arg.value).dtype
-        if kind is slice:
-            return slice(self.value(arg.start), self.value(arg.stop), self.value(arg.step))
-        if kind is tuple or kind is list:
-            return kind([self.value(item) for item in arg])
-        if kind is dict:
-            return {key: self.value(item) for key, item in arg.items()}
-        if kind is torch.dtype:
-            return _usual(arg)
-        if isinstance(arg, tuple):  # a named tuple
-            return kind(*[self.value(item) for item in arg])
-        return arg
+    def ref(self, arg: Ref) -> Any:
+        value = self.values[arg.vertex]
+        for item in arg.index:
+            if not isinstance(value, (tuple, list, dict)):
+                raise TypeError(f"'{arg.vertex}' is a {type(value).__name__} where {arg.index} is read from it")
+            value = value[item]
+        return value
+
+    def attr(self, arg: Attr) -> Tensor | None:
+        owner, _, name = arg.path.rpartition(".")
+        tensor = tensor_of(self.dag.get_submodule(owner), name)
+        return None if tensor is None else self.trial.like(tensor)
+
+    def size(self, arg: Size) -> int:
+        return self.tensor(arg.value).size(arg.dim)
+
+    def by_mode(self, arg: ByMode) -> Any:
+        self.value(arg.training)
+        return super().by_mode(arg)
+
+    def same_device(self, arg: SameDevice) -> torch.device:
+        return self.tensor(arg.value).device
+
+    def same_dtype(self, arg: SameDtype) -> torch.dtype:
+        return self.tensor(arg.value).dtype
+
+    def dtype(self, arg: torch.dtype) -> torch.dtype:
+        return _usual(arg)
 
     def tensor(self, arg: Any) -> Tensor:
         value = self.value(arg)
@@ -288,12 +279,6 @@ def _is_operand(value: Any, *, nested: bool) -> bool:
     if nested and isinstance(value, tuple):
         return all(isinstance(item, Tensor) for item in value)
     return value is None or isinstance(value, Tensor)
-
-
-def _has_tensor(value: Any) -> bool:
-    if isinstance(value, Tensor):
-        return True
-    return isinstance(value, (tuple, list)) and any(_has_tensor(item) for item in value)
 
 
 def _check_pieces(operator: str, args: dict[str, Any]) -> None:

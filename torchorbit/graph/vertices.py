@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
+
+from torchorbit.arguments import Ref, walk_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,3 +62,29 @@ def vertex_args(vertex: Vertex) -> tuple[Any, ...]:
     if isinstance(vertex, OperatorVertex):
         return tuple(vertex.args.values())
     return ()
+
+
+def last_uses(vertices: Iterable[Vertex], output: Any) -> dict[int, list[str]]:
+    """When results are needed no more.
+
+    Args:
+        vertices: in the order in which they run.
+        output: what the graph returns; it is needed to the end.
+
+    Returns:
+        Position of a vertex -> names of the vertices whose results no later one reads.
+    """
+    last: dict[str, int] = {}
+    for position, vertex in enumerate(vertices):
+        last.update(dict.fromkeys(refs_in(vertex_args(vertex)), position))
+    for name in refs_in(output):
+        last.pop(name, None)
+    found: dict[int, list[str]] = {}
+    for name, position in last.items():
+        found.setdefault(position, []).append(name)
+    return found
+
+
+def refs_in(arg: Any) -> list[str]:
+    """Names of the vertices whose results an argument reads, those of which it reads but a size included."""
+    return [value.vertex for value in walk_args(arg) if type(value) is Ref]

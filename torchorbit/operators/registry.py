@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from torchorbit.containers import leaves_of
 from torchorbit.errors import ArgumentTypeError
 from torchorbit.labels import Array, Dim, Labels
 from torchorbit.operators.table import OPERATORS, REQUIRED
@@ -118,7 +119,7 @@ class Operands:
 
     def tensors(self) -> list[Labelled]:
         """All arguments that are tensors, those in containers included."""
-        return list(_tensors(self.args))
+        return leaves_of(Labelled, self.args)
 
     def freeze(self, value: Labelled | Dim) -> None:
         """Let nothing of a tensor, or of one dimension, be removed."""
@@ -166,19 +167,6 @@ class Operands:
                     meeting.append(tensor.dims[position])
             result.append(None if length == 1 else self.labels.meet(*meeting))
         return result
-
-
-def _tensors(value: Any) -> Any:
-    if isinstance(value, Labelled):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from _tensors(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, slice):
-        yield from _tensors((value.start, value.stop, value.step))
 
 
 #: What a rule returns: the labels of a single result; or a `Labelled`, or a tuple of them, for other results.

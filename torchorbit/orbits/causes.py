@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from torchorbit.arguments import Attr, Ref
+from torchorbit.arguments import Attr, Ref, operands_of
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import InputVertex
 from torchorbit.labels import OTHER, Array, Dim, Labels, arrays_of
 from torchorbit.operators import Reading
 from torchorbit.orbits.flat import FlatModel
-from torchorbit.orbits.operands import labelled_in, tensors_in
+from torchorbit.orbits.operands import labelled_in
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Causes:
 
     def met(self, name: str, length: int) -> list[Reason]:
         """What the operands of a vertex are that have a dimension of some length without labels."""
-        tensors = list(tensors_in(self.model.calls[name].args))
+        tensors = operands_of(self.model.calls[name].args)
         bare = [arg for arg in tensors if _has_bare(self._value(arg), length)] or tensors
         found = [reason for arg in bare if (reason := self._origin(arg)) is not None]
         return list(dict.fromkeys(found)) or [Reason("unlabelled", name, f"they meet no channels in '{name}'")]
@@ -162,7 +162,7 @@ class Causes:
         call = self.model.calls[name]
         if call.operator in self.reading.unruled:
             return Reason("no rule", name, f"the operator {call.operator} of '{name}' has no rule")
-        values = [arg for arg in tensors_in(call.args) if isinstance(arg, Ref)]
+        values = [arg for arg in operands_of(call.args) if isinstance(arg, Ref)]
         if any(_has_labels(self._value(arg)) for arg in values) or _has_labels(self.reading.values[name]):
             return Reason("unlabelled", name, f"they meet a dimension of what '{name}' gives that holds no channels")
         origins = [origin for arg in values if (origin := self._origin(arg)) is not None]

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from torchorbit.arguments import Attr, ByMode, Ref
+from torchorbit.containers import map_together
 from torchorbit.graph.costs import Priced, priced_vertices
-from torchorbit.graph.shapes import pick
 from torchorbit.labels import Array, Dim, arrays_of
-from torchorbit.operators import Labelled, Reading
+from torchorbit.operators import Labelled
 from torchorbit.orbits.lengths import LengthOf
+from torchorbit.orbits.operands import KnownValues, labelled_in
 from torchorbit.orbits.pricing import Term
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ class Costs:
         self.orbits = orbits
         model, readings = orbits.model, orbits.readings
         self.vertices: list[tuple[Priced, dict[str, Any], Any]] = []
+        known = [KnownValues(reading) for reading in readings]
         for priced in priced_vertices(model.graph, model.calls):
             name = priced.name
-            args = {key: [value_of(reading, arg) for reading in readings] for key, arg in priced.args.items()}
-            args = {key: values for key, values in args.items() if _holds_tensor(values[0])}
+            args = {key: [values.value(arg) for values in known] for key, arg in priced.args.items()}
+            args = {key: values for key, values in args.items() if labelled_in(values[0])}
             result = [reading.values[name] for reading in readings]
             for mixing in [mixing for reading in readings for mixing in reading.mixing.get(name, ())]:
                 # It works on the full length, with zeros where channels are gone.
@@ -61,7 +62,7 @@ class Costs:
             found = []
             for number in range(len(self.orbits.readings)):
                 for value in [*[values[number] for values in args.values()], result[number]]:
-                    for tensor in _tensors_in(value):
+                    for tensor in labelled_in(value):
                         found += [(number, array) for dim in tensor.dims for array in arrays_of(dim)]
             yield priced.name, found
 
@@ -97,40 +98,15 @@ def _unlabelled(value: Labelled, axis: int) -> Labelled:
     return Labelled(value.shape, [None if n == axis else dim for n, dim in enumerate(value.dims)])
 
 
-def value_of(reading: Reading, arg: Any) -> Any:
-    """What a reading knows of an argument of a vertex: `Labelled`, or tuples of that; None where it is no tensor."""
-    kind = type(arg)
-    if kind is Ref:
-        return pick(reading.values[arg.vertex], arg.index)
-    if kind is Attr:
-        return reading.attributes[arg.path]
-    if kind is ByMode:
-        return value_of(reading, arg.evaluation)
-    if kind in (tuple, list):
-        return tuple([value_of(reading, item) for item in arg])
-    return None
-
-
-def _tensors_in(value: Any) -> Iterator[Labelled]:
-    if isinstance(value, Labelled):
-        yield value
-    elif isinstance(value, tuple):
-        for item in value:
-            yield from _tensors_in(item)
-
-
-def _holds_tensor(value: Any) -> bool:
-    return isinstance(value, Labelled) or (isinstance(value, tuple) and any(map(_holds_tensor, value)))
-
-
 def _flops_of(entry: tuple[Priced, dict[str, Any], Any], length: LengthOf) -> float:
     priced, args, result = entry
     return priced.flops(lambda name: _shapes(args.get(name), length), _shapes(result, length))
 
 
 def _shapes(values: list[Any] | None, length: LengthOf) -> Any:
-    if values is None or values[0] is None:
+    """The shape of a value, given what every reading knows of it; containers of shapes for one that holds several."""
+    if values is None:
         return None
-    if isinstance(values[0], tuple):
-        return tuple([_shapes(list(items), length) for items in zip(*values, strict=True)])
-    return shape_of(values, length)
+    if isinstance(values[0], Labelled):
+        return shape_of(values, length)
+    return map_together(lambda found: shape_of(found, length) if isinstance(found[0], Labelled) else None, values)

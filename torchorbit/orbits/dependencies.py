@@ -10,7 +10,8 @@ import numpy as np
 from tabulate import tabulate
 from torch import nn
 
-from torchorbit.arguments import Ref
+from torchorbit.arguments import Ref, operands_of
+from torchorbit.containers import map_together
 from torchorbit.errors import ArgumentKeyError
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Vertex
@@ -18,7 +19,7 @@ from torchorbit.labels import arrays_of
 from torchorbit.operators import Labelled
 from torchorbit.orbits.frozen import FrozenGroup, frozen_groups
 from torchorbit.orbits.lookups import current, described, module_path, vertices_of_module
-from torchorbit.orbits.operands import labelled_in, tensors_in
+from torchorbit.orbits.operands import labelled_in
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.passing import Member, Passing, Show
 from torchorbit.orbits.showing import check_show, members_table
@@ -148,7 +149,7 @@ def _touched(orbits: Orbits, vertices: tuple[Vertex, ...]) -> Iterator[Orbit]:
     there = [np.zeros(count, bool) for count in orbits.counts]
     for vertex in vertices:
         call = orbits.model.calls.get(vertex.name)
-        operands = () if call is None else tuple(tensors_in(call.args))
+        operands = () if call is None else operands_of(call.args)
         for reading, component, units in zip(orbits.readings, orbits.components, there, strict=True):
             values = [reading.values[vertex.name]]
             values += [
@@ -164,16 +165,12 @@ def _touched(orbits: Orbits, vertices: tuple[Vertex, ...]) -> Iterator[Orbit]:
 
 
 def _labels(orbits: Orbits, vertex: Vertex) -> Any:
-    return _described([reading.values[vertex.name] for reading in orbits.readings], orbits)
+    def by_axis(values: list[Any]) -> Any:
+        if not isinstance(values[0], Labelled):
+            return None
+        return [_dimension(values, axis, orbits) for axis in range(len(values[0].shape))]
 
-
-def _described(values: list[Any], orbits: Orbits) -> Any:
-    first = values[0]
-    if isinstance(first, Labelled):
-        return [_dimension(values, axis, orbits) for axis in range(len(first.shape))]
-    if isinstance(first, dict):
-        return {key: _described([value[key] for value in values], orbits) for key in first}
-    return None if first is None else tuple([_described(list(items), orbits) for items in zip(*values, strict=True)])
+    return map_together(by_axis, [reading.values[vertex.name] for reading in orbits.readings])
 
 
 def _dimension(values: list[Labelled], axis: int, orbits: Orbits) -> str | None:

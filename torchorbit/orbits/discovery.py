@@ -7,24 +7,23 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
-from torchorbit.arguments import Attr, ByMode, Ref
+from torchorbit.arguments import PLAIN, Attr, ByMode
 from torchorbit.collecting import no_garbage_collection
+from torchorbit.containers import map_leaves
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.flatten import names_at
-from torchorbit.graph.shapes import pick
+from torchorbit.graph.names import names_at
 from torchorbit.graph.vertices import ModuleVertex
 from torchorbit.labels import Dim, Labels, joint
 from torchorbit.operators import RULES, Labelled, Operands, Reading
 from torchorbit.operators.elementwise import SAME_LABELS
 from torchorbit.orbits.flat import FlatModel
+from torchorbit.orbits.operands import KnownValues, labelled_in
 from torchorbit.orbits.orbit import Orbits
 
 _MOST_READINGS = 4
-_PLAIN = frozenset({int, float, bool, str, type(None)})
 
 
 def find_orbits(dag: DagModule, *, frozen: Iterable[nn.Module | str] | nn.Module | str = ()) -> Orbits:
@@ -122,7 +121,7 @@ def _read(
         if function in SAME_LABELS and len(call.args) == 1 and name not in fixed.vertices:
             values[name] = value(*call.args.values())
             continue
-        args = {key: arg if type(arg) in _PLAIN else value(arg) for key, arg in call.args.items()}
+        args = {key: arg if type(arg) in PLAIN else value(arg) for key, arg in call.args.items()}
         module = model.module_at(vertex.target) if isinstance(vertex, ModuleVertex) else None
         operands = Operands(reading, name, call.operator, args, shapes.get(name), module)
         if function is None:
@@ -137,11 +136,11 @@ def _read(
                 result = Labelled(operands.shape, result)
         if name in fixed.vertices:
             labels.at = ("frozen", name)
-            for tensor in [*operands.tensors(), *_labelled(result)]:
+            for tensor in [*operands.tensors(), *labelled_in(result)]:
                 operands.freeze(tensor)
         values[name] = result
     labels.at = ("output", "")
-    for tensor in _labelled(reader.value(model.graph.output)):
+    for tensor in labelled_in(reader.value(model.graph.output)):
         for dim in tensor.dims:
             labels.freeze(dim)
     for path in fixed.attributes:
@@ -154,45 +153,17 @@ def _read(
 
 def _bare(shape: Any) -> Any:
     """A result without labels."""
-    if isinstance(shape, torch.Size):
-        return Labelled(shape, [None] * len(shape))
-    if isinstance(shape, dict):
-        return {key: _bare(item) for key, item in shape.items()}
-    return None if shape is None else tuple([_bare(item) for item in shape])
+    return map_leaves(lambda size: None if size is None else Labelled(size, [None] * len(size)), shape)
 
 
-def _labelled(value: Any) -> list[Labelled]:
-    if isinstance(value, Labelled):
-        return [value]
-    if isinstance(value, dict):
-        value = tuple(value.values())
-    return [found for item in value for found in _labelled(item)] if isinstance(value, (tuple, list)) else []
-
-
-class _Reader:
-    """Arguments as rules see them."""
+class _Reader(KnownValues):
+    """Gives arguments as rules see them."""
 
     def __init__(self, model: FlatModel, reading: Reading, dead: set[tuple[str, int]]):
+        super().__init__(reading)
         self.model = model
-        self.reading = reading
         self.dead = dead
         self.known_as: dict[int, str] = {}  # id of a parameter or buffer -> the path by which it was read first
-
-    def value(self, arg: Any) -> Any:
-        kind = type(arg)
-        if kind is Ref:
-            return pick(self.reading.values[arg.vertex], arg.index)
-        if kind is Attr:
-            return self.attribute(arg.path)
-        if kind is tuple or kind is list:
-            return kind([item if type(item) in _PLAIN else self.value(item) for item in arg])
-        if kind is dict:
-            return {key: self.value(item) for key, item in arg.items()}
-        if kind is slice:
-            return slice(self.value(arg.start), self.value(arg.stop), self.value(arg.step))
-        if kind is ByMode:
-            return self.by_mode(arg)
-        return arg
 
     def by_mode(self, arg: ByMode) -> Any:
         first, second = self.value(arg.training), self.value(arg.evaluation)
@@ -202,7 +173,8 @@ class _Reader:
             return Labelled(second.shape, dims)
         return second if isinstance(second, Labelled) else first if isinstance(first, Labelled) else arg
 
-    def attribute(self, path: str) -> Labelled:
+    def attr(self, arg: Attr) -> Labelled:
+        path = arg.path
         known = self.reading.attributes.get(path)
         if known is None:
             tensor: Tensor = self.model.tensor_at(path)

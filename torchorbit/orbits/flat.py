@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
-from torchorbit.arguments import Attr, Ref
+from torchorbit.arguments import Attr, Interpreter, Ref
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.calls import Call, call_of, tensor_of
 from torchorbit.graph.dag import DagModule, Graph
-from torchorbit.graph.flatten import one_level
+from torchorbit.graph.one_level import one_level
+from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import OperatorVertex
 
 
@@ -86,6 +88,28 @@ class FlatModel:
         if tensor is None:
             raise AttributeError(f"there is no tensor '{path}'")
         return tensor
+
+    def shape_of(self, arg: Any) -> Any:
+        """The shape of an argument that is a tensor, of a container those of what it holds; None for anything else."""
+        return _Shapes(self).value(arg)
+
+
+class _Shapes(Interpreter):
+    """Gives the shapes of arguments, in evaluation."""
+
+    def __init__(self, model: FlatModel):
+        self.model = model
+
+    def ref(self, arg: Ref) -> Any:
+        return pick(self.model.graph.shapes.get(arg.vertex), arg.index)
+
+    def attr(self, arg: Attr) -> Any:
+        return self.model.tensor_at(arg.path).shape
+
+    def constant(self, arg: Any) -> None:
+        return None
+
+    size = expr = same_device = same_dtype = constant
 
 
 def _tables(graph: Graph) -> dict[tuple[str, int], tuple[int, ...]]:

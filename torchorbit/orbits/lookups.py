@@ -9,7 +9,8 @@ from torch import nn
 from torchorbit.arguments import Attr, walk_args
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import Container, DagModule, Graph
-from torchorbit.graph.flatten import names_at, one_level
+from torchorbit.graph.names import names_at
+from torchorbit.graph.one_level import one_level
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, Vertex, vertex_args
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.suggesting import close_to

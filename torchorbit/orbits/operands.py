@@ -1,35 +1,45 @@
-"""The tensors among the arguments and results of vertices."""
+"""What a reading of a graph knows of the arguments and results of vertices."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-from torchorbit.arguments import Attr, ByMode, Ref
-from torchorbit.operators import Labelled
+from torchorbit.arguments import Attr, Interpreter, Ref
+from torchorbit.containers import leaves_of
+from torchorbit.graph.shapes import pick
+from torchorbit.operators import Labelled, Reading
 
 
-def tensors_in(arg: Any) -> Iterator[Ref | Attr]:
-    """The results and attributes in an argument that a vertex computes with; of sizes and devices there are none."""
-    if isinstance(arg, (Ref, Attr)):
-        yield arg
-    elif isinstance(arg, ByMode):
-        yield from tensors_in((arg.training, arg.evaluation))
-    elif isinstance(arg, (tuple, list)):
-        for item in arg:
-            yield from tensors_in(item)
-    elif isinstance(arg, dict):
-        yield from tensors_in(tuple(arg.values()))
-    elif isinstance(arg, slice):
-        yield from tensors_in((arg.start, arg.stop, arg.step))
+class KnownValues(Interpreter):
+    """Gives what a reading knows of arguments: `Labelled` for tensors, what is no tensor as it is.
+
+    Args:
+        reading: the reading.
+    """
+
+    def __init__(self, reading: Reading):
+        self.reading = reading
+
+    def ref(self, arg: Ref) -> Any:
+        """What is known of the result."""
+        return pick(self.reading.values[arg.vertex], arg.index)
+
+    def attr(self, arg: Attr) -> Labelled:
+        """What is known of the parameter or buffer."""
+        return self.reading.attributes[arg.path]
+
+    def unread(self, arg: Any) -> Any:
+        """A size, a device or a dtype has no labels."""
+        return arg
+
+    size = expr = same_device = same_dtype = unread
 
 
-def labelled_in(value: Any) -> Iterator[Labelled]:
-    """What is known of the tensors in a result."""
-    if isinstance(value, Labelled):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for item in value:
-            yield from labelled_in(item)
-    elif isinstance(value, dict):
-        yield from labelled_in(tuple(value.values()))
+def value_of(reading: Reading, arg: Any) -> Any:
+    """What a reading knows of one argument, see `KnownValues`."""
+    return KnownValues(reading).value(arg)
+
+
+def labelled_in(value: Any) -> list[Labelled]:
+    """What is known of the tensors in an argument or a result."""
+    return leaves_of(Labelled, value)

@@ -7,11 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from torchorbit.arguments import Ref
+from torchorbit.arguments import Ref, operands_of
 from torchorbit.graph.shapes import pick
 from torchorbit.labels import Array, arrays_of
 from torchorbit.orbits.lookups import described, module_of_vertex
-from torchorbit.orbits.operands import labelled_in, tensors_in
+from torchorbit.orbits.operands import labelled_in
 from torchorbit.orbits.orbit import Orbits
 
 #: What a vertex does with channels.
@@ -74,7 +74,7 @@ class Passing:
             if self._holds(self._reading.values.get(name)):
                 self.given.append(name)
             held = False
-            for arg in tensors_in({} if call is None else call.args):
+            for arg in operands_of({} if call is None else call.args):
                 if isinstance(arg, Ref):
                     if self._holds(pick(self._reading.values[arg.vertex], arg.index)):
                         self.taken.setdefault(name, []).append(arg.vertex)

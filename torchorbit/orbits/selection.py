@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from torchorbit.arguments import Attr, ByMode, Ref
+from torchorbit.containers import map_together
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
+from torchorbit.graph.shapes import pick
 from torchorbit.labels import Dim, arrays_of
 from torchorbit.operators import Labelled
 from torchorbit.orbits.orbit import Orbit, Orbits
@@ -105,6 +108,24 @@ class Selection:
     def masks(self, values: list[Labelled]) -> list[Mask | None]:
         """What is kept of every dimension of a tensor, given what every reading knows of it."""
         return [self.mask([value.dims[axis] for value in values]) for axis in range(len(values[0].shape))]
+
+    def kept(self, values: list[Any] | None) -> Any:
+        """What is kept of every dimension of a value, given what every reading knows of it.
+
+        Returns:
+            `masks` of a tensor, of a container those of what it holds; None for what is no tensor.
+        """
+        if values is None:
+            return None
+        return map_together(lambda found: self.masks(found) if isinstance(found[0], Labelled) else None, values)
+
+    def known(self, arg: Any) -> list[Any] | None:
+        """What every reading knows of an argument that is a tensor, in evaluation; None where it is no such."""
+        if isinstance(arg, Ref):
+            return [pick(value, arg.index) for value in self.of(arg.vertex)]
+        if isinstance(arg, Attr):
+            return self.of_tensor(arg.path)
+        return self.known(arg.evaluation) if isinstance(arg, ByMode) else None
 
     def of(self, name: str) -> list[Any]:
         """What every reading knows of a vertex's result."""

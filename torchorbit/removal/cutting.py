@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchorbit.arguments import Attr, ByMode, Expr, Ref, Size, map_args, walk_args
+from torchorbit.arguments import Attr, Ref, Size, Transformer, map_args, walk_args
 from torchorbit.errors import ArgumentTypeError
 from torchorbit.graph.dag import Container, DagModule, Graph, blank
-from torchorbit.graph.flatten import keep_shapes
-from torchorbit.graph.shapes import complete, pick
-from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
+from torchorbit.graph.one_level import keep_shapes
+from torchorbit.graph.shapes import complete
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, refs_in, vertex_args
 from torchorbit.graph.writing import Writer
-from torchorbit.operators import RESIZES, Labelled, Mixing
+from torchorbit.operators import RESIZES, Mixing
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.selection import Mask, Selection
 from torchorbit.removal.emptying import Emptied
@@ -111,6 +111,7 @@ class _Cut:
         self.made: dict[int, Tensor] = {}  # id of an old tensor -> new one
         self.made_parameters: dict[nn.Parameter, nn.Parameter] = {}
         self.indices: dict[int, Tensor] = {}
+        self.sized = _Restoring(self.masks_of).value
         self.emptied: Emptied | None = None
         if selection.emptied:
             self.emptied = Emptied(selection.emptied, self.model.calls, self.masks_of, self.cut_at)
@@ -136,7 +137,7 @@ class _Cut:
                 shapes[vertex.name] = old.shapes.get(vertex.name)
                 continue
             name = vertex.name
-            result = self.kept(self.selection.of(name))
+            result = self.selection.kept(self.selection.of(name))
             if emptied is not None and not emptied.runs(vertex, result, partial(self.resized, vertex, result)):
                 continue
             call = self.resized(vertex, result)
@@ -145,10 +146,10 @@ class _Cut:
             swapped: dict[Any, Any] = {}
             for value, constant, sizes in [] if emptied is None else emptied.expanded(self.model.calls[name]):
                 sizes = tuple([map_args(size, change) for size in sizes])
-                lengths = smaller_shape(self.shape_of(value), self.masks_of(value))
+                lengths = smaller_shape(self.model.shape_of(value), self.masks_of(value))
                 swapped[value] = Ref(add(f"{name}_expand", "expand", {"input": constant, "size": sizes}, lengths))
             for value, axis, mask in spreads:
-                lengths = list(smaller_shape(self.shape_of(value), self.masks_of(value)))
+                lengths = list(smaller_shape(self.model.shape_of(value), self.masks_of(value)))
                 lengths[axis] = len(mask)
                 args = {"input": map_args(self.sized(value), change), "dim": axis, "index": _positions(mask)}
                 args["length"] = len(mask)
@@ -200,7 +201,7 @@ class _Cut:
             return [None if axis in gone else mask for axis, mask in enumerate(found)] if gone else found
 
         def shape(name: str) -> Any:
-            return self.shape_of(call.args[name])
+            return self.model.shape_of(call.args[name])
 
         answer = Resized(call.operator, call.args, self.model.graph.shapes.get(vertex.name), result, masks, shape)
         resize = RESIZERS.get(call.operator)
@@ -258,50 +259,9 @@ class _Cut:
                 keeps.append((mixing.result_axis, result[mixing.result_axis]))
         return spreads, keeps
 
-    def sized(self, arg: Any) -> Any:
-        """An argument in which sizes of dimensions that lose channels are what they were."""
-        kind = type(arg)
-        if kind is Size:
-            mask = self.masks_of(arg.value)[arg.dim]
-            return arg if mask is None else restored(arg, mask)
-        if kind is Expr:
-            return Expr(arg.operator, tuple([self.sized(a) for a in arg.operands]))
-        if kind is ByMode:
-            return ByMode(self.sized(arg.training), self.sized(arg.evaluation), arg.owner)
-        if kind in (tuple, list):
-            return kind([self.sized(a) for a in arg])
-        if kind is dict:
-            return {key: self.sized(a) for key, a in arg.items()}
-        if kind is slice:
-            return slice(self.sized(arg.start), self.sized(arg.stop), self.sized(arg.step))
-        return arg
-
     def masks_of(self, arg: Any) -> Any:
         """What is kept of the dimensions of an argument that is a tensor."""
-        kind = type(arg)
-        if kind is Ref:
-            return self.kept([pick(value, arg.index) for value in self.selection.of(arg.vertex)])
-        if kind is Attr:
-            values = self.selection.of_tensor(arg.path)
-            return None if values is None else self.selection.masks(values)
-        if kind is ByMode:
-            return self.masks_of(arg.evaluation)
-        return None
-
-    def shape_of(self, arg: Any) -> Any:
-        if type(arg) is Ref:
-            return pick(self.model.graph.shapes[arg.vertex], arg.index)
-        if type(arg) is Attr:
-            return self.model.tensor_at(arg.path).shape
-        return self.shape_of(arg.evaluation) if type(arg) is ByMode else None
-
-    def kept(self, values: list[Any]) -> Any:
-        first = values[0]
-        if isinstance(first, Labelled):
-            return self.selection.masks(values)
-        if isinstance(first, dict):
-            return {key: self.kept([value[key] for value in values]) for key in first}
-        return None if first is None else tuple([self.kept(list(items)) for items in zip(*values, strict=True)])
+        return self.selection.kept(self.selection.known(arg))
 
     # -- modules and tensors
 
@@ -452,6 +412,17 @@ class _Cut:
         dag.__dict__.update({key: smaller.__dict__[key] for key in _OF_A_GRAPH})
 
 
+class _Restoring(Transformer):
+    """Gives arguments in which sizes of dimensions that lose channels are what they were."""
+
+    def __init__(self, masks_of: Callable[[Any], Any]):
+        self.masks_of = masks_of
+
+    def size(self, arg: Size) -> Any:
+        mask = self.masks_of(arg.value)[arg.dim]
+        return arg if mask is None else restored(arg, mask)
+
+
 _DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
 _DROPOUT_LEAVES = frozenset({"Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"})
 
@@ -492,13 +463,13 @@ def _positions(mask: Mask) -> tuple[int, ...]:
 
 def _needed(vertices: list[Vertex], output: Any) -> list[Vertex]:
     """The vertices that something is made of that is returned, checked or kept; and the inputs."""
-    wanted = {arg.vertex for arg in walk_args(output) if type(arg) is Ref}
+    wanted = set(refs_in(output))
     kept: list[Vertex] = []
     for vertex in reversed(vertices):
         effects = isinstance(vertex, OperatorVertex) and vertex.operator in ("check", "assign")
         if vertex.name in wanted or effects or isinstance(vertex, InputVertex):
             kept.append(vertex)
-            wanted |= {arg.vertex for arg in walk_args(vertex_args(vertex)) if type(arg) is Ref}
+            wanted.update(refs_in(vertex_args(vertex)))
     return kept[::-1]
 
 

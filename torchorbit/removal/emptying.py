@@ -9,16 +9,15 @@ in which it does not vary. Whatever only the branch needed goes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, walk_args
+from torchorbit.arguments import Attr, ByMode, Interpreter, Ref, Size, Transformer, measured_in, operands_of, walk_args
 from torchorbit.errors import ArgumentError
 from torchorbit.graph.calls import Call
-from torchorbit.graph.codegen import computed
 from torchorbit.graph.dag import Graph
 from torchorbit.graph.shapes import called, pick
 from torchorbit.graph.vertices import ModuleVertex, OperatorVertex, Vertex, vertex_args
@@ -76,9 +75,10 @@ class Emptied:
         self.constants: dict[str, Tensor] = {}
         self._calls = calls
         self._masks_of = masks_of
-        self._cut_at = cut_at
+        self.cut_at = cut_at
         self._gone: set[str] = set()
         self._made_of_parameters: dict[str, Callable[[], Resized]] = {}
+        self._value = _Constants(self).value
 
     def runs(self, vertex: ModuleVertex | OperatorVertex, result: Any, resized: Callable[[], Resized]) -> bool:
         """Whether a vertex is still part of the graph.
@@ -96,8 +96,8 @@ class Emptied:
             return False
         call = self._calls[vertex.name]
         args = {"input": call.args["input"]} if call.operator == "reshape_as" else call.args
-        states = {self.state(operand) for operand in _operands(args)} - {""}
-        read = {self.state(value) for value in _read(vertex_args(vertex))} - {""}
+        states = {self.state(operand) for operand in operands_of(args, training=False)}
+        read = {self.state(value) for value in measured_in(vertex_args(vertex))}
         if not (states | read) & {"gone", "constant"}:
             if "live" not in states | read:
                 self._made_of_parameters[vertex.name] = resized
@@ -153,16 +153,7 @@ class Emptied:
 
     def left(self, arg: Any, besides: Container[Any]) -> Any:
         """An argument of a vertex that runs: constants are parameters, ``besides`` some; what is gone is left out."""
-        kind = type(arg)
-        if kind is Ref and arg.vertex in self.constants:
-            return arg if arg in besides else Attr(self.path(arg.vertex))
-        if kind is ByMode and (self.state(arg.evaluation) == "constant" or self.state(arg.training) == "gone"):
-            return self.left(arg.evaluation, besides)
-        if kind in (tuple, list):
-            return kind([self.left(item, besides) for item in arg if self.state(item) != "gone"])
-        if kind is dict:
-            return {key: self.left(item, besides) for key, item in arg.items()}
-        return arg
+        return _Left(self, besides).value(arg)
 
     def check_output(self, output: Any) -> None:
         """Refuse when what the model returns is gone or constant.
@@ -198,7 +189,7 @@ class Emptied:
 
     def _constant(self, vertex: Vertex, call: Resized, result: Any) -> Tensor:
         value: Tensor | None
-        if any(self.state(operand) == "gone" for operand in _operands(call.args)):
+        if any(self.state(operand) == "gone" for operand in operands_of(call.args, training=False)):
             value = self._of_nothing(call)
         elif call.operator in _IDENTITIES:
             value = self._value(call.args["input"])
@@ -223,11 +214,11 @@ class Emptied:
         if axis is None or self.state(call.args["input"]) != "gone" or type(call.args["weight"]) is not Attr:
             return None
         bias = call.args.get("bias")
-        weight = self._cut_at(call.args["weight"].path)
+        weight = self.cut_at(call.args["weight"].path)
         if bias is None:
             bias = weight.new_zeros(weight.shape[0])
         elif type(bias) is Attr:
-            bias = self._cut_at(bias.path)
+            bias = self.cut_at(bias.path)
         else:
             return None
         shape = [1] * len(call.shape)
@@ -303,34 +294,13 @@ class Emptied:
             args.get("running_mean") is None or self._value(args.get("training")) is True
         )
 
-    def _value(self, arg: Any) -> Any:
-        kind = type(arg)
-        if kind is ByMode:
-            return self._value(arg.evaluation)
-        if kind is Ref:
-            return self._result(arg)
-        if kind is Attr:
-            return self._cut_at(arg.path)
-        if kind is Size:
-            return self._value(arg.value).size(arg.dim)
-        if kind is Expr:
-            return computed(arg, self._value)
-        if kind is SameDevice:
-            return self._value(arg.value).device
-        if kind is SameDtype:
-            return self._value(arg.value).dtype
-        if kind in (tuple, list):
-            return kind([self._value(item) for item in arg])
-        return arg
-
-    def _result(self, ref: Ref) -> Any:
+    def result(self, ref: Ref) -> Any:
         """The result of a vertex, which is constant or made of parameters alone."""
         value = self.constants.get(ref.vertex)
         if value is None:
             call = self._made_of_parameters[ref.vertex]()
-            return pick(
-                called(OPERATORS[call.operator], {name: self._value(arg) for name, arg in call.args.items()}), ref.index
-            )
+            args = {name: self._value(arg) for name, arg in call.args.items()}
+            return pick(called(OPERATORS[call.operator], args), ref.index)
         return value
 
     def _refusal(self, vertex: Vertex, operator: str) -> ArgumentError:
@@ -342,37 +312,42 @@ class Emptied:
         return ArgumentError(f"{shown}{more} cannot lose all units: {why}; keep one unit")
 
 
-def _operands(args: dict[str, Any]) -> Iterator[Any]:
-    """Arguments that are tensors, those in containers included; sizes of tensors are none."""
-    waiting = list(args.values())
-    while waiting:
-        arg = waiting.pop()
-        if isinstance(arg, (Ref, Attr, ByMode)):
-            yield arg
-        elif isinstance(arg, (tuple, list)):
-            waiting += arg
-        elif isinstance(arg, dict):
-            waiting += arg.values()
+class _Constants(Interpreter):
+    """Gives what arguments stand for that are constant, or made of parameters alone."""
+
+    def __init__(self, emptied: Emptied):
+        self.emptied = emptied
+
+    def ref(self, arg: Ref) -> Any:
+        return self.emptied.result(arg)
+
+    def attr(self, arg: Attr) -> Tensor:
+        return self.emptied.cut_at(arg.path)
 
 
-def _walk_sizes(arg: Any) -> Iterator[Any]:
-    """Sizes, devices and dtypes of tensors in an argument."""
-    if isinstance(arg, (Size, SameDevice, SameDtype)):
-        yield arg
-    elif isinstance(arg, (tuple, list)):
-        for item in arg:
-            yield from _walk_sizes(item)
-    elif isinstance(arg, dict):
-        yield from _walk_sizes(list(arg.values()))
-    elif isinstance(arg, slice):
-        yield from _walk_sizes([arg.start, arg.stop, arg.step])
-    elif isinstance(arg, ByMode):
-        yield from _walk_sizes([arg.training, arg.evaluation])
-    elif isinstance(arg, Expr):
-        yield from _walk_sizes(arg.operands)
+class _Left(Transformer):
+    """Gives arguments of a vertex that runs, see `Emptied.left`."""
 
+    def __init__(self, emptied: Emptied, besides: Container[Any]):
+        self.emptied = emptied
+        self.besides = besides
 
-def _read(args: Any) -> Iterator[Any]:
-    """Tensors of which an argument reads the size, the device or the dtype."""
-    for size in _walk_sizes(args):
-        yield size.value
+    def ref(self, arg: Ref) -> Ref | Attr:
+        constant = arg.vertex in self.emptied.constants and arg not in self.besides
+        return Attr(self.emptied.path(arg.vertex)) if constant else arg
+
+    def by_mode(self, arg: ByMode) -> Any:
+        state = self.emptied.state
+        if state(arg.evaluation) == "constant" or state(arg.training) == "gone":
+            return self.value(arg.evaluation)
+        return super().by_mode(arg)
+
+    def tuple_(self, arg: tuple[Any, ...]) -> Any:
+        return super().tuple_(tuple(self.there(arg)))
+
+    def list_(self, arg: list[Any]) -> Any:
+        return super().list_(self.there(arg))
+
+    def there(self, items: Iterable[Any]) -> list[Any]:
+        """What is not gone."""
+        return [item for item in items if self.emptied.state(item) != "gone"]

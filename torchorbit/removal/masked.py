@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, walk_args
+from torchorbit.arguments import Attr, Interpreter, Ref
+from torchorbit.containers import map_leaves, map_together
 from torchorbit.errors import ArgumentError
 from torchorbit.graph.calls import Call
-from torchorbit.graph.codegen import computed
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.flatten import one_level
+from torchorbit.graph.one_level import one_level
 from torchorbit.graph.shapes import called, pick
-from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, last_uses
 from torchorbit.operators import Labelled
 from torchorbit.operators.normalizations import channel_axis
 from torchorbit.operators.reductions import reduced_axes
@@ -44,11 +44,9 @@ def random_inputs(dag: DagModule, seed: int) -> tuple[tuple[Any, ...], dict[str,
     generator = torch.Generator().manual_seed(seed)
     dtypes = iter(provenance.input_dtypes)
 
-    def random(shape: Any) -> Any:
-        if isinstance(shape, dict):
-            return {key: random(item) for key, item in shape.items()}
-        if not isinstance(shape, torch.Size):
-            return None if shape is None else tuple([random(item) for item in shape])
+    def random(shape: torch.Size | None) -> Tensor | None:
+        if shape is None:
+            return None
         size = (1, *shape[1:]) if provenance.free_batch and shape else tuple(shape)
         dtype = getattr(torch, next(dtypes, "float32"))
         if dtype.is_floating_point:
@@ -58,7 +56,9 @@ def random_inputs(dag: DagModule, seed: int) -> tuple[tuple[Any, ...], dict[str,
         return torch.randint(0, 2, size, generator=generator).to(like.device, dtype)
 
     graph = one_level(dag, separate=False)
-    values = {given: given.fixed[0] if given.fixed else random(graph.shapes[given.name]) for given in graph.inputs}
+    values = {
+        given: given.fixed[0] if given.fixed else map_leaves(random, graph.shapes[given.name]) for given in graph.inputs
+    }
     return (
         tuple([value for given, value in values.items() if not given.keyword]),
         {given.name: value for given, value in values.items() if given.keyword},
@@ -75,10 +75,10 @@ def masked_run(dag: DagModule, selection: Selection, args: tuple[Any, ...], kwar
         kwargs: keyword inputs.
     """
     assert selection.orbits is not None
-    return Interpreter(selection.orbits, selection).run(args, kwargs)
+    return MaskedInterpreter(selection.orbits, selection).run(args, kwargs)
 
 
-class Interpreter:
+class MaskedInterpreter(Interpreter):
     """Runs the whole graph vertex by vertex, with zeros where channels are removed.
 
     Args:
@@ -94,10 +94,11 @@ class Interpreter:
         self.known: dict[int, Tensor] = {}
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The output of the whole graph for some inputs."""
         given = inspect.signature(self.model.dag.forward).bind(*args, **kwargs)
         given.apply_defaults()
         self.values.update(given.arguments)
-        last = _last_uses(self.model.graph.vertices, self.model.graph.output)
+        last = last_uses(self.model.graph.vertices, self.model.graph.output)
         for position, vertex in enumerate(self.model.graph.vertices):
             if isinstance(vertex, InputVertex):
                 continue
@@ -110,6 +111,7 @@ class Interpreter:
         return self.value(self.model.graph.output)
 
     def vertex(self, vertex: Vertex) -> Any:
+        """The result of a vertex, with the means and norms over channels taken over those that are kept."""
         call = self.model.calls[vertex.name]
         masked = _MASKED.get(call.operator)
         if masked is not None:
@@ -131,70 +133,47 @@ class Interpreter:
 
     # -- values
 
-    def value(self, arg: Any) -> Any:
-        kind = type(arg)
-        if kind is Ref:
-            return pick(self.values[arg.vertex], arg.index)
-        if kind is Attr:
-            tensor = self.model.tensor_at(arg.path).detach()
-            values = self.selection.of_tensor(arg.path)
-            return tensor if values is None else self.zeroed(tensor, values)
-        if kind is Size:
-            return self.value(arg.value).size(arg.dim)
-        if kind is Expr:
-            return computed(arg, self.value)
-        if kind is ByMode:
-            return self.value(arg.evaluation)
-        if kind is SameDevice:
-            return self.value(arg.value).device
-        if kind is SameDtype:
-            return self.value(arg.value).dtype
-        if kind in (tuple, list):
-            return kind([self.value(item) for item in arg])
-        if kind is dict:
-            return {key: self.value(item) for key, item in arg.items()}
-        if kind is slice:
-            return slice(self.value(arg.start), self.value(arg.stop), self.value(arg.step))
-        if isinstance(arg, tuple):  # a named tuple
-            return kind(*[self.value(item) for item in arg])
-        return arg
+    def ref(self, arg: Ref) -> Any:
+        """The result of a vertex that ran, with its zeros."""
+        return pick(self.values[arg.vertex], arg.index)
+
+    def attr(self, arg: Attr) -> Any:
+        """The parameter or buffer, with zeros."""
+        tensor = self.model.tensor_at(arg.path).detach()
+        values = self.selection.of_tensor(arg.path)
+        return tensor if values is None else self.zeroed(tensor, values)
 
     def masks(self, arg: Any) -> _Masks:
         """For every dimension of an argument that is a tensor, which positions are kept; None where all are."""
-        if type(arg) is Ref:
-            values = [pick(value, arg.index) for value in self.selection.of(arg.vertex)]
-        elif type(arg) is Attr:
-            values = self.selection.of_tensor(arg.path) or []
-        elif type(arg) is ByMode:
-            return self.masks(arg.evaluation)
-        else:
-            values = []
+        values = self.selection.known(arg)
         return self.of(values) if values and isinstance(values[0], Labelled) else []
 
     def of(self, values: list[Labelled]) -> _Masks:
+        """`masks` of what every reading knows of a tensor."""
         return [None if mask is None else self.tensor(mask) for mask in self.selection.masks(values)]
 
     def tensor(self, mask: Any) -> Tensor:
+        """A mask as a tensor."""
         found = self.known.get(id(mask))
         if found is None:
             found = self.known[id(mask)] = torch.from_numpy(mask)
         return found
 
     def zeroed(self, value: Any, values: list[Any]) -> Any:
-        if isinstance(value, Tensor):
-            if not isinstance(values[0], Labelled):
-                return value
-            masks = self.of(values)
-            for axis, mask in enumerate(masks):
+        """A value, or each in a container, with zeros where channels are removed.
+
+        Args:
+            value: a result or an attribute.
+            values: what every reading knows of it.
+        """
+        return map_together(self._zeroed, [value, *values])
+
+    def _zeroed(self, found: list[Any]) -> Any:
+        value, *values = found
+        if isinstance(value, Tensor) and isinstance(values[0], Labelled):
+            for axis, mask in enumerate(self.of(values)):
                 if mask is not None:
                     value = filled(value, mask, axis, 0)
-            return value
-        if isinstance(value, (tuple, list)):
-            if values[0] is None:
-                return value
-            return tuple(
-                [self.zeroed(v, list(known)) for v, known in zip(value, zip(*values, strict=True), strict=True)]
-            )
         return value
 
 
@@ -221,25 +200,10 @@ def _along(value: Tensor, mask: Tensor, axis: int) -> Tensor:
     return mask.to(value.device).reshape(shape)
 
 
-def _last_uses(vertices: tuple[Vertex, ...], output: Any) -> dict[int, list[str]]:
-    last: dict[str, int] = {}
-    for position, vertex in enumerate(vertices):
-        for arg in walk_args(vertex_args(vertex)):
-            if type(arg) is Ref:
-                last[arg.vertex] = position
-    for arg in walk_args(output):
-        if type(arg) is Ref:
-            last.pop(arg.vertex, None)
-    found: dict[int, list[str]] = {}
-    for name, position in last.items():
-        found.setdefault(position, []).append(name)
-    return found
-
-
 class _Context:
     """A call in the masked run."""
 
-    def __init__(self, interpreter: Interpreter, call: Call | OperatorVertex, vertex: Vertex):
+    def __init__(self, interpreter: MaskedInterpreter, call: Call | OperatorVertex, vertex: Vertex):
         self.interpreter = interpreter
         self.call = call
         self.vertex = vertex

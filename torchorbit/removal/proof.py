@@ -10,7 +10,7 @@ import torch
 from torchorbit.comparing import evaluating, paired, relative_difference
 from torchorbit.errors import ArgumentError
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.flatten import one_level
+from torchorbit.graph.one_level import one_level
 from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbit
 from torchorbit.orbits.selection import Selection

@@ -15,7 +15,7 @@ from torchorbit.arguments import Ref, map_args, walk_args
 from torchorbit.errors import ArgumentError, CalibrationError
 from torchorbit.graph.costs import per_sample
 from torchorbit.graph.dag import DagModule, Graph, Provenance, blank
-from torchorbit.graph.flatten import share_modules
+from torchorbit.graph.shared_modules import share_modules
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.graph.writing import Writer
 from torchorbit.orbits.orbit import Orbit, Orbits

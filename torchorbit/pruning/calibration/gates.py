@@ -20,7 +20,7 @@ from torchorbit.graph.calls import Call
 from torchorbit.graph.vertices import InputVertex, OperatorVertex
 from torchorbit.labels import Dim, arrays_of
 from torchorbit.operators import Labelled
-from torchorbit.orbits.costs import value_of
+from torchorbit.orbits.operands import value_of
 from torchorbit.orbits.orbit import Orbit, Orbits, TensorDimension
 from torchorbit.pruning.calibration.contractions import Meeting, Operand, contracted, reduced
 from torchorbit.pruning.criteria.base import Place
