@@ -69,8 +69,11 @@ def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -
     """Let names of the API lead to the reference."""
 
     def changed(match: re.Match[str]) -> str:
-        known = _names().get(match[1] if match[0].startswith("<code>torchorbit.") or _telling(match[1]) else "")
-        return match[0] if known is None else f'<autoref identifier="{known}" optional>{match[0]}</autoref>'
+        known = _names().get(match[1], "")
+        whole = match[0] == f"<code>{known}</code>"
+        if not known or not (whole or (_telling(match[1]) and "<code>torchorbit." not in match[0])):
+            return match[0]
+        return f'<autoref identifier="{known}" optional>{match[0]}</autoref>'
 
     return _CODE.sub(changed, html)
 

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import torchorbit
 from tests.documents import DOCS, ROOT, blocks, name, pages, run, run_python
 
 #: Pages with examples. Those of the page on migrating are run by `test_migrating`.
@@ -23,6 +24,15 @@ def test_the_examples_of_a_page_run_as_written_one_after_the_other(page, tmp_pat
 def test_there_are_examples_in_every_guide_but_that_on_sweeps():
     guides = {page.name for page in (DOCS / "guides").glob("*.md")}
     assert guides - {page.name for page in EXAMPLES} == {"sweeps.md"}
+
+
+def test_the_reference_has_every_public_name():
+    listed = {line for page in (DOCS / "reference").glob("*.md") for line in page.read_text().splitlines()}
+    for public in torchorbit.__all__:
+        thing = getattr(torchorbit, public)
+        in_errors = isinstance(thing, type) and issubclass(thing, torchorbit.TorchorbitError)
+        if public != "__version__" and not in_errors:
+            assert f"::: torchorbit.{public}" in listed, public
 
 
 def commands():
