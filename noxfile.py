@@ -73,6 +73,15 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation into `build/site`, and fail on warnings; `-- serve` shows it while it is written."""
+    _install(session, "docs")
+    # What Material for MkDocs would print is an advertisement for its successor; mkdocs.yml says what we think of it.
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}
+    _run(session, "mkdocs", *(session.posargs or ("build",)), "--strict", env=quiet)
+
+
+@nox.session
 def sweep(session: nox.Session) -> None:
     """Sweep all of timm into `runs/coverage.jsonl`; what follows `--` goes to `torchorbit sweep`."""
     _install(session)

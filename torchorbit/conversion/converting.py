@@ -58,7 +58,7 @@ def convert(
         ArgumentTypeError: ``model`` is no module, or ``example_inputs`` holds no tensor.
         ArgumentError: the model has no such entry point.
 
-    Example:
+    Examples:
         >>> dag = torchorbit.convert(model.eval(), torch.randn(1, 3, 224, 224))
         >>> torch.testing.assert_close(dag(x), model(x))
     """
