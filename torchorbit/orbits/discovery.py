@@ -19,7 +19,7 @@ from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import ModuleVertex
 from torchorbit.labels import Dim, Labels, joint
 from torchorbit.operators import RULES, Labelled, Operands, Reading
-from torchorbit.operators.elementwise import SAME_LABELS
+from torchorbit.operators.labelling import SAME_LABELS
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.orbit import Orbits
 

@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
-from torchorbit.labels import Dim, arrays_of
+from torchorbit.labels import Dim, Mask, arrays_of
 from torchorbit.operators import Labelled
 from torchorbit.orbits.orbit import Orbit, Orbits
-
-Mask = NDArray[np.bool_]
 
 
 class Selection:
