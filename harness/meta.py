@@ -6,9 +6,19 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+
+from torchorbit.errors import ArgumentError
+from torchorbit.operators import OPERATORS
+from torchorbit.operators.binding import bind
+
+# Function of torch.nn.functional -> the formula for the shape of its result.
+_FORMULAS = {
+    row.function: row.shape
+    for row in OPERATORS.values()
+    if row.family == "normalizations" and row.normalizes and row.shape is not None
+}
 
 
 class QuickNormalizations(TorchFunctionMode):
@@ -26,39 +36,12 @@ class QuickNormalizations(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _NORMALIZATIONS and args and isinstance(args[0], Tensor) and args[0].is_meta:
-            return _NORMALIZATIONS[func](*args, **kwargs)
+        formula = _FORMULAS.get(func)
+        if formula is not None and args and isinstance(args[0], Tensor) and args[0].is_meta:
+            try:
+                shape = formula(bind(func, args, kwargs, None)[1])
+            except ArgumentError as error:
+                raise RuntimeError(str(error)) from error
+            if shape is not None:
+                return torch.empty_like(args[0])
         return func(*args, **kwargs)
-
-
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    for tensor in (running_mean, running_var, weight, bias):
-        if tensor is not None and tuple(tensor.shape) != (input.shape[1],):
-            raise RuntimeError(f"batch_norm of {input.shape[1]} channels is given {tuple(tensor.shape)}")
-    return torch.empty_like(input)
-
-
-def _layer_norm(
-    input: Tensor,
-    normalized_shape: Iterable[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    shape = tuple(normalized_shape)
-    for found in (tuple(input.shape[-len(shape) :]), *[tuple(t.shape) for t in (weight, bias) if t is not None]):
-        if found != shape:
-            raise RuntimeError(f"layer_norm over {shape} is given {found}")
-    return torch.empty_like(input)
-
-
-_NORMALIZATIONS: dict[Any, Callable[..., Tensor]] = {F.batch_norm: _batch_norm, F.layer_norm: _layer_norm}

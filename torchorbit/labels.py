@@ -31,6 +31,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 Array = NDArray[np.int32]
+#: For every position of a dimension whether it is kept.
+Mask = NDArray[np.bool_]
 
 
 class _Other:

@@ -13,7 +13,7 @@ import torchorbit
 from tests.models import Computes, assert_equal, outcome
 from torchorbit.graph.loading import MAX_DEPTH, unpack
 from torchorbit.graph.saving import pack
-from torchorbit.operators.modules import LEAF_MODULES, _config_arguments
+from torchorbit.operators.modules import LEAF_MODULES, config_arguments
 from torchorbit.operators.schema import is_of_kind, kind_of
 from torchorbit.operators.table import OPERATORS
 
@@ -51,7 +51,7 @@ def test_every_argument_of_every_operator_and_leaf_has_a_kind():
             if default is not None and not isinstance(default, type):
                 assert is_of_kind(default, kind), f"{name}({argument}={default!r}) is no {kind}"
     for name in LEAF_MODULES:
-        for argument in _config_arguments(name):
+        for argument in config_arguments(name):
             assert kind_of(name, argument, leaf=True)
 
 

@@ -294,6 +294,7 @@ CASES = {
     "avg_pool1d": (X, [lambda x: F.avg_pool1d(x, 2), lambda x: torch.avg_pool1d(x, 3, 2, 1, True, False)]),
     "avg_pool2d": (IMAGE, [lambda x: F.avg_pool2d(x, 2), lambda x: F.avg_pool2d(x, 3, 2, 1, True, False), lambda x: F.avg_pool2d(x, 2, divisor_override=3)]),
     "avg_pool3d": (VOLUME, [lambda x: F.avg_pool3d(x, 2, 1)]),
+    "lp_pool1d": (X, [lambda x: F.lp_pool1d(x, 2, 2), lambda x: F.lp_pool1d(x, norm_type=1.0, kernel_size=3, stride=1)]),
     "lp_pool2d": (IMAGE, [lambda x: F.lp_pool2d(x, 2.0, 2), lambda x: F.lp_pool2d(x, 3.0, 3, 2, ceil_mode=True)]),
     "adaptive_avg_pool1d": (X, [lambda x: F.adaptive_avg_pool1d(x, 3), lambda x: torch.adaptive_avg_pool1d(x, 1)]),
     "adaptive_avg_pool2d": (IMAGE, [lambda x: F.adaptive_avg_pool2d(x, 1), lambda x: F.adaptive_avg_pool2d(x, (2, None))]),

@@ -19,18 +19,13 @@ from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.operators import binding as canonical
 from torchorbit.operators.modules import leaf_name
-from torchorbit.operators.table import OPERATORS
+from torchorbit.operators.table import LEAVES, OPERATORS
 
 # Operators made of nothing but Python values; they are made on the device of the run.
-_FACTORIES = {"arange", "linspace", "eye", "zeros", "ones", "empty", "full", "rand", "randn", "randperm"}
+_FACTORIES = {name for name, row in OPERATORS.items() if "device" in row.parameters and "input" not in row.parameters}
 # A leaf whose class overrides its base's forward but calls the same function with its own attributes.
 _FUNCTIONAL_LEAVES: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
-    "layer_norm": (nn.LayerNorm, ("normalized_shape", "weight", "bias", "eps")),
-    "group_norm": (nn.GroupNorm, ("num_groups", "weight", "bias", "eps")),
-    "rms_norm": (nn.RMSNorm, ("normalized_shape", "weight", "eps")),
-    "linear": (nn.Linear, ("weight", "bias")),
-    "conv1d": (nn.Conv1d, ("weight", "bias", "stride", "padding", "dilation", "groups")),
-    "conv2d": (nn.Conv2d, ("weight", "bias", "stride", "padding", "dilation", "groups")),
+    leaf.operator: (leaf.cls, (*leaf.tensors, *leaf.attributes)) for leaf in LEAVES.values() if leaf.complete
 }
 
 

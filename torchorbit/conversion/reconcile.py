@@ -18,14 +18,12 @@ from torchorbit.arguments import Attr, ByMode, Expr, SameDevice, SameDtype, Size
 from torchorbit.containers import items_like, items_of, rebuilt
 from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
 from torchorbit.conversion.recorder import CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
+from torchorbit.operators import OPERATORS
 
 # How far a step that exists only in training may be from the next step that both modes share.
 _LOOK_AHEAD = 64
 # Functions with an argument that depends on the training flag.
-_MODE_DEPENDENT = {
-    "batch_norm", "instance_norm", "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "rrelu",
-    "feature_alpha_dropout", "feature_dropout", "scaled_dot_product_attention",
-}  # fmt: skip
+_MODE_DEPENDENT = {name for row in OPERATORS.values() if row.by_mode for name in (row.name, *row.names)}
 _NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
 

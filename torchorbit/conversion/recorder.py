@@ -27,7 +27,7 @@ from torchorbit.conversion import shapes
 from torchorbit.conversion.numbers import Traced, observer, traced, untraced
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
-from torchorbit.operators.modules import LEAF_MODULES, leaf_name
+from torchorbit.operators.modules import leaf_name
 
 _META = torch.device("meta")
 
@@ -469,7 +469,7 @@ class Recorder(TorchFunctionMode):
                 args, kwargs = _plain(args), _plain(kwargs)
             result = None
             if leaf is not None and not kwargs:
-                result = shapes.module_result(module, LEAF_MODULES[leaf], args)
+                result = shapes.module_result(module, leaf, args)
             if result is None:
                 self.running = type(module).__name__
                 self.inside_leaf = True

@@ -16,12 +16,12 @@ from torchorbit.graph.calls import Call
 from torchorbit.graph.shapes import called
 from torchorbit.graph.vertices import ModuleVertex, OperatorVertex, Vertex
 from torchorbit.labels import Dim, arrays_of
+from torchorbit.operators.resizing import Resized
 from torchorbit.operators.table import OPERATORS
 from torchorbit.orbits.operands import labelled_in
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.selection import Selection
 from torchorbit.removal.masked import MaskedInterpreter, random_inputs
-from torchorbit.removal.resizing import RESIZERS, Resized
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,9 @@ class Walk(MaskedInterpreter):
             masks,
             lambda name: getattr(self.value(call.args[name]), "shape", None),
         )
-        if call.operator in RESIZERS:
-            RESIZERS[call.operator](resized)
+        resize = OPERATORS[call.operator].resize
+        if resize is not None:
+            resize(resized)
         args: dict[str, Any] = {}
         for name, arg in resized.args.items():
             gone = {axis for argument, axis in free if argument == name}

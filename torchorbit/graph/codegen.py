@@ -221,13 +221,13 @@ def generate(vertices: Sequence[Vertex], output: Any) -> tuple[str, dict[str, An
             args = [code.value(a) for a in vertex.args]
             args += [f"{name}={code.value(a)}" for name, a in vertex.kwargs.items()]
             line = f"{vertex.name} = {submodule(vertex.target)}({', '.join(args)})"
-        elif vertex.operator in ("assign", "check"):
+        elif OPERATORS[vertex.operator].effect:
             line = _call(vertex, code)
         else:
             line = f"{vertex.name} = {_call(vertex, code)}"
         if isinstance(vertex, OperatorVertex) and vertex.training_only:
             flag = f"{submodule(vertex.owner)}.training"
-            line = f"if {flag}: {line}" if vertex.operator in ("assign", "check") else f"{line} if {flag} else None"
+            line = f"if {flag}: {line}" if OPERATORS[vertex.operator].effect else f"{line} if {flag} else None"
         if position in dead and not line.startswith("if "):
             line = f"{line}; del {', '.join(dead[position])}"
         lines.append("    " + line)

@@ -1,4 +1,4 @@
-"""What a call costs, in multiply-accumulate operations, from the shapes of its operands and its result.
+"""What the calls of a graph cost, in multiply-accumulate operations, by what is declared of their operators.
 
 Counted is what fvcore's ``FlopCountAnalysis`` counts, which calls one multiply-accumulate one FLOP: convolutions,
 linear layers, matrix products, einsum, normalizations, bilinear resampling, adaptive average pooling; scaled
@@ -7,8 +7,7 @@ dot-product attention as the two matrix products that it is. Elementwise operato
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,21 +17,8 @@ from torchorbit.arguments import ByMode, Collector, Ref, Size
 from torchorbit.graph.calls import Call
 from torchorbit.graph.dag import Graph
 from torchorbit.graph.vertices import InputVertex, OperatorVertex, Vertex, vertex_args
-
-Shape = tuple[int, ...]
-#: Gives the shape of an argument by name; None where it is no tensor or absent.
-Shapes = Callable[[str], Any]
-Cost = Callable[[Shapes, Shape, dict[str, Any]], float]
-
-_COSTS: dict[str, Cost] = {}
-
-
-def cost_of(operator: str) -> Cost | None:
-    """What computes the cost of an operator; None where it costs nothing.
-
-    The cost is called with the shapes of arguments by name, the shape of the result, and the arguments themselves.
-    """
-    return _COSTS.get(operator)
+from torchorbit.operators.declaring import Cost, Shapes
+from torchorbit.operators.table import KNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +50,10 @@ def priced_vertices(graph: Graph, calls: Mapping[str, Call | OperatorVertex]) ->
     found = []
     for vertex in graph.vertices:
         call = calls.get(vertex.name)
-        cost = None if call is None else cost_of(call.operator)
-        if call is not None and cost is not None and not getattr(vertex, "training_only", False):
-            found.append(Priced(vertex.name, call.args, cost, samples if vertex.name in varying else 1))
+        row = None if call is None else KNOWN.get(call.operator)
+        if call is None or row is None or row.cost is None or getattr(vertex, "training_only", False):
+            continue
+        found.append(Priced(vertex.name, call.args, row.cost, samples if vertex.name in varying else 1))
     return found
 
 
@@ -104,109 +91,3 @@ class _Samples(Collector):
         self.value(arg.evaluation)
 
     same_device = same_dtype = Collector.nothing
-
-
-def _costs(*operators: str) -> Callable[[Cost], Cost]:
-    def register(function: Cost) -> Cost:
-        for operator in operators:
-            _COSTS[operator] = function
-        return function
-
-    return register
-
-
-@_costs("conv1d", "conv2d", "conv3d")
-def _convolution(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.prod(result) * math.prod(shapes("weight")[1:]))
-
-
-@_costs("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
-def _transposed(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.prod(shapes("input")) * math.prod(shapes("weight")[1:]))
-
-
-@_costs("linear")
-def _linear(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.prod(result) * shapes("weight")[-1])
-
-
-@_costs("bilinear")
-def _bilinear(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.prod(result) * math.prod(shapes("weight")[1:]))
-
-
-@_costs("matmul", "bmm", "mm", "mv", "dot", "outer")
-def _matmul(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.prod(result) * shapes("input")[-1])
-
-
-@_costs("addmm")
-def _addmm(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.prod(result) * shapes("mat1")[-1])
-
-
-@_costs("baddbmm")
-def _baddbmm(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.prod(result) * shapes("batch1")[-1])
-
-
-@_costs("tensordot")
-def _tensordot(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.sqrt(math.prod(result) * math.prod(shapes("a")) * math.prod(shapes("b"))))
-
-
-@_costs("einsum")
-def _einsum(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    operands = shapes("operands")
-    if len(operands) != 2:
-        return float(math.prod(result)) * max((math.prod(shape) for shape in operands), default=0)
-    # Every letter's length once: those of the result, and those that are summed over.
-    lengths: dict[str, int] = {}
-    written = args["equation"].replace(" ", "").partition("->")[0].split(",")
-    for term, shape in zip(written, operands, strict=True):
-        letters = list(term.replace("...", ""))
-        if "..." in term:
-            place = term.index("...")
-            letters[place:place] = [f".{n}" for n in range(len(shape) - len(letters), 0, -1)]
-        for letter, length in zip(letters, shape, strict=True):
-            lengths[letter] = max(lengths.get(letter, 1), length)
-    return float(math.prod(lengths.values()))
-
-
-@_costs("scaled_dot_product_attention")
-def _attention(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    rows = math.prod(result[:-1])
-    return float(rows * shapes("key")[-2] * (shapes("query")[-1] + result[-1]))
-
-
-@_costs("batch_norm")
-def _batch_norm(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    if shapes("running_mean") is None:
-        return float(math.prod(result) * (5 if shapes("weight") is not None else 4))
-    return float(math.prod(result) * (2 if shapes("weight") is not None else 1))
-
-
-@_costs("layer_norm", "group_norm", "instance_norm")
-def _normalization(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.prod(result) * (5 if shapes("weight") is not None else 4))
-
-
-@_costs("interpolate")
-def _interpolate(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.prod(result) * {"nearest": 1, "bilinear": 4}.get(args.get("mode", "nearest"), 0))
-
-
-@_costs("adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d")
-def _adaptive_pool(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.prod(shapes("input")))
-
-
-@_costs("grid_sample")
-def _grid_sample(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
-    return float(math.prod(result) * (7 if args.get("mode", "bilinear") == "bilinear" else 1))
-
-
-@_costs("RNN", "LSTM", "GRU")
-def _recurrent(shapes: Shapes, result: Any, args: dict[str, Any]) -> float:
-    steps = math.prod(shapes("0")[:-1])
-    return float(steps * sum(math.prod(shapes(name)) for name in args if name.startswith("weight")))

@@ -363,7 +363,7 @@ class _Unpacker:
                 _check_input(vertex, vertices, at, outermost)
             _check_refs(vertex_args(vertex), results, at)
             taken.add(vertex.name)
-            if not isinstance(vertex, OperatorVertex) or vertex.operator not in ("assign", "check"):
+            if not isinstance(vertex, OperatorVertex) or not OPERATORS[vertex.operator].effect:
                 results.add(vertex.name)
             vertices.append(vertex)
         output = self.arguments.read(node.get("output"), where)

@@ -14,7 +14,8 @@ from torchorbit.errors import GraphRunError
 from torchorbit.graph.calls import tensor_of
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
-from torchorbit.operators.table import OPERATORS, Operator
+from torchorbit.operators.declaring import Operator
+from torchorbit.operators.table import OPERATORS
 
 _META = torch.device("meta")
 # Those of inputs that are no floating point numbers: these are all of one dtype here, whatever the model was cast to.
@@ -23,7 +24,6 @@ _DTYPES = {
     for dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.complex64)
 }
 _UNKNOWN: Iterator[torch.dtype | None] = iter(())
-_WITHOUT_RESULT = frozenset({"check", "assign"})
 
 
 def shapes_in(value: Any) -> Any:
@@ -70,7 +70,7 @@ def complete(
 
 
 def _without_result(vertex: Vertex) -> bool:
-    return isinstance(vertex, OperatorVertex) and vertex.operator in _WITHOUT_RESULT
+    return isinstance(vertex, OperatorVertex) and OPERATORS[vertex.operator].effect
 
 
 class _Runner(Interpreter):

@@ -11,11 +11,11 @@ by the operator itself, which takes up to a millisecond on meta.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from torchorbit.arguments import Attr, ByMode, Interpreter, Ref, SameDevice, SameDtype, Size
 from torchorbit.containers import leaves, map_leaves
@@ -24,8 +24,10 @@ from torchorbit.graph.calls import tensor_of
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.shapes import called, shapes_in
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
+from torchorbit.operators.modules import forward_arguments
 from torchorbit.operators.schema import is_of_kind, kind_of
-from torchorbit.operators.table import OPERATORS
+from torchorbit.operators.shapes import shape_of_call, shape_of_leaf
+from torchorbit.operators.table import LEAVES, OPERATORS
 
 #: Calls of vertices in one run, a block counted as often as it is called; the largest model of timm has 5,102.
 MAX_CALLS = 50_000
@@ -38,20 +40,6 @@ _MAX_RANK = 64
 _META = torch.device("meta")
 _FLOAT = torch.float32  # stands for every floating point dtype: a model can be cast after it was recorded
 _COMPLEX = torch.complex64
-
-_SAME_SHAPE_LEAVES = """
-    ReLU ReLU6 GELU SiLU Mish Sigmoid Tanh Hardswish Hardsigmoid Hardtanh ELU CELU SELU LeakyReLU Softplus Softsign
-    Softshrink Hardshrink Tanhshrink Threshold LogSigmoid Dropout Identity StochasticDepth
-"""
-_SAME_SHAPE_OPERATORS = """
-    relu relu6 gelu silu mish sigmoid tanh hardswish hardsigmoid elu leaky_relu softplus exp log sqrt rsqrt square abs
-    neg sin cos dropout clone contiguous detach
-"""
-_SAME_SHAPE = frozenset((_SAME_SHAPE_LEAVES + _SAME_SHAPE_OPERATORS).split())
-_ARITHMETIC = frozenset({"add", "sub", "mul", "div"})
-_BATCH_NORMS = {"BatchNorm1d": (2, 3), "BatchNorm2d": (4,), "BatchNorm3d": (5,)}
-_CONVOLUTIONS = {"Conv1d": 1, "Conv2d": 2, "Conv3d": 3}
-_RECURRENT = ("RNN", "LSTM", "GRU")
 
 
 @torch.no_grad()
@@ -175,16 +163,17 @@ class _Block(Interpreter, kinds={torch.dtype: "dtype"}):
         assert isinstance(vertex, ModuleVertex)
         args = [self.value(arg) for arg in vertex.args]
         kwargs = {name: self.value(arg) for name, arg in vertex.kwargs.items()}
+        nested = LEAVES[vertex.leaf].nested
         for arg in (*args, *kwargs.values()):
-            if not _is_operand(arg, nested=vertex.leaf in _RECURRENT):
+            if not _is_operand(arg, nested=nested):
                 raise TypeError(f"a {type(arg).__name__} is no argument of a {vertex.leaf}")
         module = self.dag.get_submodule(vertex.target)
-        if vertex.leaf in _RECURRENT:
-            return _recurrent(module, *args, **kwargs)
-        if len(args) == 1 and not kwargs and isinstance(args[0], Tensor):
-            shape = _leaf_shape(vertex.leaf, module, args[0])
+        if nested:  # on meta torch runs every time step
+            args = [*forward_arguments(vertex.leaf).bind(*args, **kwargs).args]
+        if nested or not kwargs:
+            shape = shape_of_leaf(vertex.leaf, module, args, self.trial.like)
             if shape is not None:
-                return _empty(shape, args[0].dtype)
+                return _made(shape, args[0].dtype)
         state = {
             name: self.trial.like(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())
         }
@@ -215,11 +204,11 @@ class _Block(Interpreter, kinds={torch.dtype: "dtype"}):
         if name == "assign":
             args["value"].expand(args["target"].shape)
             return None
-        shape = _operator_shape(name, args)
+        shape = shape_of_call(name, args)
         if shape is not None:
-            first = args["query"] if name == "scaled_dot_product_attention" else args["input"]
-            return _empty(shape, first.dtype if isinstance(first, Tensor) else _FLOAT)
-        _check_pieces(name, args)
+            return _made(shape, _first_tensor(args.values()).dtype)
+        if row.pieces is not None and row.pieces(args) > MAX_PIECES:
+            raise ValueError(f"it returns {row.pieces(args)} tensors, more than the {MAX_PIECES} that it may")
         return called(row, args)
 
     def check(self, value: Any, kind: str, name: str) -> None:
@@ -266,6 +255,25 @@ def _empty(shape: Sequence[int], dtype: torch.dtype = _FLOAT) -> Tensor:
     return torch.empty(shape, dtype=dtype, device=_META)
 
 
+def _made(shape: Any, dtype: torch.dtype) -> Any:
+    """A tensor of a shape, or containers of tensors for containers of shapes, if none is too large."""
+    if shape and isinstance(shape[0], tuple):
+        return tuple([_made(item, dtype) for item in shape])
+    if math.prod(shape) > MAX_ELEMENTS:
+        raise ValueError(f"a result has shape {tuple(shape)!s:.200}, more than {MAX_ELEMENTS} elements")
+    return _empty(shape, dtype)
+
+
+def _first_tensor(values: Iterable[Any]) -> Tensor:
+    """The first operand that is a tensor, which one that is a list of them may hold."""
+    for value in values:
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
+            return value[0]
+    raise TypeError("none of its operands is a tensor")
+
+
 def _bounded(result: Any) -> Any:
     """A result, if it is a tensor or several, and none is too large."""
     for tensor in result if isinstance(result, (tuple, list)) else (result,):
@@ -279,125 +287,3 @@ def _is_operand(value: Any, *, nested: bool) -> bool:
     if nested and isinstance(value, tuple):
         return all(isinstance(item, Tensor) for item in value)
     return value is None or isinstance(value, Tensor)
-
-
-def _check_pieces(operator: str, args: dict[str, Any]) -> None:
-    """Refuse operators that return more tensors than can be made in reasonable time."""
-    pieces = 1
-    if operator in ("unbind", "split"):
-        length = args["input"].shape[args.get("dim", 0)]
-        size = args.get("split_size_or_sections", 1)
-        pieces = length // max(size, 1) if isinstance(size, int) else len(size)
-    elif operator == "chunk":
-        pieces = args["chunks"]
-    elif operator == "tensor_split":
-        sections = args["indices_or_sections"]
-        pieces = sections if isinstance(sections, int) else len(sections)
-    if pieces > MAX_PIECES:
-        raise ValueError(f"it returns {pieces} tensors, more than the {MAX_PIECES} that it may")
-
-
-# -- formulas
-
-
-def _leaf_shape(leaf: str, module: Any, x: Tensor) -> Sequence[int] | None:
-    """The shape of what a leaf module returns, or None where there is no formula for it."""
-    shape = x.shape
-    if x.dtype is not _FLOAT:
-        return None
-    if leaf in _SAME_SHAPE:
-        return shape
-    if leaf in _BATCH_NORMS:
-        if len(shape) not in _BATCH_NORMS[leaf] or shape[1] != module.num_features:
-            raise ValueError(f"the input has shape {tuple(shape)}, expected {module.num_features} channels")
-        return shape
-    if leaf == "Linear":
-        if not shape or shape[-1] != module.in_features:
-            raise ValueError(f"the input has shape {tuple(shape)}, expected {module.in_features} features")
-        return (*shape[:-1], module.out_features)
-    if leaf in ("LayerNorm", "RMSNorm"):
-        expected = tuple(module.normalized_shape)
-        if not expected or shape[-len(expected) :] != expected:
-            raise ValueError(f"the input has shape {tuple(shape)}, expected it to end in {expected}")
-        return shape
-    dims = _CONVOLUTIONS.get(leaf)
-    if dims is None or len(shape) != dims + 2:
-        return None
-    if shape[1] != module.in_channels:
-        raise ValueError(f"the input has shape {tuple(shape)}, expected {module.in_channels} channels")
-    lengths = list(shape[2:])
-    if module.padding != "same":
-        padding = (0,) * dims if isinstance(module.padding, str) else module.padding
-        sizes = zip(lengths, padding, module.dilation, module.kernel_size, module.stride, strict=True)
-        if min(module.stride) < 1 or min(padding) < 0 or min(module.dilation) < 1 or min(module.kernel_size) < 1:
-            raise ValueError("stride, dilation and kernel size are at least 1, and padding at least 0")
-        lengths = [
-            (n + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1 for n, pad, dilation, kernel, stride in sizes
-        ]
-    if min(lengths) < 1 or math.prod(lengths) * module.out_channels * shape[0] > MAX_ELEMENTS:
-        raise ValueError(f"the input has shape {tuple(shape)}, and the result would have the lengths {lengths}")
-    return (shape[0], module.out_channels, *lengths)
-
-
-def _operator_shape(operator: str, args: dict[str, Any]) -> Sequence[int] | None:
-    """The shape of what an operator returns, or None where there is no formula for it."""
-    if operator in _ARITHMETIC and len(args) == 2:
-        shapes = [_float_shape(arg) for arg in args.values()]
-        return None if None in shapes or shapes == [(), ()] else _broadcast(*shapes)  # type: ignore[arg-type]
-    x = args.get("input")
-    if operator in _SAME_SHAPE:
-        return x.shape if isinstance(x, Tensor) and x.dtype is _FLOAT else None
-    if operator == "scaled_dot_product_attention":
-        query, key, value, mask = args["query"], args["key"], args["value"], args.get("attn_mask")
-        if args.get("enable_gqa") or query.dim() < 3 or not query.dim() == key.dim() == value.dim():
-            return None
-        if not query.dtype is key.dtype is value.dtype is _FLOAT:
-            return None
-        batch = query.shape[:-2]
-        if not batch == key.shape[:-2] == value.shape[:-2] or query.shape[-1] != key.shape[-1]:
-            return None
-        if key.shape[-2] != value.shape[-2]:
-            return None
-        scores = (*batch, query.shape[-2], key.shape[-2])
-        if mask is not None and _broadcast(mask.shape, scores) != scores:
-            return None
-        return (*query.shape[:-1], value.shape[-1])
-    return None
-
-
-def _float_shape(value: Any) -> tuple[int, ...] | None:
-    if isinstance(value, Tensor):
-        return tuple(value.shape) if value.dtype is _FLOAT else None
-    return () if isinstance(value, (int, float)) else None
-
-
-def _broadcast(first: Sequence[int], second: Sequence[int]) -> tuple[int, ...]:
-    if len(first) < len(second):
-        first, second = second, first
-    result = list(first)
-    for place, length in enumerate(second, len(first) - len(second)):
-        if result[place] != length:
-            if result[place] != 1 and length != 1:
-                raise ValueError(f"the operands have shapes {tuple(first)} and {tuple(second)}, which do not fit")
-            result[place] = length if result[place] == 1 else result[place]
-    return tuple(result)
-
-
-def _recurrent(module: nn.Module, input: Tensor, hx: Any = None) -> Any:
-    """The results of a recurrent layer, which on meta runs every time step."""
-    assert isinstance(module, nn.RNNBase)
-    if input.dim() not in (2, 3) or input.shape[-1] != module.input_size:
-        raise ValueError(f"the input has shape {tuple(input.shape)}, expected {module.input_size} features")
-    batch = () if input.dim() == 2 else (input.shape[0 if module.batch_first else 1],)
-    directions = 2 if module.bidirectional else 1
-    width = module.proj_size or module.hidden_size
-    hidden = (directions * module.num_layers, *batch, width)
-    cell = (directions * module.num_layers, *batch, module.hidden_size)
-    states = [hidden, cell] if isinstance(module, nn.LSTM) else [hidden]
-    if hx is not None:
-        given = hx if isinstance(hx, tuple) else (hx,)
-        if [tuple(state.shape) for state in given] != states:
-            raise ValueError(f"the states have the shapes {[tuple(state.shape) for state in given]}, expected {states}")
-    out = _bounded(_empty((*input.shape[:-1], directions * width)))
-    last = tuple([_bounded(_empty(state)) for state in states])
-    return out, last if isinstance(module, nn.LSTM) else last[0]

@@ -1,31 +1,24 @@
-"""What every operator does to the labels of its operands: a file per family, found through `registry`."""
+"""What is known of every operator: a file per family declares it, and the tables are put together from these."""
 
-from torchorbit.operators import (
-    contractions,
-    convolutions,
-    creation,
-    elementwise,
-    indexing,
-    joining,
-    recurrent,
-    reductions,
-    resampling,
-    views,
-)
-from torchorbit.operators import normalizations as normalizations
-from torchorbit.operators.registry import (
+from torchorbit.operators.labelling import Labelled, Mixing, Operands, Reading, Result
+from torchorbit.operators.registry import FAMILIES, register_rule
+from torchorbit.operators.table import (
+    KNOWN,
+    LEAVES,
+    MODULE_OPERATORS,
+    OPERATORS,
+    REQUIRED,
     RESIZES,
     RULES,
-    Labelled,
-    Mixing,
-    Operands,
-    Reading,
-    Result,
-    register_rule,
-    rule,
 )
 
 __all__ = [
+    "FAMILIES",
+    "KNOWN",
+    "LEAVES",
+    "MODULE_OPERATORS",
+    "OPERATORS",
+    "REQUIRED",
     "RESIZES",
     "RULES",
     "Labelled",
@@ -33,17 +26,5 @@ __all__ = [
     "Operands",
     "Reading",
     "Result",
-    "contractions",
-    "convolutions",
-    "creation",
-    "elementwise",
-    "indexing",
-    "joining",
-    "normalizations",
-    "recurrent",
-    "reductions",
     "register_rule",
-    "resampling",
-    "rule",
-    "views",
 ]

@@ -1,145 +1,157 @@
-"""Operators that treat every element alike: channels that meet are tied."""
+"""Arithmetic, comparisons, functions of single numbers: every element is treated alike, and what meets is tied."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any
 
-from torchorbit.labels import Dim
-from torchorbit.operators.registry import Operands, rule
+import torch
+from torch import Tensor
 
-_ELEMENTWISE = """
-    abs acos acosh angle asin asinh atan atanh bitwise_not ceil conj cos cosh deg2rad detach digamma erf erfc
-    erfinv exp exp2 expm1 floor frac imag isfinite isinf isnan lgamma log log10 log1p log2 logical_not neg
-    rad2deg real reciprocal relu rsqrt sgn sigmoid sign sin sinc sinh sqrt square tan tanh trunc hardsigmoid
-    hardswish logsigmoid mish relu6 selu silu softsign tanhshrink add sub mul div floor_divide remainder fmod
-    pow eq ne lt le gt ge bitwise_and bitwise_or bitwise_xor logical_and logical_or logical_xor maximum
-    minimum atan2 hypot logaddexp lerp addcmul addcdiv where masked_fill clamp nan_to_num round complex polar
-    copy gelu hardtanh elu celu leaky_relu rrelu softplus hardshrink softshrink threshold
-"""
-_LIKE_THE_FIRST = """
-    clone to type_as contiguous fill softmax log_softmax normalize dropout dropout1d dropout2d dropout3d
-    alpha_dropout feature_alpha_dropout zeros_like ones_like empty_like full_like rand_like randn_like
-    bernoulli uniform normal
-"""
-_FOURIER = """
-    fft ifft rfft irfft fft2 ifft2 rfft2 irfft2 fftn ifftn rfftn irfftn fftshift ifftshift
-"""
+from torchorbit.operators.declaring import Arguments, operator, operators
+from torchorbit.operators.labelling import elementwise
+from torchorbit.operators.shapes import Shape, are_floats, broadcast, same_shape, shaped
+from torchorbit.operators.spelling import PARAMETER_NAMES, Bound, renamed, unary
+
+NEEDLESS = {
+    "cost": "fvcore counts no elementwise operators",
+    "resize": "no argument holds a length",
+    "contraction": "it sums over nothing",
+    "oracle": "what is left does not depend on the zeros beside it",
+}
+
+_NUMBER = {"input": "tensor|number"}
+_REAL_METHODS = (Tensor.real.__get__, Tensor.imag.__get__)  # type: ignore[attr-defined]
 
 
-#: Operators whose result at a position depends on their operands at that position, which are broadcast.
-ELEMENTWISE = frozenset(_ELEMENTWISE.split())
+def _rsub(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    arguments = {PARAMETER_NAMES.get(key, key): value for key, value in kwargs.items()}
+    arguments.update(zip(("input", "other", "alpha"), args, strict=False))
+    arguments["input"], arguments["other"] = arguments["other"], arguments["input"]
+    return "sub", arguments
 
 
-@rule(*_ELEMENTWISE.split())
-def _elementwise(operands: Operands) -> list[Dim]:
-    return operands.broadcast(operands.tensors(), operands.shape)
+def _arithmetic_shape(args: Arguments) -> Shape | None:
+    if len(args) != 2:  # a factor, or a way of rounding
+        return None
+    tensors = [value for value in args.values() if isinstance(value, Tensor)]
+    if not are_floats(*tensors):
+        return None
+    if len(tensors) == 2:
+        return broadcast(*map(shaped, tensors))
+    return shaped(tensors[0]) if any(type(value) in (int, float) for value in args.values()) else None
 
 
-@rule(*_LIKE_THE_FIRST.split())
-def _like_the_first(operands: Operands) -> list[Dim]:
-    return operands.tensor().dims
+_ARITHMETIC: dict[str, Any] = {
+    "rule": elementwise,
+    "kinds": _NUMBER,
+    "shape": _arithmetic_shape,
+    "layout": "dense",
+}
 
-
-#: Rules that give an operand its own labels back where it is the only argument.
-SAME_LABELS = frozenset({_elementwise, _like_the_first})
-
-
-@rule("prelu")
-def _prelu(operands: Operands) -> list[Dim]:
-    x, weight = operands.tensor(), operands.tensor("weight")
-    dims = list(x.dims)
-    if weight.shape[0] > 1 and len(dims) > 1:
-        dims[1] = operands.labels.meet(dims[1], weight.dims[0])
-    return dims
-
-
-@rule("glu")
-def _glu(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    axis = operands.arg("dim") % len(x.shape)
-    half = x.shape[axis] // 2
-    dims = list(x.dims)
-    first, second = operands.piece(dims[axis], 0, half), operands.piece(dims[axis], half, 2 * half)
-    dims[axis] = operands.labels.meet(first, second)
-    return dims
-
-
-@rule("assign")
-def _assign(operands: Operands) -> None:
-    target, value = operands.tensor("target"), operands.maybe("value")
-    if value is not None:
-        operands.broadcast([target, value], target.shape)
-
-
-@rule("view_as_complex")
-def _view_as_complex(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    operands.freeze(x.dims[-1])
-    return x.dims[:-1]
-
-
-@rule("view_as_real")
-def _view_as_real(operands: Operands) -> list[Dim]:
-    return [*operands.tensor().dims, None]
-
-
-@rule("cumsum", "cumprod")
-def _cumulative(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    dims = list(x.dims)
-    axis = operands.arg("dim") % len(dims)
-    operands.freeze(dims[axis])
-    dims[axis] = None
-    return dims
-
-
-@rule(*_FOURIER.split())
-def _fourier(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    axes = operands.arg("dim")
-    if axes is None:
-        axes = range(len(x.shape))
-    dims = list(x.dims)
-    for axis in (axes,) if isinstance(axes, int) else axes:
-        operands.freeze(dims[axis])
-        dims[axis] = None
-    return dims
-
-
-@rule("tril", "triu")
-def _triangle(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    for dim in x.dims[-2:]:
-        operands.freeze(dim)
-    return [*x.dims[:-2], None, None]
-
-
-@rule("local_response_norm")
-def _local_response_norm(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    if isinstance(x.dims[1], np.ndarray):
-        operands.mixes("input", 1, 1)
-    return x.dims
-
-
-@rule("Softmin")
-def _softmin(operands: Operands) -> list[Dim]:
-    x = operands.tensor("0")
-    dims = list(x.dims)
-    axis = getattr(operands.module, "dim", None)
-    if axis is None:  # torch chooses by the rank, as it does for softmax
-        axis = 0 if len(dims) in (0, 1, 3) else 1
-    operands.freeze(dims[axis])
-    dims[axis] = None
-    return dims
-
-
-@rule("CosineSimilarity", "PairwiseDistance")
-def _distance(operands: Operands) -> list[Dim]:
-    module = operands.module
-    first, second = operands.tensor("0"), operands.tensor("1")
-    shape = tuple(np.broadcast_shapes(first.shape, second.shape))
-    dims = operands.broadcast([first, second], shape)
-    axis = int(getattr(module, "dim", -1)) % len(dims)
-    keep = getattr(module, "keepdim", False)
-    return [*dims[:axis], *([None] if keep else []), *dims[axis + 1 :]]
+OPERATORS = [
+    operator("add(input, other, *, alpha=1)", symbol="+", reflected="__radd__", **_ARITHMETIC),
+    operator(
+        "sub(input, other, *, alpha=1)",
+        symbol="-",
+        names="subtract",
+        reflected="__rsub__",
+        calls={torch.rsub: _rsub},
+        **_ARITHMETIC,
+    ),
+    operator("mul(input, other)", symbol="*", names="multiply", reflected="__rmul__", **_ARITHMETIC),
+    operator(
+        "div(input, other, *, rounding_mode=None)",
+        symbol="/",
+        names="true_divide divide __truediv__ __div__",
+        reflected="__rdiv__ __rtruediv__",
+        **_ARITHMETIC,
+    ),
+    operator(
+        "floor_divide(input, other)",
+        symbol="//",
+        names="__floordiv__",
+        reflected="__rfloordiv__",
+        kinds=_NUMBER,
+        rule=elementwise,
+    ),
+    operator(
+        "remainder(input, other)", symbol="%", names="__mod__", reflected="__rmod__", kinds=_NUMBER, rule=elementwise
+    ),
+    operator(
+        "pow(input, exponent)", symbol="**", names="__pow__", reflected="__rpow__", kinds=_NUMBER, rule=elementwise
+    ),
+    operator("eq(input, other)", symbol="==", kinds=_NUMBER, rule=elementwise),
+    operator("ne(input, other)", symbol="!=", names="not_equal", kinds=_NUMBER, rule=elementwise),
+    operator("lt(input, other)", symbol="<", names="less", kinds=_NUMBER, rule=elementwise),
+    operator("le(input, other)", symbol="<=", names="less_equal", kinds=_NUMBER, rule=elementwise),
+    operator("gt(input, other)", symbol=">", names="greater", kinds=_NUMBER, rule=elementwise),
+    operator("ge(input, other)", symbol=">=", names="greater_equal", kinds=_NUMBER, rule=elementwise),
+    operator(
+        "bitwise_and(input, other)", symbol="&", names="__and__", reflected="__rand__", kinds=_NUMBER, rule=elementwise
+    ),
+    operator(
+        "bitwise_or(input, other)", symbol="|", names="__or__", reflected="__ror__", kinds=_NUMBER, rule=elementwise
+    ),
+    operator(
+        "bitwise_xor(input, other)", symbol="^", names="__xor__", reflected="__rxor__", kinds=_NUMBER, rule=elementwise
+    ),
+    *operators(
+        """
+        fmod(input, other)
+        logical_and(input, other)
+        logical_or(input, other)
+        logical_xor(input, other)
+        maximum(input, other)
+        minimum(input, other)
+        hypot(input, other)
+        logaddexp(input, other)
+        addcmul(input, tensor1, tensor2, *, value=1)
+        addcdiv(input, tensor1, tensor2, *, value=1)
+        masked_fill(input, mask, value)
+        nan_to_num(input, nan=None, posinf=None, neginf=None)
+        round(input, *, decimals=0)
+        complex(real, imag)
+        polar(abs, angle)
+        """,
+        rule=elementwise,
+    ),
+    operator("atan2(input, other)", names="arctan2", rule=elementwise),
+    operator("lerp(input, end, weight)", kinds={"end": "tensor", "weight": "tensor|number"}, rule=elementwise),
+    operator(
+        "where(condition, input, other)",
+        kinds=_NUMBER,
+        calls={Tensor.where: renamed("where", "input", "condition", "other")},
+        rule=elementwise,
+    ),
+    operator(
+        "clamp(input, min=None, max=None)",
+        names="clip clamp_min",
+        calls={
+            getattr(owner, name): renamed("clamp", "input", "max")
+            for owner in (torch, Tensor)
+            for name in ("clamp_max", "clamp_max_")
+        },
+        rule=elementwise,
+    ),
+    # Functions of one real number, which give one of the same dtype.
+    operator("abs(input)", names="absolute", rule=elementwise, shape=same_shape, layout="dense"),
+    operator("acos(input)", names="arccos", rule=elementwise, shape=same_shape, layout="dense"),
+    operator("asin(input)", names="arcsin", rule=elementwise, shape=same_shape, layout="dense"),
+    operator("atan(input)", names="arctan", rule=elementwise, shape=same_shape, layout="dense"),
+    operator("neg(input)", names="negative", rule=elementwise, shape=same_shape, layout="dense"),
+    operator("trunc(input)", names="fix", rule=elementwise, shape=same_shape, layout="dense"),
+    *operators(
+        """
+        acosh asinh atanh ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 floor frac lgamma log log10 log1p
+        log2 rad2deg reciprocal rsqrt sgn sign sin sinc sinh sqrt square tan
+        """,
+        rule=elementwise,
+        shape=same_shape,
+        layout="dense",
+    ),
+    # The others.
+    operator("bitwise_not(input)", names="__invert__", rule=elementwise),
+    operator("real(input)", calls={_REAL_METHODS[0]: unary("real")}, rule=elementwise),
+    operator("imag(input)", calls={_REAL_METHODS[1]: unary("imag")}, rule=elementwise),
+    *operators("angle conj isfinite isinf isnan logical_not", rule=elementwise),
+]

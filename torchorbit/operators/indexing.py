@@ -2,12 +2,63 @@
 
 from __future__ import annotations
 
+import operator as python
 from typing import Any
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from torchorbit.labels import Dim
-from torchorbit.operators.registry import Labelled, Operands, rule
+from torchorbit.labels import Dim, Mask
+from torchorbit.operators.declaring import Leaf, Operator, operator, operators
+from torchorbit.operators.labelling import Labelled, Operands
+from torchorbit.operators.resizing import Resized
+from torchorbit.operators.spelling import PARAMETER_NAMES, Bound, UnknownOperatorError
+from torchorbit.operators.table import REQUIRED
+
+NEEDLESS = {
+    "cost": "it computes nothing",
+    "resize": "no argument holds a number of channels or a place among them that is not frozen",
+    "contraction": "it sums over nothing",
+    "oracle": "zeros go where channels go",
+}
+
+
+def _set_item(input: Tensor, index: Any, value: Any) -> Tensor:
+    """``input[index] = value`` without changing ``input``."""
+    out = input.clone()
+    out[index] = value
+    return out
+
+
+# -- other ways of calling them
+
+
+def _embedding_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    """``torch.embedding``: the table comes first, and no padding is a number, too."""
+    names = ("weight", "indices", "padding_idx", "scale_grad_by_freq", "sparse")
+    arguments = {**dict(zip(names, args, strict=False)), **kwargs}
+    arguments["input"] = arguments.pop("indices")
+    if arguments.get("padding_idx", -1) < 0:
+        arguments["padding_idx"] = None
+    return "embedding", arguments
+
+
+def _index_put_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    arguments = {**dict(zip(("input", "indices", "values", "accumulate"), args, strict=False)), **kwargs}
+    if arguments.get("accumulate"):
+        raise UnknownOperatorError("index_put with accumulate")
+    return "setitem", {"input": arguments["input"], "index": tuple(arguments["indices"]), "value": arguments["values"]}
+
+
+def _scatter_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    """``scatter(x, dim, index, src)`` and ``scatter(x, dim, index, value)``."""
+    arguments = {"src" if key == "value" else PARAMETER_NAMES.get(key, key): a for key, a in kwargs.items()}
+    return "scatter", {**dict(zip(("input", "dim", "index", "src"), args, strict=False)), **arguments}
+
+
+# -- labels
 
 
 def _expanded(index: Any, rank: int) -> list[Any]:
@@ -88,8 +139,7 @@ def _has_mask(index: Any, x: Labelled, shape: tuple[int, ...]) -> bool:
     return rank != len(shape)
 
 
-@rule("getitem")
-def _getitem(operands: Operands) -> list[Dim]:
+def _getitem_rule(operands: Operands) -> list[Dim]:
     x, index = operands.tensor(), operands.args["index"]
     if _has_mask(index, x, operands.shape):
         for tensor in operands.tensors():
@@ -98,8 +148,7 @@ def _getitem(operands: Operands) -> list[Dim]:
     return _parts(operands, x, index)[0]
 
 
-@rule("setitem")
-def _setitem(operands: Operands) -> list[Dim]:
+def _setitem_rule(operands: Operands) -> list[Dim]:
     x, index, value = operands.tensor(), operands.args["index"], operands.maybe("value")
     entries = index if isinstance(index, tuple) else (index,)
     if any(isinstance(entry, Labelled) and len(entry.shape) != 1 for entry in entries):
@@ -121,8 +170,7 @@ def _setitem(operands: Operands) -> list[Dim]:
     return dims
 
 
-@rule("select")
-def _select(operands: Operands) -> list[Dim]:
+def _select_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     axis, position = operands.arg("dim") % len(x.shape), operands.arg("index")
     dim = x.dims[axis]
@@ -131,8 +179,7 @@ def _select(operands: Operands) -> list[Dim]:
     return [*x.dims[:axis], *x.dims[axis + 1 :]]
 
 
-@rule("narrow")
-def _narrow(operands: Operands) -> list[Dim]:
+def _narrow_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     axis = operands.arg("dim") % len(x.shape)
     start, length = operands.arg("start"), operands.arg("length")
@@ -146,8 +193,7 @@ def _narrow(operands: Operands) -> list[Dim]:
     return dims
 
 
-@rule("index_select")
-def _index_select(operands: Operands) -> list[Dim]:
+def _index_select_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     operands.freeze(operands.tensor("index"))
     dims = list(x.dims)
@@ -157,8 +203,7 @@ def _index_select(operands: Operands) -> list[Dim]:
     return dims
 
 
-@rule("gather", "take_along_dim", "scatter", "scatter_add")
-def _gather(operands: Operands) -> list[Dim]:
+def _gather_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     axis = operands.arg("dim")
     others = [tensor for tensor in operands.tensors() if tensor is not x]
@@ -180,76 +225,158 @@ def _gather(operands: Operands) -> list[Dim]:
     return dims
 
 
-@rule("topk", "sort", "max", "min", "median", "aminmax")
-def _with_positions(operands: Operands) -> list[Dim] | tuple[Labelled, ...]:
-    x, axis = operands.tensor(), operands.arg("dim")
-    if "other" in operands.args:
-        return operands.broadcast(operands.tensors(), operands.shape)
-    if axis is None:
-        return (
-            [None] * len(operands.shape)
-            if not _several(operands)
-            else tuple([Labelled(tuple(shape), [None] * len(shape)) for shape in operands.shape])
-        )
-    axis %= len(x.shape)
-    operands.freeze(x.dims[axis])
-    dims = list(x.dims)
-    kept = len(operands.shape[0]) == len(x.shape)
-    dims[axis : axis + 1] = [None] if kept else []
-    return tuple([Labelled(tuple(shape), dims) for shape in operands.shape])
-
-
-def _several(operands: Operands) -> bool:
-    return bool(operands.shape) and isinstance(operands.shape[0], tuple)
-
-
-@rule("argsort")
-def _argsort(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    axis = operands.arg("dim") % len(x.shape)
-    operands.freeze(x.dims[axis])
-    return [None if position == axis else dim for position, dim in enumerate(x.dims)]
-
-
-@rule("keep")
-def _keep(operands: Operands) -> list[Dim]:
-    dims = list(operands.tensor().dims)
-    axis, index = operands.arg("dim"), list(operands.arg("index"))
-    dim = dims[axis]
-    if isinstance(dim, np.ndarray):
-        dims[axis] = dim[index] if len(index) > 1 else None
-        if len(index) == 1:
-            operands.freeze(dim[index])
-    return dims
-
-
-@rule("spread")
-def _spread(operands: Operands) -> list[Dim]:
-    dims = list(operands.tensor().dims)
-    axis = operands.arg("dim")
-    dim = dims[axis]
-    if isinstance(dim, np.ndarray):
-        dims[axis] = operands.labels.fresh(operands.arg("length"))
-        dims[axis][list(operands.arg("index"))] = dim
-    return dims
-
-
-@rule("embedding")
-def _embedding(operands: Operands) -> list[Dim]:
+def _embedding_rule(operands: Operands) -> list[Dim]:
     index, weight = operands.tensor(), operands.tensor("weight")
     operands.freeze(weight.dims[0])
     operands.source(weight.dims[1])
     return [*index.dims, weight.dims[1]]
 
 
-@rule("bucketize")
-def _bucketize(operands: Operands) -> list[Dim]:
+def _bucketize_rule(operands: Operands) -> list[Dim]:
     boundaries = operands.maybe("boundaries")
     if boundaries is not None:
         operands.freeze(boundaries)
     return operands.tensor().dims
 
 
-@rule("one_hot")
-def _one_hot(operands: Operands) -> list[Dim]:
+def _one_hot_rule(operands: Operands) -> list[Dim]:
     return [*operands.tensor("tensor").dims, None]
+
+
+# -- numbers after a removal
+
+
+def _bounds(mask: Mask, start: int, stop: int, step: int) -> tuple[int, int, int] | list[int]:
+    """Where the kept channels of a slice are among all that are kept: a slice, or positions where it is none."""
+    places = np.cumsum(mask) - 1
+    chosen = np.arange(start, stop, step)
+    chosen = places[chosen[mask[chosen]]]
+    if len(chosen) == 1:
+        return int(chosen[0]), int(chosen[0]) + 1, 1
+    steps = np.diff(chosen)
+    if len(chosen) and steps[0] > 0 and (steps == steps[0]).all():
+        return int(chosen[0]), int(chosen[-1]) + 1, int(steps[0])
+    return chosen.tolist()
+
+
+def _index_resize(call: Resized) -> None:
+    masks, shape = call.masks(), call.shape_of("input")
+    index = call.args["index"]
+    entries = list(index) if isinstance(index, tuple) else [index]
+    used = sum(1 for entry in entries if entry is not None and entry is not Ellipsis)
+    axis, place = 0, 0
+    for n, entry in enumerate(entries):
+        if entry is None:
+            place += 1
+            continue
+        if entry is Ellipsis:
+            axis += len(shape) - used
+            place += len(shape) - used
+            continue
+        mask = masks[axis]
+        if isinstance(entry, slice):
+            if mask is not None and entry != slice(None):
+                bounds = _bounds(mask, *entry.indices(shape[axis]))
+                if isinstance(bounds, list):
+                    entries[n] = slice(None)
+                    call.after.append(("keep", {"dim": place, "index": tuple(bounds)}))
+                else:
+                    entries[n] = slice(*bounds[:2]) if bounds[2] == 1 else slice(*bounds)
+            place += 1
+        elif isinstance(entry, int) and not isinstance(entry, bool):
+            if mask is not None:
+                entries[n] = int(np.cumsum(mask)[entry]) - 1
+        else:
+            place += 1  # an index tensor: what it indexes is frozen
+        axis += 1
+    call.args["index"] = tuple(entries) if isinstance(index, tuple) else entries[0]
+
+
+def _select_resize(call: Resized) -> None:
+    mask = call.masks()[call.args["dim"]]
+    if mask is not None:
+        call.args["index"] = int(np.cumsum(mask)[call.args["index"]]) - 1
+
+
+def _narrow_resize(call: Resized) -> None:
+    axis = call.args["dim"]
+    mask = call.masks()[axis]
+    if mask is None:
+        return
+    start, length = call.args["start"] % len(mask), call.args["length"]
+    bounds = _bounds(mask, start, start + length, 1)
+    assert not isinstance(bounds, list)
+    call.args["start"], call.args["length"] = bounds[0], bounds[1] - bounds[0]
+
+
+def _settle_embedding(module: Any) -> None:
+    module.embedding_dim = module.weight.shape[1]
+
+
+OPERATORS = [
+    Operator(
+        "getitem",
+        "index",
+        python.getitem,
+        {"input": REQUIRED, "index": REQUIRED},
+        kinds={"index": "index"},
+        rule=_getitem_rule,
+        resize=_index_resize,
+        constant="moved",
+    ),
+    operator(
+        "setitem(input, index, value)",
+        function=_set_item,
+        kinds={"index": "index"},
+        calls={
+            getattr(owner, name): _index_put_call for owner in (torch, Tensor) for name in ("index_put", "index_put_")
+        },
+        rule=_setitem_rule,
+        resize=_index_resize,
+    ),
+    operator("narrow(input, dim, start, length)", rule=_narrow_rule, resize=_narrow_resize),
+    operator("select(input, dim, index)", kinds={"index": "int"}, rule=_select_rule, resize=_select_resize),
+    operator("index_select(input, dim, index)", rule=_index_select_rule),
+    *operators(
+        """
+        gather(input, dim, index)
+        take_along_dim(input, indices, dim=None)
+        scatter_add(input, dim, index, src)
+        """,
+        rule=_gather_rule,
+    ),
+    operator(
+        "scatter(input, dim, index, src)",
+        calls=dict.fromkeys((torch.scatter, Tensor.scatter, Tensor.scatter_), _scatter_call),
+        rule=_gather_rule,
+    ),
+    operator("index_add(input, dim, index, source, *, alpha=1)", kinds={"source": "tensor"}),
+    operator(
+        "embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False,\
+ sparse=False)",
+        function=F.embedding,
+        calls={torch.embedding: _embedding_call},
+        modules=[
+            Leaf(
+                nn.Embedding,
+                tensors=("weight",),
+                kinds={"norm_type": "number"},
+                constructor=(
+                    "num_embeddings",
+                    "embedding_dim",
+                    "padding_idx",
+                    "max_norm",
+                    "norm_type",
+                    "scale_grad_by_freq",
+                    "sparse",
+                ),
+                settle=_settle_embedding,
+            )
+        ],
+        rule=_embedding_rule,
+        channels=lambda rank, weight_rank, module: rank - 1,
+        channels_in=False,
+    ),
+    operator("bucketize(input, boundaries, *, out_int32=False, right=False)", rule=_bucketize_rule),
+    operator("one_hot(tensor, num_classes=-1)", rule=_one_hot_rule),
+]

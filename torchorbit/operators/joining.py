@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from torchorbit.labels import Dim
-from torchorbit.operators.registry import Labelled, Operands, rule
+from torchorbit.operators.declaring import Arguments, Leaf, operator
+from torchorbit.operators.labelling import Labelled, Operands
+from torchorbit.operators.resizing import Resized
+from torchorbit.operators.shapes import Shape, misfit, shaped
+
+NEEDLESS = {
+    "cost": "it computes nothing",
+    "resize": "no argument holds a number of channels",
+    "contraction": "it sums over nothing",
+    "oracle": "zeros go where channels go",
+}
 
 
-def _cat(operands: Operands, tensors: list[Labelled], axis: int) -> list[Dim]:
+# -- labels
+
+
+def _joined(operands: Operands, tensors: list[Labelled], axis: int) -> list[Dim]:
     # An empty tensor of one dimension may be concatenated with anything.
     tensors = [tensor for tensor in tensors if tensor.shape != (0,)]
     labels, dims = operands.labels, []
@@ -22,35 +40,30 @@ def _cat(operands: Operands, tensors: list[Labelled], axis: int) -> list[Dim]:
     return dims
 
 
-@rule("cat")
-def _concatenate(operands: Operands) -> list[Dim]:
-    return _cat(operands, list(operands.args["tensors"]), operands.arg("dim"))
+def _cat_rule(operands: Operands) -> list[Dim]:
+    return _joined(operands, list(operands.args["tensors"]), operands.arg("dim"))
 
 
-@rule("hstack")
-def _hstack(operands: Operands) -> list[Dim]:
-    return _cat(operands, list(operands.args["tensors"]), 0 if len(operands.shape) == 1 else 1)
+def _hstack_rule(operands: Operands) -> list[Dim]:
+    return _joined(operands, list(operands.args["tensors"]), 0 if len(operands.shape) == 1 else 1)
 
 
-@rule("vstack")
-def _vstack(operands: Operands) -> list[Dim]:
+def _vstack_rule(operands: Operands) -> list[Dim]:
     tensors = [
         tensor if len(tensor.shape) > 1 else Labelled((1, *tensor.shape), [None, *tensor.dims])
         for tensor in operands.args["tensors"]
     ]
-    return _cat(operands, tensors, 0)
+    return _joined(operands, tensors, 0)
 
 
-@rule("stack")
-def _stack(operands: Operands) -> list[Dim]:
+def _stack_rule(operands: Operands) -> list[Dim]:
     tensors = operands.args["tensors"]
     axis = operands.arg("dim") % len(operands.shape)
     dims = [operands.labels.meet(*dims) for dims in zip(*[tensor.dims for tensor in tensors], strict=True)]
     return [*dims[:axis], None, *dims[axis:]]
 
 
-@rule("split", "chunk", "tensor_split")
-def _split(operands: Operands) -> tuple[Labelled, ...]:
+def _split_rule(operands: Operands) -> tuple[Labelled, ...]:
     x = operands.tensor()
     axis = operands.arg("dim") % len(x.shape)
     result, start = [], 0
@@ -62,8 +75,7 @@ def _split(operands: Operands) -> tuple[Labelled, ...]:
     return tuple(result)
 
 
-@rule("unbind")
-def _unbind(operands: Operands) -> tuple[Labelled, ...]:
+def _unbind_rule(operands: Operands) -> tuple[Labelled, ...]:
     x = operands.tensor()
     axis = operands.arg("dim") % len(x.shape)
     operands.freeze(x.dims[axis])
@@ -71,8 +83,7 @@ def _unbind(operands: Operands) -> tuple[Labelled, ...]:
     return tuple([Labelled(tuple(shape), dims) for shape in operands.shape])
 
 
-@rule("pad")
-def _pad(operands: Operands) -> list[Dim]:
+def _pad_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     dims = list(x.dims)
     amounts = operands.arg("pad")
@@ -95,3 +106,141 @@ def _pad(operands: Operands) -> list[Dim]:
             operands.freeze(dim)
             dims[axis] = None
     return dims
+
+
+# -- shapes
+
+
+def _cat_shape(args: Arguments) -> Shape | None:
+    tensors: Sequence[Tensor] = args["tensors"]
+    dim = args.get("dim", 0)
+    if not tensors or not all(isinstance(x, Tensor) and x.dtype is tensors[0].dtype for x in tensors):
+        return None
+    first = shaped(tensors[0])
+    rank = len(first)
+    if not -rank <= dim < rank or any(x.dim() != rank for x in tensors):
+        return None
+    dim %= rank
+    for x in tensors:
+        if any(a != b for axis, (a, b) in enumerate(zip(x.shape, first, strict=True)) if axis != dim):
+            raise misfit(f"a tensor of shape {tuple(x.shape)} beside one of {first}", f"equal lengths but in {dim}")
+    return (*first[:dim], sum([int(x.shape[dim]) for x in tensors]), *first[dim + 1 :])
+
+
+def _pad_shape(args: Arguments) -> Shape | None:
+    x, pad = args["input"], args["pad"]
+    if args.get("mode", "constant") != "constant" or not isinstance(pad, (tuple, list)):
+        return None
+    if len(pad) % 2 or len(pad) > 2 * x.dim() or not all(type(n) is int for n in pad):
+        return None
+    shape = list(shaped(x))
+    for position in range(len(pad) // 2):
+        shape[-1 - position] += pad[2 * position] + pad[2 * position + 1]
+    return tuple(shape) if shape and min(shape) > 0 else None
+
+
+# -- how many tensors a call returns
+
+
+def _pieces_of_length(args: Arguments) -> int:
+    length, size = args["input"].shape[args.get("dim", 0)], args.get("split_size_or_sections", 1)
+    return int(length // max(size, 1)) if isinstance(size, int) else len(size)
+
+
+def _chunks(args: Arguments) -> int:
+    return int(args["chunks"])
+
+
+def _sections(args: Arguments) -> int:
+    sections = args["indices_or_sections"]
+    return sections if isinstance(sections, int) else len(sections)
+
+
+# -- numbers after a removal
+
+
+def _split_resize(call: Resized) -> None:
+    axis = call.args.get("dim", 0) % len(call.masks())
+    if call.masks()[axis] is None:
+        return
+    sections = []
+    for shape, masks in zip(call.shape, call.result, strict=True):
+        sections.append(shape[axis] if masks[axis] is None else int(masks[axis].sum()))
+    call.operator = "split"
+    call.args = {"input": call.args["input"], "split_size_or_sections": tuple(sections), "dim": axis}
+
+
+def _pad_resize(call: Resized) -> None:
+    amounts = call.args["pad"]
+    if isinstance(amounts, int) or call.args.get("mode", "constant") != "constant":
+        return
+    listed = list(amounts)
+    shape = call.shape_of("input")
+    for position in range(len(listed) // 2):
+        axis = len(shape) - 1 - position
+        mask = call.result[axis]
+        if mask is not None:
+            before = listed[2 * position]
+            listed[2 * position] = int(mask[:before].sum())
+            listed[2 * position + 1] = int(mask[before + shape[axis] :].sum())
+    call.args["pad"] = tuple(listed)
+
+
+def _pad_numbers(call: Resized) -> dict[str, Any]:
+    return {"padding": call.args["pad"]}
+
+
+def _paddings() -> list[Leaf]:
+    """The classes of paddings, of one, two and three dimensions."""
+    found = []
+    for kind, mode in (
+        ("Zero", "constant"),
+        ("Constant", "constant"),
+        ("Reflection", "reflect"),
+        ("Replication", "replicate"),
+        ("Circular", "circular"),
+    ):
+        for n in (1, 2, 3):
+            found.append(
+                Leaf(
+                    getattr(nn, f"{kind}Pad{n}d"),
+                    attributes=("pad=padding",),
+                    fixed={"mode": mode},
+                    kinds={"value": "number"} if kind == "Constant" else {},
+                    layout="",
+                    numbers=_pad_numbers if mode == "constant" else None,
+                )
+            )
+    return found
+
+
+OPERATORS = [
+    operator("cat(tensors, dim=0)", names="concat concatenate", rule=_cat_rule, shape=_cat_shape, layout="kept"),
+    operator("stack(tensors, dim=0)", rule=_stack_rule),
+    operator("hstack(tensors)", rule=_hstack_rule),
+    operator("vstack(tensors)", names="row_stack", rule=_vstack_rule),
+    operator(
+        "split(input, split_size_or_sections, dim=0)",
+        names="split_with_sizes unsafe_split unsafe_split_with_sizes",
+        rule=_split_rule,
+        resize=_split_resize,
+        pieces=_pieces_of_length,
+    ),
+    operator(
+        "chunk(input, chunks, dim=0)", names="unsafe_chunk", rule=_split_rule, resize=_split_resize, pieces=_chunks
+    ),
+    operator(
+        "tensor_split(input, indices_or_sections, dim=0)", rule=_split_rule, resize=_split_resize, pieces=_sections
+    ),
+    operator("unbind(input, dim=0)", rule=_unbind_rule, pieces=_pieces_of_length),
+    operator(
+        "pad(input, pad, mode='constant', value=None)",
+        function=F.pad,
+        kinds={"value": "tensor|number|none"},
+        modules=_paddings(),
+        rule=_pad_rule,
+        shape=_pad_shape,
+        layout="kept",
+        resize=_pad_resize,
+    ),
+]

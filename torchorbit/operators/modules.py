@@ -14,61 +14,16 @@ from typing import Any
 from torch import nn
 
 from torchorbit.errors import CheckpointError
-from torchorbit.nn import StochasticDepth
 from torchorbit.operators.schema import is_of_kind, kind_of
-
-_NAMES = """
-    Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d Linear Bilinear Embedding
-    BatchNorm1d BatchNorm2d BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d LayerNorm GroupNorm RMSNorm
-    LocalResponseNorm
-    ReLU ReLU6 GELU SiLU Mish Sigmoid Tanh Hardswish Hardsigmoid Hardtanh ELU CELU SELU LeakyReLU PReLU RReLU
-    Softplus Softsign Softshrink Hardshrink Tanhshrink Threshold LogSigmoid GLU Softmax Softmax2d LogSoftmax Softmin
-    MaxPool1d MaxPool2d MaxPool3d AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d
-    AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d
-    Dropout Dropout1d Dropout2d Dropout3d AlphaDropout FeatureAlphaDropout
-    Identity Flatten Unflatten Upsample UpsamplingNearest2d UpsamplingBilinear2d PixelShuffle PixelUnshuffle
-    ChannelShuffle Fold Unfold CosineSimilarity PairwiseDistance
-    ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d
-    ReflectionPad1d ReflectionPad2d ReflectionPad3d ReplicationPad1d ReplicationPad2d ReplicationPad3d
-    CircularPad1d CircularPad2d CircularPad3d
-    RNN LSTM GRU
-"""
+from torchorbit.operators.table import LEAVES
 
 #: Name in a saved graph -> class.
-LEAF_MODULES: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in _NAMES.split()}
-LEAF_MODULES["StochasticDepth"] = StochasticDepth
+LEAF_MODULES: dict[str, type[nn.Module]] = {name: leaf.cls for name, leaf in LEAVES.items()}
 
 # Qualified name of a class elsewhere -> the leaf it is saved as, and its arguments there.
 _STAND_INS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
-    "timm.layers.drop.DropPath": (
-        "StochasticDepth",
-        lambda module: {
-            "p": float(module.drop_prob or 0.0),
-            "mode": "row",
-            "scale_by_keep": bool(module.scale_by_keep),
-        },
-    ),
-    "torchvision.ops.stochastic_depth.StochasticDepth": (
-        "StochasticDepth",
-        lambda module: {"p": float(module.p), "mode": module.mode},
-    ),
+    qualified: (name, arguments) for name, leaf in LEAVES.items() for qualified, arguments in leaf.stand_ins.items()
 }
-
-# Attributes in which constructor arguments of another name are kept.
-_KEPT_AS = {("PairwiseDistance", "p"): "norm"}
-
-# Constructor arguments that no attribute of the same name holds.
-_RECURRENT = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional", "proj_size")
-_EXTRA: dict[str, tuple[str, ...]] = {
-    "RNN": tuple(name for name in _RECURRENT if name != "proj_size") + ("nonlinearity",),
-    "LSTM": _RECURRENT,
-    "GRU": tuple(name for name in _RECURRENT if name != "proj_size"),
-    "Identity": (),
-    "Hardtanh": ("min_val", "max_val", "inplace"),
-    "Embedding": (
-        "num_embeddings", "embedding_dim", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse",
-    ),
-}  # fmt: skip
 
 # What a subclass of a leaf may have of its own and still compute the same: what makes, prints, copies and saves it.
 _HARMLESS = {
@@ -130,10 +85,10 @@ def leaf_config(module: nn.Module, name: str) -> dict[str, Any]:
     qualified = f"{type(module).__module__}.{type(module).__qualname__}"
     if qualified in _STAND_INS:
         return _STAND_INS[qualified][1](module)
-    names = _config_arguments(name)
+    names = config_arguments(name)
     config = {}
     for argument in names:
-        value = getattr(module, _KEPT_AS.get((name, argument), argument))
+        value = getattr(module, LEAVES[name].kept_as.get(argument, argument))
         value = value is not None if argument == "bias" and not isinstance(value, bool) else value
         if value is not None or argument not in _none_by_default(name):
             config[argument] = value
@@ -155,7 +110,7 @@ def make_leaf(name: str, config: dict[str, Any]) -> nn.Module:
     if name not in LEAF_MODULES:
         raise CheckpointError(f"module class '{name}' is not in the table of leaf modules; nothing is imported by name")
     cls = LEAF_MODULES[name]
-    allowed = _config_arguments(name)
+    allowed = config_arguments(name)
     unknown = sorted(set(config) - set(allowed))
     if unknown:
         raise CheckpointError(f"module class '{name}' takes no argument {unknown}; it takes {sorted(allowed)}")
@@ -202,8 +157,10 @@ def _constructor_arguments(name: str) -> tuple[str, ...]:
     return tuple([found for found in _all_arguments(name) if found not in skipped and not found.startswith("_")])
 
 
-def _config_arguments(name: str) -> tuple[str, ...]:
-    return _EXTRA[name] if name in _EXTRA else _constructor_arguments(name)
+def config_arguments(name: str) -> tuple[str, ...]:
+    """The arguments of a leaf's constructor that a saved graph holds."""
+    declared = LEAVES[name].constructor
+    return _constructor_arguments(name) if declared is None else declared
 
 
 @functools.cache

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import numpy as np
+from torch import Tensor, nn
 
 from torchorbit.labels import Array, Dim
-from torchorbit.operators.registry import Labelled, Operands, rule
+from torchorbit.operators.declaring import Arguments, Leaf, Shapes, module_operator
+from torchorbit.operators.labelling import Labelled, Operands
+from torchorbit.operators.shapes import misfit
+from torchorbit.operators.sums import last_dimensions
+
+NEEDLESS = {
+    "resize": "its numbers follow from its weights",
+    "oracle": "zeros have no part in a sum of products",
+}
 
 _GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 
 
-@rule("RNN", "LSTM", "GRU")
-def _recurrent(operands: Operands) -> tuple[object, ...]:
+# -- labels
+
+
+def _rule(operands: Operands) -> tuple[object, ...]:
     module, labels = operands.module, operands.labels
     gates, hidden = _GATES[operands.operator], int(module.hidden_size)  # type: ignore[union-attr, arg-type]
     x = operands.tensor("0")
@@ -61,3 +75,72 @@ def _results(operands: Operands, x: Labelled, output: Dim, state: Dim) -> tuple[
 
     first, second = operands.shape
     return Labelled(tuple(first), [*x.dims[:-1], output]), states(second)
+
+
+# -- shapes
+
+
+def _shape(args: Arguments) -> Any:
+    """The shapes of the output and the states, which torch finds on meta by walking through every step."""
+    module, x, given = args["module"], args["0"], args.get("1")
+    if x.dim() not in (2, 3) or x.shape[-1] != module.input_size:
+        raise misfit(f"the input has shape {tuple(x.shape)}", f"{module.input_size} features")
+    batch = () if x.dim() == 2 else (int(x.shape[0 if module.batch_first else 1]),)
+    directions = 2 if module.bidirectional else 1
+    width = module.proj_size or module.hidden_size
+    states = [(directions * module.num_layers, *batch, width)]
+    if module.mode == "LSTM":
+        states.append((directions * module.num_layers, *batch, module.hidden_size))
+    if given is not None:
+        found = [tuple(state.shape) for state in (given if isinstance(given, tuple) else (given,))]
+        if found != states:
+            raise misfit(f"the states have the shapes {found}", states)
+    out = (*x.shape[:-1], directions * width)
+    return out, tuple(states) if module.mode == "LSTM" else states[0]
+
+
+def _laid_out(module: Any, x: Tensor, shapes: Any) -> Any:
+    """The results on meta: steps come first in memory, whatever comes first in shape."""
+    if x.dim() != 3 or not x.numel() or x.dtype != module.weight_ih_l0.dtype:
+        return None
+    (first, second, width), states = shapes
+    out = x.new_empty((second, first, width)).transpose(0, 1) if module.batch_first else x.new_empty(shapes[0])
+    if module.mode == "LSTM":
+        return out, tuple([x.new_empty(state) for state in states])
+    return out, x.new_empty(states)
+
+
+# -- multiply-accumulates
+
+
+def _cost(shapes: Shapes, result: Any, args: dict[str, Any]) -> float:
+    steps = math.prod(shapes("0")[:-1])
+    return float(steps * sum(math.prod(shapes(name)) for name in args if name.startswith("weight")))
+
+
+# -- numbers that a module keeps
+
+
+def _settle(module: Any) -> None:
+    module.input_size = module.weight_ih_l0.shape[1]
+    module.hidden_size = module.weight_hh_l0.shape[1]
+    module._init_flat_weights()  # it keeps a list of its weights, which a copy of it shares
+
+
+_ARGUMENTS = ("input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout", "bidirectional")
+
+OPERATORS = [
+    module_operator(
+        Leaf(cls, constructor=constructor, nested=True, settle=_settle, layout=_laid_out),
+        rule=_rule,
+        shape=_shape,
+        cost=_cost,
+        contraction=last_dimensions("0"),
+        sinks=True,
+    )
+    for cls, constructor in (
+        (nn.RNN, (*_ARGUMENTS, "nonlinearity")),
+        (nn.LSTM, (*_ARGUMENTS, "proj_size")),
+        (nn.GRU, _ARGUMENTS),
+    )
+]

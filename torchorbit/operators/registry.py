@@ -1,198 +1,75 @@
-"""How a rule is written, and where it is found.
-
-A rule says what an operator does to the labels of its operands: which labels its result has, and which must be equal.
-It never looks at the rest of the graph::
-
-    @rule("bmm")
-    def _bmm(operands: Operands) -> list[Dim]:
-        a, b = operands.tensor("input"), operands.tensor("mat2")
-        operands.labels.meet(a.dims[2], b.dims[1])
-        return [operands.labels.meet(a.dims[0], b.dims[0]), a.dims[1], b.dims[2]]
-
-An operator without a rule freezes what it touches and is reported by name: a gap shows up as a word, never as a wrong
-result.
-"""
+"""Puts the tables together from what the families declare, and takes the rules of classes that users bring."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 from torch import nn
 
-from torchorbit.containers import leaves_of
 from torchorbit.errors import ArgumentTypeError
-from torchorbit.labels import Array, Dim, Labels
-from torchorbit.operators.table import OPERATORS, REQUIRED
+from torchorbit.operators import (
+    activations,
+    contractions,
+    convolutions,
+    copying,
+    creation,
+    dropout,
+    elementwise,
+    fourier,
+    in_graph,
+    indexing,
+    joining,
+    normalizations,
+    ordering,
+    pooling,
+    recurrent,
+    reductions,
+    resampling,
+    views,
+)
+from torchorbit.operators.declaring import Operator
+from torchorbit.operators.labelling import Rule
+from torchorbit.operators.table import KNOWN, LEAVES, MODULE_OPERATORS, OPERATORS, RESIZES, RULES
+
+#: The files that declare operators, by their names.
+FAMILIES = {
+    module.__name__.rpartition(".")[2]: module
+    for module in (
+        convolutions, contractions, recurrent, normalizations, activations, dropout, pooling, resampling, elementwise,
+        reductions, ordering, views, indexing, joining, creation, copying, fourier, in_graph,
+    )
+}  # fmt: skip
 
 
-@dataclass(slots=True)
-class Labelled:
-    """What is known of a tensor: its shape, and the labels of each of its dimensions (`torchorbit.labels`)."""
-
-    shape: tuple[int, ...]
-    dims: list[Dim]
-
-
-@dataclass(frozen=True, slots=True)
-class Mixing:
-    """An operator that looks at neighbours along a labelled dimension, where removing one would give others.
-
-    To remove channels there, the operand is put back to its full length, with zeros where channels are gone, and the
-    kept ones are picked from the result.
-    """
-
-    argument: str
-    axis: int
-    result_axis: int
+def _declared() -> list[Operator]:
+    """All operators, each with what its family says of all of its operators."""
+    found = []
+    for family, module in FAMILIES.items():
+        for row in module.OPERATORS:
+            needless = {**module.NEEDLESS, **row.needless}
+            found.append(dataclasses.replace(row, family=family, needless=needless))
+    return found
 
 
-@dataclass(slots=True)
-class Reading:
-    """One reading of a graph: what rules write into.
-
-    Attributes:
-        labels: the labels and ties.
-        values: vertex name -> what is known of its result (`Labelled`, or containers of them).
-        attributes: path of a parameter or buffer -> what is known of it.
-        sources: vertices that produce channels, with the labels of those.
-        sinks: vertices that consume channels, with the labels of those.
-        pieces: runs of labels that must each keep something: what is left of a split must not be empty.
-        mixing: vertex name -> where it mixes channels.
-        unruled: operators without a rule.
-    """
-
-    labels: Labels
-    values: dict[str, Any] = field(default_factory=dict)
-    attributes: dict[str, Labelled] = field(default_factory=dict)
-    sources: list[tuple[str, Array]] = field(default_factory=list)
-    sinks: list[tuple[str, Array]] = field(default_factory=list)
-    pieces: list[Array] = field(default_factory=list)
-    mixing: dict[str, list[Mixing]] = field(default_factory=dict)
-    unruled: dict[str, None] = field(default_factory=dict)
+def _fill() -> None:
+    for row in _declared():
+        assert row.name not in KNOWN, f"operator '{row.name}' is declared twice"
+        KNOWN[row.name] = row
+        (MODULE_OPERATORS if row.style == "module" else OPERATORS)[row.name] = row
+        if row.rule is not None:
+            RULES[row.name] = row.rule
+        for leaf in row.modules:
+            assert leaf.name not in LEAVES, f"class '{leaf.name}' is declared twice"
+            LEAVES[leaf.name] = leaf
 
 
-@dataclass(slots=True)
-class Operands:
-    """A call as a rule sees it.
-
-    Attributes:
-        reading: the reading of the graph.
-        vertex: name of the vertex.
-        operator: what it calls.
-        args: arguments by name; tensors are `Labelled`.
-        shape: shape of the result, or containers of shapes.
-        module: the module that is called, where it is one.
-    """
-
-    reading: Reading
-    vertex: str
-    operator: str
-    args: dict[str, Any]
-    shape: Any
-    module: nn.Module | None = None
-
-    @property
-    def labels(self) -> Labels:
-        """The labels of the reading."""
-        return self.reading.labels
-
-    def arg(self, name: str) -> Any:
-        """An argument, or its default."""
-        if name in self.args:
-            return self.args[name]
-        default = OPERATORS[self.operator].parameters.get(name)
-        return None if default is REQUIRED else default
-
-    def tensor(self, name: str = "input") -> Labelled:
-        """An argument that is a tensor."""
-        value = self.args[name]
-        assert isinstance(value, Labelled), f"{self.operator}: argument '{name}' is no tensor"
-        return value
-
-    def maybe(self, name: str) -> Labelled | None:
-        """An argument that may be a tensor."""
-        value = self.args.get(name)
-        return value if isinstance(value, Labelled) else None
-
-    def tensors(self) -> list[Labelled]:
-        """All arguments that are tensors, those in containers included."""
-        return leaves_of(Labelled, self.args)
-
-    def freeze(self, value: Labelled | Dim) -> None:
-        """Let nothing of a tensor, or of one dimension, be removed."""
-        for dim in value.dims if isinstance(value, Labelled) else [value]:
-            self.labels.freeze(dim)
-
-    def piece(self, dim: Dim, start: int, stop: int, step: int = 1) -> Dim:
-        """A part of a dimension, as slicing gives it. One channel alone cannot be removed."""
-        if not isinstance(dim, np.ndarray):
-            return dim if len(range(start, stop, step)) > 1 else None
-        part = dim[start:stop:step]
-        if len(part) == len(dim):
-            return part
-        if len(part) <= 1:
-            self.labels.freeze(part)
-            return None
-        self.reading.pieces.append(part)
-        return part
-
-    def source(self, dim: Dim) -> None:
-        """The vertex produces these channels."""
-        if isinstance(dim, np.ndarray):
-            self.reading.sources.append((self.vertex, dim))
-
-    def sink(self, dim: Dim) -> None:
-        """The vertex consumes these channels."""
-        if isinstance(dim, np.ndarray):
-            self.reading.sinks.append((self.vertex, dim))
-
-    def mixes(self, argument: str, axis: int, result_axis: int) -> None:
-        """Along this axis of an argument the vertex looks at neighbours."""
-        self.reading.mixing.setdefault(self.vertex, []).append(Mixing(argument, axis, result_axis))
-
-    def broadcast(self, tensors: list[Labelled], shape: tuple[int, ...]) -> list[Dim]:
-        """Labels of an elementwise result: dimensions are aligned from the right, and what meets is tied."""
-        if len(tensors) == 1 and tensors[0].shape == shape:
-            return tensors[0].dims
-        rank = len(shape)
-        result: list[Dim] = []
-        for axis, length in enumerate(shape):
-            meeting = []
-            for tensor in tensors:
-                position = axis - rank + len(tensor.shape)
-                if position >= 0 and tensor.shape[position] == length:
-                    meeting.append(tensor.dims[position])
-            result.append(None if length == 1 else self.labels.meet(*meeting))
-        return result
+_fill()
 
 
-#: What a rule returns: the labels of a single result; or a `Labelled`, or a tuple of them, for other results.
-Result = list[Dim] | Labelled | tuple[Any, ...] | None
-Rule = Callable[[Operands], Result]
-#: Called after channels were removed from a module that is kept whole, to set the numbers that it keeps beside them.
-Resize = Callable[[nn.Module], None]
-
-#: Operator, or qualified name of a module class -> its rule.
-RULES: dict[str, Rule] = {}
-#: Qualified name of a module class -> what sets its numbers.
-RESIZES: dict[str, Resize] = {}
-
-
-def rule(*operators: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators of the table, or for leaf modules that have no operator."""
-
-    def register(function: Rule) -> Rule:
-        for operator in operators:
-            RULES[operator] = function
-        return function
-
-    return register
-
-
-def register_rule(module_class: type[nn.Module], rule: Rule, *, resize: Resize | None = None) -> None:
+def register_rule(
+    module_class: type[nn.Module], rule: Rule, *, resize: Callable[[nn.Module], None] | None = None
+) -> None:
     """Make a class of modules prunable that conversion keeps whole (``atomic``).
 
     Args:

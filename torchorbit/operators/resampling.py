@@ -1,12 +1,27 @@
-"""Pooling and resampling: space changes, channels pass."""
+"""Resampling: space changes, channels pass."""
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch.nn.functional as F
+from torch import nn
+
 from torchorbit.labels import Dim
-from torchorbit.operators.registry import Labelled, Operands, rule
+from torchorbit.operators.declaring import Leaf, Shapes, operator
+from torchorbit.operators.labelling import Labelled, Operands
+from torchorbit.operators.shapes import Shape
+
+NEEDLESS = {
+    "resize": "no argument holds a number of channels",
+    "contraction": "it goes over space only",
+    "oracle": "it goes over space only",
+}
 
 
-def _spatial(operands: Operands, count: int) -> list[Dim] | tuple[Labelled, ...]:
+def over_space(operands: Operands, count: int) -> list[Dim] | tuple[Labelled, ...]:
+    """The labels where the last dimensions, which are space, are pooled or resampled."""
     x = operands.tensor()
     for dim in x.dims[-count:]:
         operands.freeze(dim)
@@ -16,27 +31,51 @@ def _spatial(operands: Operands, count: int) -> list[Dim] | tuple[Labelled, ...]
     return dims
 
 
-for _count in (1, 2, 3):
-
-    @rule(
-        *[f"{kind}_pool{_count}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp")],
-    )
-    def _pooling(operands: Operands, count: int = _count) -> list[Dim] | tuple[Labelled, ...]:
-        return _spatial(operands, count)
+def _interpolate_rule(operands: Operands) -> list[Dim] | tuple[Labelled, ...]:
+    return over_space(operands, len(operands.tensor().shape) - 2)
 
 
-@rule("interpolate")
-def _interpolate(operands: Operands) -> list[Dim] | tuple[Labelled, ...]:
-    return _spatial(operands, len(operands.tensor().shape) - 2)
-
-
-@rule("grid_sample")
-def _grid_sample(operands: Operands) -> list[Dim] | tuple[Labelled, ...]:
+def _grid_sample_rule(operands: Operands) -> list[Dim] | tuple[Labelled, ...]:
     operands.freeze(operands.tensor("grid"))
-    return _spatial(operands, len(operands.tensor().shape) - 2)
+    return over_space(operands, len(operands.tensor().shape) - 2)
 
 
-@rule("affine_grid")
-def _affine_grid(operands: Operands) -> list[Dim]:
+def _affine_grid_rule(operands: Operands) -> list[Dim]:
     operands.freeze(operands.tensor("theta"))
     return [None] * len(operands.shape)
+
+
+def _interpolate_cost(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
+    return float(math.prod(result) * {"nearest": 1, "bilinear": 4}.get(args.get("mode", "nearest"), 0))
+
+
+def _grid_sample_cost(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
+    return float(math.prod(result) * (7 if args.get("mode", "bilinear") == "bilinear" else 1))
+
+
+OPERATORS = [
+    operator(
+        "interpolate(input, size=None, scale_factor=None, mode='nearest', align_corners=None,\
+ recompute_scale_factor=None, antialias=False)",
+        names="upsample",
+        modules=[
+            Leaf(cls, attributes=("size", "scale_factor", "mode"))
+            for cls in (nn.Upsample, nn.UpsamplingNearest2d, nn.UpsamplingBilinear2d)
+        ],
+        rule=_interpolate_rule,
+        cost=_interpolate_cost,
+        constant="same",
+    ),
+    operator(
+        "grid_sample(input, grid, mode='bilinear', padding_mode='zeros', align_corners=None)",
+        function=F.grid_sample,
+        rule=_grid_sample_rule,
+        cost=_grid_sample_cost,
+    ),
+    operator(
+        "affine_grid(theta, size, align_corners=None)",
+        function=F.affine_grid,
+        rule=_affine_grid_rule,
+        needless={"cost": "fvcore does not count it"},
+    ),
+]

@@ -1,7 +1,7 @@
 """What may stand in the arguments of operators and in the configurations of leaf modules.
 
 Two closed tables say what can be called; this one says with what. The kinds go by the names of arguments, which mean
-the same wherever they stand; where one does not, the operator or the class is named, too.
+the same wherever they stand; where one does not, the operator or the class is declared with its kind.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchorbit.operators.table import LEAVES, OPERATORS
+
 #: Integers that count or measure something lie between ``-MAX_INT`` and ``MAX_INT``.
 MAX_INT = 2**31 - 1
 _MAX_DIMS = 64
@@ -20,25 +22,19 @@ _MAX_DIMS = 64
 _KINDS = {
     "tensor": """
         input input1 input2 tensor1 tensor2 condition mask real imag abs angle indices index tensor boundaries mat1
-        mat2 vec vec2 batch1 batch2 a b x x1 x2 query key grid theta target lerp.end copy.src assign.value
-        scaled_dot_product_attention.value index_add.source
+        mat2 vec vec2 batch1 batch2 a b x x1 x2 query key grid theta target
     """,
     "tensor|none": "weight bias running_mean running_var attn_mask",
-    "tensor|number": """
-        other exponent value fill_value src lerp.weight check.condition add.input sub.input mul.input div.input
-        floor_divide.input remainder.input pow.input eq.input ne.input lt.input le.input gt.input ge.input
-        bitwise_and.input bitwise_or.input bitwise_xor.input where.input
-    """,
-    "tensor|number|none": "min max pad.value bernoulli.p",
+    "tensor|number": "other exponent value fill_value src",
+    "tensor|number|none": "min max",
     "tensors": "tensors operands",
     "number": """
         alpha beta eps min_val max_val negative_slope lower upper threshold lambd p start end step low high mean std
-        dropout_p init dropout correction softplus.beta local_response_norm.k LocalResponseNorm.k Threshold.value
-        ConstantPad1d.value ConstantPad2d.value ConstantPad3d.value Embedding.norm_type
+        dropout_p init dropout correction
     """,
-    "number|none": "rms_norm.eps RMSNorm.eps momentum nan posinf neginf scale max_norm",
+    "number|none": "momentum nan posinf neginf scale max_norm",
     "number|numbers|none": "scale_factor",
-    "number|str": "norm.p ord",
+    "number|str": "ord",
     "number|str|none": "norm_type",
     "bool": """
         training keepdim largest sorted descending stable out_int32 right scale_grad_by_freq sparse is_causal
@@ -48,21 +44,18 @@ _KINDS = {
     "bool|none": "align_corners recompute_scale_factor",
     "int": """
         decimals k start_dim end_dim dim0 dim1 dim2 length chunks upscale_factor downscale_factor groups offset diagonal
-        num_classes num_groups steps dimension select.index unfold.size unfold.step eye.n randperm.n in_channels
-        out_channels in_features out_features in1_features in2_features num_embeddings embedding_dim num_features
-        num_channels num_parameters input_size hidden_size num_layers proj_size cumsum.dim cumprod.dim
+        num_classes num_groups steps dimension in_channels out_channels in_features out_features in1_features
+        in2_features num_embeddings embedding_dim num_features num_channels num_parameters input_size hidden_size
+        num_layers proj_size
     """,
-    "int|none": "n m padding_idx divisor_override repeat_interleave.output_size",
+    "int|none": "n m padding_idx divisor_override",
     "int|ints": "shifts source destination dims kernel_size dilation output_padding normalized_shape pad",
     "int|ints|none": "dim size s stride",
     "int|ints|str": "padding",
     "int|lengths|none": "output_size",
     "int|sections": "split_size_or_sections indices_or_sections",
-    "ints": "shape sizes unflattened_size repeat.repeats",
+    "ints": "shape sizes unflattened_size",
     "int|ints|tensor": "repeats",
-    "int|pairs": "tensordot.dims",
-    "sections": "keep.index spread.index",
-    "index": "getitem.index setitem.index",
     "str": "approximate indexing compute_mode equation mode padding_mode message nonlinearity",
     "str|none": "rounding_mode norm",
     "dtype|none": "dtype",
@@ -132,7 +125,8 @@ def kind_of(owner: str, argument: str, *, leaf: bool = False) -> str:
     """
     if leaf and argument == "bias":
         return _LEAF_BIAS
-    return _KIND_OF.get(f"{owner}.{argument}") or _KIND_OF[argument]
+    kinds = LEAVES[owner].kinds if leaf else OPERATORS[owner].kinds
+    return kinds.get(argument) or _KIND_OF[argument]
 
 
 def is_of_kind(value: Any, kind: str) -> bool:

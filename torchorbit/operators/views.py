@@ -1,37 +1,66 @@
-"""Operators that look at the same elements in another order or shape."""
+"""Operators that look at the same elements in another order or shape, or repeat them."""
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from torchorbit.labels import Dim
-from torchorbit.operators.registry import Labelled, Operands, rule
+from torchorbit.operators.declaring import Leaf, operator, operators
+from torchorbit.operators.labelling import Labelled, Operands
+from torchorbit.operators.resizing import Resized, kept_groups, scaled, sizes
+from torchorbit.operators.spelling import Bound, UnknownOperatorError, only, renamed, unary
+
+NEEDLESS = {
+    "cost": "it computes nothing",
+    "resize": "no argument holds a number of channels",
+    "contraction": "it sums over nothing",
+    "oracle": "zeros go where channels go",
+}
 
 
-@rule("reshape", "reshape_as", "flatten", "unflatten", "unsqueeze", "squeeze")
-def _reshape(operands: Operands) -> list[Dim]:
+# -- other ways of calling them
+
+
+def _view_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    if (len(args) > 1 and isinstance(args[1], torch.dtype)) or "dtype" in kwargs:
+        raise UnknownOperatorError("view as another dtype")
+    shape = kwargs.get("size", args[1] if len(args) == 2 and isinstance(args[1], (tuple, list)) else args[1:])
+    return "reshape", {"input": args[0], "shape": shape}
+
+
+def _transposed_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    return "transpose", {"input": args[0], "dim0": -2, "dim1": -1}
+
+
+def _reversed_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    return "permute", {"input": only(args, kwargs), "dims": tuple(range((rank or 0) - 1, -1, -1))}
+
+
+# -- labels
+
+
+def _reshape_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     return operands.labels.regroup(x.dims, tuple(x.shape), tuple(operands.shape))
 
 
-@rule("permute")
-def _permute(operands: Operands) -> list[Dim]:
+def _permute_rule(operands: Operands) -> list[Dim]:
     dims = operands.tensor().dims
     return [dims[axis] for axis in operands.arg("dims")]
 
 
-@rule("transpose")
-def _transpose(operands: Operands) -> list[Dim]:
+def _transpose_rule(operands: Operands) -> list[Dim]:
     dims = list(operands.tensor().dims)
     first, second = operands.arg("dim0"), operands.arg("dim1")
     dims[first], dims[second] = dims[second], dims[first]
     return dims
 
 
-@rule("movedim")
-def _movedim(operands: Operands) -> list[Dim]:
+def _movedim_rule(operands: Operands) -> list[Dim]:
     dims = operands.tensor().dims
     sources, targets = operands.arg("source"), operands.arg("destination")
     places = np.moveaxis(np.empty([1] * len(dims)), sources, targets)  # checks the arguments
@@ -42,8 +71,7 @@ def _movedim(operands: Operands) -> list[Dim]:
     return [dims[moved[axis] if axis in moved else next(rest)] for axis in order]
 
 
-@rule("expand", "broadcast_to", "expand_as")
-def _expand(operands: Operands) -> list[Dim]:
+def _expand_rule(operands: Operands) -> list[Dim]:
     x, shape = operands.tensor(), operands.shape
     sizes = operands.args.get("size") or [None] * len(shape)
     other = operands.maybe("other")
@@ -62,8 +90,7 @@ def _expand(operands: Operands) -> list[Dim]:
     return dims
 
 
-@rule("repeat", "tile")
-def _repeat(operands: Operands) -> list[Dim]:
+def _repeat_rule(operands: Operands) -> list[Dim]:
     x, shape = operands.tensor(), operands.shape
     times = operands.args.get("repeats", operands.args.get("dims"))
     times = list(times) if isinstance(times, (tuple, list)) else [times]
@@ -82,8 +109,7 @@ def _repeat(operands: Operands) -> list[Dim]:
     return dims
 
 
-@rule("repeat_interleave")
-def _repeat_interleave(operands: Operands) -> list[Dim]:
+def _repeat_interleave_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     axis, times = operands.arg("dim"), operands.arg("repeats")
     if axis is None:
@@ -100,8 +126,7 @@ def _repeat_interleave(operands: Operands) -> list[Dim]:
     return dims
 
 
-@rule("flip")
-def _flip(operands: Operands) -> list[Dim]:
+def _flip_rule(operands: Operands) -> list[Dim]:
     dims = list(operands.tensor().dims)
     for axis in operands.arg("dims"):
         dim = dims[axis]
@@ -109,8 +134,7 @@ def _flip(operands: Operands) -> list[Dim]:
     return dims
 
 
-@rule("roll")
-def _roll(operands: Operands) -> list[Dim]:
+def _roll_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     axes = operands.arg("dims")
     dims = list(x.dims)
@@ -120,8 +144,7 @@ def _roll(operands: Operands) -> list[Dim]:
     return dims
 
 
-@rule("rot90")
-def _rot90(operands: Operands) -> list[Dim]:
+def _rot90_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     dims = list(x.dims)
     for axis in operands.arg("dims"):
@@ -130,7 +153,7 @@ def _rot90(operands: Operands) -> list[Dim]:
     return dims
 
 
-def _first_of_each(operands: Operands, dim: Dim, copies: int) -> Dim:
+def first_of_each(operands: Operands, dim: Dim, copies: int) -> Dim:
     """Channels that come in runs of ``copies``, each of which becomes one channel."""
     if not isinstance(dim, np.ndarray):
         return dim
@@ -143,16 +166,14 @@ def _first_of_each(operands: Operands, dim: Dim, copies: int) -> Dim:
     return first
 
 
-@rule("pixel_shuffle")
-def _pixel_shuffle(operands: Operands) -> list[Dim]:
+def _pixel_shuffle_rule(operands: Operands) -> list[Dim]:
     dims = list(operands.tensor().dims)
     operands.freeze(dims[-1])
     operands.freeze(dims[-2])
-    return [*dims[:-3], _first_of_each(operands, dims[-3], operands.arg("upscale_factor") ** 2), None, None]
+    return [*dims[:-3], first_of_each(operands, dims[-3], operands.arg("upscale_factor") ** 2), None, None]
 
 
-@rule("pixel_unshuffle")
-def _pixel_unshuffle(operands: Operands) -> list[Dim]:
+def _pixel_unshuffle_rule(operands: Operands) -> list[Dim]:
     dims = list(operands.tensor().dims)
     operands.freeze(dims[-1])
     operands.freeze(dims[-2])
@@ -161,8 +182,7 @@ def _pixel_unshuffle(operands: Operands) -> list[Dim]:
     return [*dims[:-3], np.repeat(dim, copies) if isinstance(dim, np.ndarray) else dim, None, None]
 
 
-@rule("channel_shuffle")
-def _channel_shuffle(operands: Operands) -> list[Dim]:
+def _channel_shuffle_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     groups, channels = operands.arg("groups"), x.shape[1]
     factors = (groups, channels // groups)
@@ -170,30 +190,7 @@ def _channel_shuffle(operands: Operands) -> list[Dim]:
     return [x.dims[0], operands.labels.merge([inner, outer], factors[::-1]), *x.dims[2:]]
 
 
-def _window(operands: Operands) -> int:
-    size = operands.arg("kernel_size")
-    return size * size if isinstance(size, int) else math.prod(size)
-
-
-@rule("im2col")
-def _im2col(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    channels = x.dims[-3]
-    for dim in x.dims[-2:]:
-        operands.freeze(dim)
-    copies = _window(operands)
-    return [*x.dims[:-3], np.repeat(channels, copies) if isinstance(channels, np.ndarray) else channels, None]
-
-
-@rule("col2im")
-def _col2im(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    operands.freeze(x.dims[-1])
-    return [*x.dims[:-2], _first_of_each(operands, x.dims[-2], _window(operands)), None, None]
-
-
-@rule("unfold")
-def _unfold(operands: Operands) -> list[Dim]:
+def _unfold_rule(operands: Operands) -> list[Dim]:
     dims = list(operands.tensor().dims)
     axis = operands.arg("dimension")
     operands.freeze(dims[axis])
@@ -201,8 +198,7 @@ def _unfold(operands: Operands) -> list[Dim]:
     return [*dims, None]
 
 
-@rule("diagonal")
-def _diagonal(operands: Operands) -> list[Dim]:
+def _diagonal_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     axes = {operands.arg("dim1") % len(x.shape), operands.arg("dim2") % len(x.shape)}
     for axis in axes:
@@ -210,11 +206,186 @@ def _diagonal(operands: Operands) -> list[Dim]:
     return [*[dim for axis, dim in enumerate(x.dims) if axis not in axes], None]
 
 
-@rule("diag_embed")
-def _diag_embed(operands: Operands) -> list[Dim]:
+def _diag_embed_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     operands.freeze(x.dims[-1])
     rank = len(operands.shape)
     axes = {operands.arg("dim1") % rank, operands.arg("dim2") % rank}
     rest = iter(x.dims[:-1])
     return [None if axis in axes else next(rest) for axis in range(rank)]
+
+
+def _view_as_complex_rule(operands: Operands) -> list[Dim]:
+    x = operands.tensor()
+    operands.freeze(x.dims[-1])
+    return x.dims[:-1]
+
+
+def _view_as_real_rule(operands: Operands) -> list[Dim]:
+    return [*operands.tensor().dims, None]
+
+
+def _triangle_rule(operands: Operands) -> list[Dim]:
+    x = operands.tensor()
+    for dim in x.dims[-2:]:
+        operands.freeze(dim)
+    return [*x.dims[:-2], None, None]
+
+
+# -- numbers after a removal
+
+
+def _unflatten_resize(call: Resized) -> None:
+    start = call.args["dim"] % len(call.masks())
+    sizes = call.args["sizes"]
+    call.args["sizes"] = tuple([scaled(size, call.result[start + n]) for n, size in enumerate(sizes)])
+
+
+def _squeeze_resize(call: Resized) -> None:
+    # A dimension that is down to one channel is still one.
+    shape, dims = call.shape_of("input"), call.args.get("dim")
+    if dims is None:
+        call.args["dim"] = tuple([axis for axis, length in enumerate(shape) if length == 1])
+    elif shape:
+        listed = [dims] if isinstance(dims, int) else list(dims)
+        call.args["dim"] = tuple([axis for axis in listed if call.masks()[axis] is None])
+
+
+def _repeat_resize(call: Resized) -> None:
+    name = "repeats" if call.operator == "repeat" else "dims"
+    times = list(call.args[name]) if isinstance(call.args[name], (tuple, list)) else [call.args[name]]
+    shape, masks = call.shape_of("input"), call.masks()
+    for n in range(len(times)):
+        axis, position = len(call.result) - len(times) + n, len(shape) - len(times) + n
+        mask = call.result[axis]
+        if mask is not None and (position < 0 or masks[position] is None):
+            times[n] = scaled(times[n], mask)
+    call.args[name] = tuple(times)
+
+
+def _repeat_interleave_resize(call: Resized) -> None:
+    axis = call.args["dim"] % len(call.result)
+    if call.shape_of("input")[axis] == 1:
+        call.args["repeats"] = scaled(call.args["repeats"], call.result[axis])
+
+
+def _channel_shuffle_resize(call: Resized) -> None:
+    call.args["groups"] = kept_groups(call.args["groups"], call.masks()[1])
+
+
+def _unflatten_numbers(call: Resized) -> dict[str, Any]:
+    return {"unflattened_size": tuple(call.args["sizes"])}
+
+
+def _shuffle_numbers(call: Resized) -> dict[str, Any]:
+    return {"groups": call.args["groups"]}
+
+
+_OF_MATRICES = Tensor.mT.__get__  # type: ignore[attr-defined]
+_OF_ALL = Tensor.T.__get__  # type: ignore[attr-defined]
+
+OPERATORS = [
+    operator(
+        "reshape(input, shape: ints)",
+        names="view",
+        calls={
+            Tensor.view: _view_call,
+            torch.ravel: unary("reshape", shape=(-1,)),
+            Tensor.ravel: unary("reshape", shape=(-1,)),
+        },
+        rule=_reshape_rule,
+        resize=sizes("shape"),
+        constant="viewed",
+    ),
+    operator(
+        "reshape_as(input, other)",
+        style="method",
+        names="view_as",
+        kinds={"other": "tensor"},
+        rule=_reshape_rule,
+        constant="viewed",
+    ),
+    operator(
+        "flatten(input, start_dim=0, end_dim=-1)",
+        modules=[Leaf(nn.Flatten, attributes=("start_dim", "end_dim"))],
+        rule=_reshape_rule,
+        constant="viewed",
+    ),
+    operator(
+        "unflatten(input, dim, sizes)",
+        modules=[Leaf(nn.Unflatten, attributes=("dim", "sizes=unflattened_size"), numbers=_unflatten_numbers)],
+        rule=_reshape_rule,
+        resize=_unflatten_resize,
+        constant="viewed",
+    ),
+    operator("squeeze(input, dim=None)", rule=_reshape_rule, resize=_squeeze_resize, constant="viewed"),
+    operator("unsqueeze(input, dim)", rule=_reshape_rule, constant="viewed"),
+    operator(
+        "permute(input, dims: ints)",
+        calls=dict.fromkeys((_OF_ALL, Tensor.t, Tensor.t_, torch.t), _reversed_call),
+        rule=_permute_rule,
+        constant="computed",
+    ),
+    operator(
+        "transpose(input, dim0, dim1)",
+        names="swapaxes swapdims",
+        calls={_OF_MATRICES: _transposed_call},
+        rule=_transpose_rule,
+        constant="computed",
+    ),
+    operator("movedim(input, source, destination)", names="moveaxis", rule=_movedim_rule),
+    operator("expand(input, size: ints)", style="method", rule=_expand_rule, resize=sizes("size")),
+    operator("expand_as(input, other)", style="method", kinds={"other": "tensor"}, rule=_expand_rule),
+    operator("broadcast_to(input, size: ints)", rule=_expand_rule, resize=sizes("size")),
+    operator(
+        "repeat(input, repeats: ints)",
+        style="method",
+        kinds={"repeats": "ints"},
+        rule=_repeat_rule,
+        resize=_repeat_resize,
+    ),
+    operator("tile(input, dims: ints)", rule=_repeat_rule, resize=_repeat_resize),
+    operator(
+        "repeat_interleave(input, repeats, dim=None, *, output_size=None)",
+        kinds={"output_size": "int|none"},
+        rule=_repeat_interleave_rule,
+        resize=_repeat_interleave_resize,
+    ),
+    operator("flip(input, dims: ints)", rule=_flip_rule),
+    operator("roll(input, shifts, dims=None)", rule=_roll_rule, constant="moved"),
+    operator("rot90(input, k=1, dims=(0, 1))", rule=_rot90_rule),
+    operator(
+        "pixel_shuffle(input, upscale_factor)",
+        modules=[Leaf(nn.PixelShuffle, attributes=("upscale_factor",))],
+        rule=_pixel_shuffle_rule,
+    ),
+    operator(
+        "pixel_unshuffle(input, downscale_factor)",
+        modules=[Leaf(nn.PixelUnshuffle, attributes=("downscale_factor",))],
+        rule=_pixel_unshuffle_rule,
+    ),
+    operator(
+        "channel_shuffle(input, groups)",
+        modules=[Leaf(nn.ChannelShuffle, attributes=("groups",), numbers=_shuffle_numbers)],
+        rule=_channel_shuffle_rule,
+        resize=_channel_shuffle_resize,
+    ),
+    operator(
+        "unfold(input, dimension, size, step)",
+        style="method",
+        kinds={"size": "int", "step": "int"},
+        calls={Tensor.unfold: renamed("unfold", "input", "dimension", "size", "step")},
+        rule=_unfold_rule,
+    ),
+    operator("diagonal(input, offset=0, dim1=0, dim2=1)", rule=_diagonal_rule),
+    operator("diag_embed(input, offset=0, dim1=-2, dim2=-1)", rule=_diag_embed_rule),
+    operator("view_as_complex(input)", rule=_view_as_complex_rule),
+    operator("view_as_real(input)", rule=_view_as_real_rule),
+    *operators(
+        """
+        tril(input, diagonal=0)
+        triu(input, diagonal=0)
+        """,
+        rule=_triangle_rule,
+    ),
+]

@@ -16,17 +16,12 @@ from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import ModuleVertex, Vertex
 from torchorbit.labels import arrays_of
-from torchorbit.operators import Labelled
-from torchorbit.operators.normalizations import channel_axis
+from torchorbit.operators import KNOWN, Labelled
 from torchorbit.orbits.causes import Reason
 from torchorbit.orbits.frozen import FrozenGroups, frozen_groups
 from torchorbit.orbits.lookups import module_path, vertices_of_module
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.suggesting import close_to
-
-_NORMS = frozenset({"batch_norm", "instance_norm", "group_norm"})
-_LAST = frozenset({"linear", "layer_norm", "rms_norm", "embedding", "bilinear"})
-_ONE_SIDED = frozenset({"embedding", "bilinear"})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,18 +134,13 @@ class Channels:
         arg: Any = Ref(vertex.name)
         if dim:
             arg = call.args.get("input")
-        if type(arg) is not Ref or (dim and call.operator in _ONE_SIDED):
+        row = KNOWN.get(call.operator)
+        if type(arg) is not Ref or row is None or row.channels is None or (dim and not row.channels_in):
             return None
         values = [pick(reading.values[arg.vertex], arg.index) for reading in orbits.readings]
-        rank = len(values[0].shape)
-        if call.operator in _LAST:
-            axis = rank - 1
-        elif call.operator in _NORMS:
-            axis = channel_axis(rank, orbits.model.module_at(path))
-        elif call.operator.startswith("conv"):
-            axis = rank - len(orbits.model.tensor_at(call.args["weight"].path).shape) + 1
-        else:
-            return None
+        weight = call.args.get("weight")
+        weight_rank = orbits.model.tensor_at(weight.path).dim() if type(weight) is Attr else 0
+        axis = row.channels(len(values[0].shape), weight_rank, orbits.model.module_at(path))
 
         def why(groups: FrozenGroups, index: int) -> tuple[Reason, ...]:
             return groups.reasons_at(arg.vertex, axis, index)

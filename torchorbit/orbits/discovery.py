@@ -18,7 +18,7 @@ from torchorbit.graph.names import names_at
 from torchorbit.graph.vertices import ModuleVertex
 from torchorbit.labels import Dim, Labels, joint
 from torchorbit.operators import RULES, Labelled, Operands, Reading
-from torchorbit.operators.elementwise import SAME_LABELS
+from torchorbit.operators.labelling import SAME_LABELS
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.operands import KnownValues, labelled_in
 from torchorbit.orbits.orbit import Orbits

@@ -13,11 +13,9 @@ from torchorbit.containers import map_together
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.shapes import pick
-from torchorbit.labels import Dim, arrays_of
+from torchorbit.labels import Dim, Mask, arrays_of
 from torchorbit.operators import Labelled
 from torchorbit.orbits.orbit import Orbit, Orbits
-
-Mask = NDArray[np.bool_]
 
 
 class Selection:

@@ -20,13 +20,14 @@ from torchorbit.graph.one_level import keep_shapes
 from torchorbit.graph.shapes import complete
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, refs_in, vertex_args
 from torchorbit.graph.writing import Writer
-from torchorbit.operators import RESIZES, Mixing
+from torchorbit.labels import Mask
+from torchorbit.operators import KNOWN, LEAVES, RESIZES, Mixing
+from torchorbit.operators.resizing import Resized, restored, smaller_shape
 from torchorbit.orbits.orbit import Orbit, Orbits
-from torchorbit.orbits.selection import Mask, Selection
+from torchorbit.orbits.selection import Selection
 from torchorbit.removal.emptying import Emptied
 from torchorbit.removal.history import Pruning, continued
 from torchorbit.removal.optimizers import cut_state
-from torchorbit.removal.resizing import RESIZERS, Resized, restored, smaller_shape
 
 # What makes a module this graph and no other; the rest, hooks say, stays when a graph is changed in place.
 _OF_A_GRAPH = (
@@ -204,11 +205,12 @@ class _Cut:
             return self.model.shape_of(call.args[name])
 
         answer = Resized(call.operator, call.args, self.model.graph.shapes.get(vertex.name), result, masks, shape)
-        resize = RESIZERS.get(call.operator)
-        if resize is not None:
-            resize(answer)
-        if self.adjust_dropout and isinstance(vertex, OperatorVertex) and call.operator in _DROPOUTS:
-            answer.args["p"] = call.args.get("p", 0.5) * _share(answer.masks())
+        row = KNOWN.get(call.operator)
+        if row is not None and row.resize is not None:
+            row.resize(answer)
+        if self.adjust_dropout and isinstance(vertex, OperatorVertex) and row is not None and row.probability:
+            probability = call.args.get(row.probability, row.parameters[row.probability])
+            answer.args[row.probability] = probability * _share(answer.masks())
         return answer
 
     def settle(self, vertex: ModuleVertex, call: Resized) -> str:
@@ -216,10 +218,11 @@ class _Cut:
 
         Nothing ties the calls of a leaf without weights. Where they need other numbers each has a leaf of its own.
         """
-        numbers = _numbers(vertex.leaf, call)
-        if self.adjust_dropout and vertex.leaf in _DROPOUT_LEAVES:
-            dropout: Any = self.dag.get_submodule(vertex.target)
-            numbers["p"] = dropout.p * _share(call.masks())
+        known = LEAVES[vertex.leaf]
+        numbers = {} if known.numbers is None else known.numbers(call)
+        if self.adjust_dropout and known.probability:
+            probability = getattr(self.dag.get_submodule(vertex.target), known.probability)
+            numbers[known.probability] = probability * _share(call.masks())
         leaves = self.settled.setdefault(id(self.dag.get_submodule(vertex.target)), [])
         for leaf in leaves:
             if leaf.numbers == numbers:
@@ -374,7 +377,11 @@ class _Cut:
         }
         made.__dict__ = {**own, "_parameters": {}, "_buffers": {}, "_modules": {}}
         self.fill(made, module, path)
-        _settle(made, leaf)
+        for name, number in leaf.numbers.items():
+            setattr(made, name, number)
+        settle = LEAVES[leaf.kind].settle
+        if settle is not None:
+            settle(made)
         return made
 
     def whole(self, module: nn.Module, path: str) -> nn.Module:
@@ -423,10 +430,6 @@ class _Restoring(Transformer):
         return arg if mask is None else restored(arg, mask)
 
 
-_DROPOUTS = frozenset({"dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout"})
-_DROPOUT_LEAVES = frozenset({"Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout"})
-
-
 def _share(masks: list[Mask | None]) -> float:
     """The share of a value that is kept."""
     return float(np.prod([mask.mean() for mask in masks if mask is not None]))
@@ -466,7 +469,7 @@ def _needed(vertices: list[Vertex], output: Any) -> list[Vertex]:
     wanted = set(refs_in(output))
     kept: list[Vertex] = []
     for vertex in reversed(vertices):
-        effects = isinstance(vertex, OperatorVertex) and vertex.operator in ("check", "assign")
+        effects = isinstance(vertex, OperatorVertex) and KNOWN[vertex.operator].effect
         if vertex.name in wanted or effects or isinstance(vertex, InputVertex):
             kept.append(vertex)
             wanted.update(refs_in(vertex_args(vertex)))
@@ -477,49 +480,3 @@ def _used(vertices: Iterable[Vertex]) -> set[str]:
     """Paths of the modules that vertices call, and of the parameters and buffers that they name."""
     used = {vertex.target for vertex in vertices if isinstance(vertex, ModuleVertex)}
     return used | {arg.path for vertex in vertices for arg in walk_args(vertex_args(vertex)) if type(arg) is Attr}
-
-
-def _numbers(leaf: str, call: Resized) -> dict[str, Any]:
-    """The numbers that a leaf keeps, as far as they follow from a call of it."""
-    args = call.args
-    if leaf == "ChannelShuffle" or leaf.startswith(("Conv1", "Conv2", "Conv3", "ConvTranspose")):
-        return {"groups": args["groups"]}
-    if leaf in ("LayerNorm", "RMSNorm"):
-        return {"normalized_shape": tuple(args["normalized_shape"])}
-    if leaf == "Unflatten":
-        return {"unflattened_size": tuple(args["sizes"])}
-    if leaf.startswith(("ConstantPad", "ZeroPad")):
-        return {"padding": args["pad"]}
-    numbers = {"num_groups": args["num_groups"]} if leaf == "GroupNorm" else {}
-    if leaf.startswith(("BatchNorm", "InstanceNorm", "GroupNorm")):
-        # An instance norm also takes a sample without a batch.
-        masks = call.masks()
-        axis = len(masks) - 1 - int(leaf[-2]) if leaf.startswith("InstanceNorm") else 1
-        mask = masks[axis]
-        if mask is not None:
-            numbers["num_channels" if leaf == "GroupNorm" else "num_features"] = int(mask.sum())
-    return numbers
-
-
-def _settle(module: Any, leaf: _Leaf) -> None:
-    """Set the numbers that a leaf keeps beside its tensors."""
-    for name, number in leaf.numbers.items():
-        setattr(module, name, number)
-    kind = leaf.kind
-    weight: Any = getattr(module, "weight", None)
-    if kind.startswith("ConvTranspose"):
-        module.in_channels, module.out_channels = weight.shape[0], weight.shape[1] * module.groups
-    elif kind.startswith("Conv"):
-        module.in_channels, module.out_channels = weight.shape[1] * module.groups, weight.shape[0]
-    elif kind == "Linear":
-        module.out_features, module.in_features = weight.shape
-    elif kind == "Bilinear":
-        module.out_features, module.in1_features, module.in2_features = weight.shape
-    elif kind == "Embedding":
-        module.embedding_dim = weight.shape[1]
-    elif kind == "PReLU":
-        module.num_parameters = weight.shape[0]
-    elif kind in ("RNN", "LSTM", "GRU"):
-        module.input_size = module.weight_ih_l0.shape[1]
-        module.hidden_size = module.weight_hh_l0.shape[1]
-        module._init_flat_weights()  # it keeps a list of its weights, which a copy of it shares

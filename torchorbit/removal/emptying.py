@@ -21,25 +21,9 @@ from torchorbit.graph.calls import Call
 from torchorbit.graph.dag import Graph
 from torchorbit.graph.shapes import called, pick
 from torchorbit.graph.vertices import ModuleVertex, OperatorVertex, Vertex, vertex_args
-from torchorbit.operators.elementwise import ELEMENTWISE
-from torchorbit.operators.table import OPERATORS
+from torchorbit.operators.resizing import Resized, smaller_shape
+from torchorbit.operators.table import KNOWN, OPERATORS
 from torchorbit.orbits.orbit import Orbit
-from torchorbit.removal.resizing import Resized, smaller_shape
-
-#: What gives its bias when it is given no channels, and where the result has its channels.
-_CONTRACTIONS = {"linear": -1, "conv1d": -2, "conv2d": -3, "conv3d": -4}
-#: What can be computed on a constant that is of length one where it does not vary.
-_COMPUTED = ELEMENTWISE | {
-    "batch_norm", "layer_norm", "linear", "mean", "permute", "prelu", "rms_norm", "transpose",
-}  # fmt: skip
-#: What gives it other dimensions.
-_VIEWS = {"flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze"}
-#: What leaves it as it is in evaluation.
-_IDENTITIES = {
-    "clone", "contiguous", "interpolate",
-    "dropout", "dropout1d", "dropout2d", "dropout3d", "alpha_dropout", "feature_alpha_dropout",
-    *[f"{kind}{n}d" for kind in ("adaptive_avg_pool", "max_pool", "adaptive_max_pool") for n in (1, 2, 3)],
-}  # fmt: skip
 
 
 def is_empty(masks: Any) -> bool:
@@ -102,13 +86,14 @@ class Emptied:
             if "live" not in states | read:
                 self._made_of_parameters[vertex.name] = resized
             return True
-        if isinstance(vertex, OperatorVertex) and (vertex.training_only or vertex.operator in ("check", "assign")):
+        if isinstance(vertex, OperatorVertex) and (vertex.training_only or OPERATORS[vertex.operator].effect):
             self._gone.add(vertex.name)
             return False
         if "live" not in states:
             self.constants[vertex.name] = self._constant(vertex, resized(), result)
             return False
-        meets = call.operator == "cat" or (call.operator in ELEMENTWISE and "gone" not in states)
+        row = KNOWN.get(call.operator)
+        meets = call.operator == "cat" or (row is not None and row.elementwise and "gone" not in states)
         if meets and not read & {"gone", "constant"}:
             return True
         raise self._refusal(vertex, call.operator)
@@ -189,16 +174,18 @@ class Emptied:
 
     def _constant(self, vertex: Vertex, call: Resized, result: Any) -> Tensor:
         value: Tensor | None
+        row = KNOWN.get(call.operator)
+        becomes = "" if row is None else row.constant
         if any(self.state(operand) == "gone" for operand in operands_of(call.args, training=False)):
             value = self._of_nothing(call)
-        elif call.operator in _IDENTITIES:
+        elif becomes == "same":
             value = self._value(call.args["input"])
-        elif call.operator in _VIEWS:
+        elif becomes == "viewed":
             value = self._viewed(call, result)
-        elif call.operator in ("getitem", "roll"):
+        elif becomes == "moved":
             value = self._moved(call)
         else:
-            value = self._computed(call)
+            value = self._computed(call) if becomes == "computed" else None
         shape = smaller_shape(call.shape, result)
         if (
             value is None
@@ -210,9 +197,12 @@ class Emptied:
 
     def _of_nothing(self, call: Resized) -> Tensor | None:
         """What a layer gives that is given no channels."""
-        axis = _CONTRACTIONS.get(call.operator)
-        if axis is None or self.state(call.args["input"]) != "gone" or type(call.args["weight"]) is not Attr:
+        row = KNOWN.get(call.operator)
+        if row is None or not row.bias_of_nothing or row.channels is None:
             return None
+        if self.state(call.args["input"]) != "gone" or type(call.args["weight"]) is not Attr:
+            return None
+        axis = row.channels(len(call.shape), len(call.shape_of("weight")), None)
         bias = call.args.get("bias")
         weight = self.cut_at(call.args["weight"].path)
         if bias is None:
@@ -265,27 +255,19 @@ class Emptied:
         args = dict(call.args)
         if call.operator.startswith("conv"):
             # Without edges, what a kernel of one element sees is the same everywhere.
-            if call.operator not in _CONTRACTIONS or any(n != 1 for n in call.shape_of("weight")[2:]):
+            if any(n != 1 for n in call.shape_of("weight")[2:]):
                 return None
             args.update(stride=1, padding=0)
-        elif call.operator not in _COMPUTED or self._of_the_batch(call):
+        elif self._of_the_batch(call):
             return None
         args = {name: self._value(arg) for name, arg in args.items()}
-        full = self._needs_in_full(call)
-        if full:
+        in_full = OPERATORS[call.operator].in_full
+        if in_full is not None:
+            full = in_full(call)
             whole = smaller_shape(call.shape_of("input"), call.masks())
             args["input"] = args["input"].expand([whole[n] if n in full else -1 for n in range(len(whole))])
         value = called(OPERATORS[call.operator], args)
         return value if isinstance(value, Tensor) else None
-
-    def _needs_in_full(self, call: Resized) -> set[int]:
-        """The dimensions of its operand that a call does not take to be of length one where they are longer."""
-        if call.operator in _CONTRACTIONS:
-            return {len(call.shape_of("input")) + _CONTRACTIONS[call.operator]}
-        if call.operator in ("layer_norm", "rms_norm"):
-            rank = len(call.shape_of("input"))
-            return set(range(rank - len(call.args["normalized_shape"]), rank))
-        return {1} if call.operator == "batch_norm" else set()
 
     def _of_the_batch(self, call: Resized) -> bool:
         """Whether it normalizes by statistics of what it is given."""

@@ -28,7 +28,7 @@ from torchorbit.graph.shapes import called, pick
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, last_uses
 from torchorbit.operators import Labelled
 from torchorbit.operators.normalizations import channel_axis
-from torchorbit.operators.reductions import reduced_axes
+from torchorbit.operators.sums import reduced_axes
 from torchorbit.operators.table import OPERATORS
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.orbits.selection import Selection
@@ -102,7 +102,7 @@ class MaskedInterpreter(Interpreter):
         for position, vertex in enumerate(self.model.graph.vertices):
             if isinstance(vertex, InputVertex):
                 continue
-            if isinstance(vertex, OperatorVertex) and (vertex.training_only or vertex.operator in ("check", "assign")):
+            if isinstance(vertex, OperatorVertex) and (vertex.training_only or OPERATORS[vertex.operator].effect):
                 continue
             result = self.vertex(vertex)
             self.values[vertex.name] = self.zeroed(result, self.selection.of(vertex.name))
@@ -230,6 +230,11 @@ class _Context:
 
 _Rule = Callable[[_Context], Any]
 _MASKED: dict[str, _Rule] = {}
+
+
+def masked_operators() -> frozenset[str]:
+    """The operators that have a meaning of their own in a masked run."""
+    return frozenset(_MASKED)
 
 
 def _masked(*operators: str) -> Callable[[_Rule], _Rule]:

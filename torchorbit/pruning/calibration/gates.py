@@ -19,10 +19,10 @@ from torchorbit.errors import ArgumentError
 from torchorbit.graph.calls import Call
 from torchorbit.graph.vertices import InputVertex, OperatorVertex
 from torchorbit.labels import Dim, arrays_of
-from torchorbit.operators import Labelled
+from torchorbit.operators import KNOWN, Labelled
+from torchorbit.operators.sums import Meeting, Operand, contracted, reduced
 from torchorbit.orbits.operands import value_of
 from torchorbit.orbits.orbit import Orbit, Orbits, TensorDimension
-from torchorbit.pruning.calibration.contractions import Meeting, Operand, contracted, reduced
 from torchorbit.pruning.criteria.base import Place
 
 Units = NDArray[np.int64]
@@ -158,7 +158,7 @@ class _Finder:
                 continue
             passed = self.passed(name) if "transpose" in call.operator else None
             for meeting in meetings:
-                if layer or call.operator.startswith(("conv", "linear", "RNN", "LSTM", "GRU")):
+                if layer or KNOWN[call.operator].sinks:
                     # Of a convolution in groups only what it sums over is consumed; the groups go on.
                     allowed = [self.allowed(found) for found in consumed]
                     if passed is not None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from torchorbit.arguments import Attr
+from torchorbit.operators import OPERATORS
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
 from torchorbit.pruning.criteria.magnitude import root_mean_square
@@ -20,7 +21,7 @@ Norms = Literal["batch", "all"]
 
 _OPERATORS = {
     "batch": frozenset({"batch_norm"}),
-    "all": frozenset({"batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm"}),
+    "all": frozenset([name for name, row in OPERATORS.items() if row.normalizes]),
 }
 
 

@@ -1,0 +1,102 @@
+"""Calls that lose channels, whose arguments hold sizes, sections, bounds and numbers of groups to recompute."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from torchorbit.arguments import Expr, Size
+from torchorbit.labels import Mask
+
+Masks = list[Mask | None]
+
+
+class Resized:
+    """A call whose operands or result lose channels.
+
+    Attributes:
+        operator: what is called; it may be changed.
+        args: its arguments.
+        shape: shape of the result before, or containers of shapes.
+        result: what is kept of the result's dimensions, or containers of that.
+        masks_of: gives what is kept of the dimensions of an argument, by its name.
+        shape_of: gives the shape of an argument before, by its name.
+        after: operations on the result to be put after the call: (operator, arguments).
+    """
+
+    def __init__(
+        self,
+        operator: str,
+        args: dict[str, Any],
+        shape: Any,
+        result: Any,
+        masks: Callable[[str], Any],
+        shapes: Callable[[str], Any],
+    ):
+        self.operator = operator
+        self.args = dict(args)
+        self.shape = shape
+        self.result = result
+        self.masks_of = masks
+        self.shape_of = shapes
+        self.after: list[tuple[str, dict[str, Any]]] = []
+
+    def masks(self, argument: str = "input") -> Masks:
+        """What is kept of an argument's dimensions."""
+        return self.masks_of(argument)
+
+
+def scaled(size: Any, mask: Mask | None) -> Any:
+    """A size in an argument, for what is kept of the dimension that it is the length of."""
+    if mask is None or size == -1:
+        return size
+    kept, total = int(mask.sum()), len(mask)
+    if isinstance(size, int):
+        return kept
+    divisor = math.gcd(kept, total)
+    return Expr("//", (Expr("*", (size, kept // divisor)), total // divisor))
+
+
+def restored(size: Size, mask: Mask) -> Expr:
+    """The length that a dimension had, from the one that it has."""
+    kept, total = int(mask.sum()), len(mask)
+    divisor = math.gcd(kept, total)
+    return Expr("//", (Expr("*", (size, total // divisor)), kept // divisor))
+
+
+def smaller_shape(shape: Any, masks: Any) -> Any:
+    """A shape, or containers of shapes, for what is kept of the dimensions."""
+    if isinstance(shape, torch.Size):
+        if not isinstance(masks, list):
+            return shape
+        return torch.Size(
+            [length if mask is None else int(mask.sum()) for length, mask in zip(shape, masks, strict=True)]
+        )
+    if isinstance(shape, dict):
+        return {key: smaller_shape(item, masks[key]) for key, item in shape.items()}
+    if shape is None:
+        return None
+    return tuple([smaller_shape(item, mask) for item, mask in zip(shape, masks, strict=True)])
+
+
+def sizes(name: str) -> Callable[[Resized], None]:
+    """Recomputes an argument that has the lengths of the last dimensions of the result."""
+
+    def resize(call: Resized) -> None:
+        given = call.args[name]
+        listed = list(given) if isinstance(given, (tuple, list)) else [given]
+        offset = len(call.result) - len(listed)
+        call.args[name] = tuple([scaled(size, call.result[offset + n]) for n, size in enumerate(listed)])
+
+    return resize
+
+
+def kept_groups(groups: int, *masks: Mask | None) -> int:
+    """How many of the groups, into which channels are divided, keep any."""
+    for mask in masks:
+        if mask is not None:
+            return int(mask.reshape(groups, -1).any(1).sum())
+    return groups
