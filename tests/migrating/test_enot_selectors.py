@@ -70,7 +70,7 @@ def test_enot_no_gates_and_no_sizes_to_mend():
     assert {type(module) for module in dag.modules()} == kinds
     # A channel before flattening is 64 columns behind it, and the number in reshape follows.
     (orbit,) = torchorbit.find_orbits(dag)
-    (columns,) = [piece for piece in orbit.unit(2) if piece.tensor == "last.weight"]
+    (columns,) = [piece for piece in torchorbit.inspect.unit_slices(orbit, 2) if piece.tensor == "last.weight"]
     assert columns.indices == tuple(range(128, 192))
     smaller = torchorbit.remove_channels(dag, {orbit: [0, 5]})
     expected = F.linear(
@@ -110,7 +110,7 @@ def test_enot_pruning_config():
     dag = graph(8, 10, 6)
     widths = {"0": 6, "2": 5, "4": 4}
     for key in ("2", dag.get_submodule("2"), torchorbit.find_orbits(dag)[1]):
-        orbits = key._orbits if isinstance(key, torchorbit.Orbit) else torchorbit.find_orbits(dag)
+        orbits = key.orbits if isinstance(key, torchorbit.Orbit) else torchorbit.find_orbits(dag)
         selector = Ratios({key: 0.5, "4*": 0.3}, default=0.25)
         found = selector.select(Task(Magnitude().scores(orbits)))
         assert [orbit.width - len(found[orbit]) for orbit in orbits] == list(widths.values())

@@ -14,7 +14,7 @@ from torchorbit.orbits import Orbit, Orbits
 
 def owned(orbit: Orbit, unit: int | None = None) -> dict[tuple[str, int], tuple[int, ...]]:
     """What an orbit, or one of its units, owns: (tensor, dimension) -> positions."""
-    slices = orbit.slices if unit is None else orbit.unit(unit)
+    slices = orbit.slices if unit is None else torchorbit.inspect.unit_slices(orbit, unit)
     return {(piece.tensor, piece.dim): piece.indices for piece in slices}
 
 

@@ -105,7 +105,7 @@ class Scores(Mapping[Orbit, Array]):
 
         Args:
             module: a layer of the graph, its path, or the path of a parameter or buffer, as for
-                `torchorbit.removal.pruning_plan`.
+                `torchorbit.plan`.
             dim: 0 for the channels that the layer gives, 1 for those that it takes; of a tensor, the dimension.
 
         Returns:

@@ -12,7 +12,7 @@ from torchorbit.arguments import Attr
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
 from torchorbit.pruning.criteria.magnitude import root_mean_square
-from torchorbit.pruning.criteria.slices import Reduction, WeightSlices, check_choice, reduced
+from torchorbit.pruning.criteria.slices import Reduction, OrbitWeights, check_choice, reduced
 from torchorbit.pruning.scores import Scores
 
 #: Which normalizations count: batch norms, or group, instance, layer and root-mean-square norms as well.
@@ -55,7 +55,7 @@ class BatchNormScale(WeightCriterion):
     @torch.no_grad()
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""
-        slices = WeightSlices(orbits)
+        slices = OrbitWeights(orbits)
         scales = self._scales(orbits)
         values, without = {}, {}
         for orbit in orbits:

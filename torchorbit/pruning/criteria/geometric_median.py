@@ -10,7 +10,7 @@ from torch import Tensor
 
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
-from torchorbit.pruning.criteria.slices import Over, Reduction, WeightSlices, check_choice, reduced
+from torchorbit.pruning.criteria.slices import Over, Reduction, OrbitWeights, check_choice, reduced
 from torchorbit.pruning.scores import Scores
 
 _ROWS = 1024  # of the matrix of distances at a time
@@ -44,7 +44,7 @@ class GeometricMedian(WeightCriterion):
     @torch.no_grad()
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""
-        slices = WeightSlices(orbits)
+        slices = OrbitWeights(orbits)
         values = {
             orbit: reduced([_distances(p.stacked()) for p in slices.of(orbit, self.over)], self.reduce, orbit.width)
             for orbit in orbits

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
-from torchorbit.pruning.criteria.slices import Over, WeightSlices, check_choice, reduced
+from torchorbit.pruning.criteria.slices import Over, OrbitWeights, check_choice, reduced
 from torchorbit.pruning.criteria.weight_norm import norm
 from torchorbit.pruning.scores import Scores
 
@@ -44,7 +44,7 @@ class Lamp(WeightCriterion):
     @torch.no_grad()
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""
-        slices = WeightSlices(orbits)
+        slices = OrbitWeights(orbits)
         values = {}
         for orbit in orbits:
             squares = [norm(part, 2).square() for part in slices.of(orbit, self.over)]

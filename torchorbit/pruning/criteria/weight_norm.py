@@ -12,7 +12,7 @@ from torch import Tensor
 from torchorbit.errors import ArgumentError
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
-from torchorbit.pruning.criteria.slices import Over, Reduction, UnitSlices, WeightSlices, check_choice, reduced
+from torchorbit.pruning.criteria.slices import Over, Reduction, WeightRows, OrbitWeights, check_choice, reduced
 from torchorbit.pruning.scores import Divisor, Scores, normalized
 
 #: Over what norms are normalized: the units of an orbit in each ``"tensor"``, those of the ``"orbit"``, or ``"all"``.
@@ -64,7 +64,7 @@ class WeightNorm(WeightCriterion):
     @torch.no_grad()
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""
-        slices = WeightSlices(orbits)
+        slices = OrbitWeights(orbits)
         values = {}
         for orbit in orbits:
             norms = [norm(part, self.p) for part in slices.of(orbit, self.over)]
@@ -91,7 +91,7 @@ class L2(WeightNorm):
     name: ClassVar[str] = "l2"
 
 
-def norm(part: UnitSlices, p: float) -> Tensor:
+def norm(part: WeightRows, p: float) -> Tensor:
     """The p-norm of what every unit owns of one dimension of a tensor, of shape (width,)."""
     absolute = part.rows.abs()
     if math.isinf(p):
