@@ -212,7 +212,7 @@ class Plan:
             raise PlanError(str(error)) from None
 
     def _adopt(self, selection: Selection, roots: tuple[str, ...] = ()) -> None:
-        removed = {orbit: set(units.tolist()) for orbit, units in selection.removed.items()}
+        removed = {orbit: set(units.tolist()) for orbit, units in selection.removed.items() if len(units)}
         self._state = _State(removed, roots, cuts_of(selection, roots) if removed else Cuts())
 
 
