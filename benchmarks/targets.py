@@ -75,7 +75,7 @@ def measure(name: str) -> list[Reached]:
                 try:
                     removed = SELECTORS[selector]().select(task)
                 except TargetError as error:
-                    found.append(Reached(name, target, round_to, selector, total, None, least=error.least))
+                    found.append(Reached(name, target, round_to, selector, total, None, least=error.min_cost))
                     continue
                 smaller = torchorbit.remove_channels(dag, removed)
                 seconds = time.perf_counter() - started

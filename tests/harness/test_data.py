@@ -186,7 +186,7 @@ def test_images_without_labels():
     ("arguments", "message"),
     [
         (("--flops", "0.5", "--criterion", "taylor"), "--criterion taylor looks at data: give --data"),
-        (("--flops", "0.5", "--criterion", "tailor"), "there is no criterion 'tailor' (did you mean 'taylor'?)"),
+        (("--flops", "0.5", "--criterion", "tailor"), "there is no criterion 'tailor'; close to it: taylor"),
         (("--flops", "0.5", "--selector", "none"), "there is no selector 'none'"),
         (("--flops", "0.5", "--finetune-bn"), "--finetune-bn needs data: give --data"),
         (("--flops", "0.5", "--samples", "3"), "--data, which is missing"),

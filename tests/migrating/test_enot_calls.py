@@ -164,7 +164,7 @@ def test_enot_optimal_strategy():
     target = torchorbit.Target.flops(0.5)
     selector = Optimal(n_search_steps=8, seed=0, verbose=False)
     pruned = torchorbit.prune(
-        dag, None, LOADER, loss, criterion="taylor", selector=selector, target=target, constraint=Bounds(least=2)
+        dag, None, LOADER, loss, criterion="taylor", selector=selector, target=target, constraint=Bounds(min_width=2)
     )
     assert FlopsCost()(pruned) <= 0.5 * FlopsCost()(dag)
     assert min(orbit.width for orbit in torchorbit.find_orbits(pruned)) >= 2
@@ -174,7 +174,7 @@ def test_enot_optimal_strategy():
             scores,
             target=target,
             loss=torchorbit.criteria.MaskedLoss(scores.orbits, LOADER, loss),
-            constraint=Bounds(least=2),
+            constraint=Bounds(min_width=2),
         )
     )
     assert list(found.best.widths) == [orbit.width for orbit in torchorbit.find_orbits(pruned)]

@@ -87,7 +87,7 @@ def test_enot_no_greatest_group():
     (orbit,) = torchorbit.find_orbits(dag)
     assert orbit.width == 5000
     assert torchorbit.find_orbits(torchorbit.prune(dag, ratio=0.5))[0].width == 2500
-    kept = torchorbit.prune(dag, ratio=0.5, constraint=Overrides({"0": Bounds(least=5000)}))
+    kept = torchorbit.prune(dag, ratio=0.5, constraint=Overrides({"0": Bounds(min_width=5000)}))
     assert torchorbit.find_orbits(kept)[0].width == 5000
     assert len(torchorbit.find_orbits(dag, frozen=["0"])) == 0
 

@@ -195,7 +195,7 @@ def test_torch_pruning_rounds():
         sizes.append(parameters(model))
 
     whole = parameters(dag)
-    pruned = torchorbit.prune(dag, parameters=0.4, steps=3, between=train, optimizer=optimizer)
+    pruned = torchorbit.prune(dag, parameters=0.4, steps=3, between_steps=train, optimizer=optimizer)
     assert whole > sizes[0] > sizes[1] > parameters(pruned)
     assert parameters(pruned) <= 0.4 * whole
     assert len(sizes) == 2

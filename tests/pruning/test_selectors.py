@@ -280,7 +280,7 @@ def test_global_cannot_remove_more_than_there_is():
     orbits = torchorbit.find_orbits(chain(16, 24))
     with pytest.raises(TargetError, match="39 of 40 units to go, and 38 can") as error:
         Global(39).select(Task(random_scores(orbits, 0)))
-    assert error.value.least == 2
+    assert error.value.min_cost == 2
 
 
 def test_global_to_a_target_removes_the_fewest_of_the_lowest_that_meet_it():
@@ -397,14 +397,14 @@ def test_a_target_above_the_cost_removes_nothing(selector):
 def test_the_least_that_there_can_be_is_reached_and_less_is_not(selector):
     dag = chain(24, 16)
     orbits = torchorbit.find_orbits(dag)
-    constraint = Bounds(least=5)
+    constraint = Bounds(min_width=5)
     least = torchorbit.flops(torchorbit.remove_channels(dag, {o: range(o.width - 5) for o in orbits})).total
     scores = random_scores(orbits, 0)
     removed = selector.select(Task(scores, target=Target.flops(least), constraint=constraint))
     assert [len(units) for units in removed.values()] == [19, 11]
     with pytest.raises(TargetError, match="cannot be reached") as error:
         selector.select(Task(scores, target=Target.flops(least - 1), constraint=constraint))
-    assert error.value.least == least
+    assert error.value.min_cost == least
 
 
 @TO_TARGETS
@@ -452,8 +452,8 @@ def test_what_any_selector_chooses_can_be_removed_and_is_within_limits(
 ):
     dag, orbits = network(specification)
     scores = random_scores(orbits, seed)
-    task = Task(scores, target=target(share), constraint=Bounds(least=2, round_to=round_to))
-    if task.cost(task.least) > share * task.cost(task.most):
+    task = Task(scores, target=target(share), constraint=Bounds(min_width=2, round_to=round_to))
+    if task.cost(task.min_widths) > share * task.cost(task.full_widths):
         with pytest.raises(TargetError, match="cannot be reached"):
             selector.select(task)
         return

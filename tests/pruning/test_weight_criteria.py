@@ -210,7 +210,12 @@ def test_batch_norm_scales_and_magnitudes_of_the_same_mean_where_there_are_none(
     passing = [orbit for orbit in small if any(".1.weight" in s.tensor and s.tensor[0] == "s" for s in orbit.slices)]
     for orbit in passing:
         positions = [
-            [i for s in torchorbit.inspect.unit_slices(orbit, u) if s.tensor in ("stem.1.weight", "skip.1.weight") for i in s.indices]
+            [
+                i
+                for s in torchorbit.inspect.unit_slices(orbit, u)
+                if s.tensor in ("stem.1.weight", "skip.1.weight")
+                for i in s.indices
+            ]
             for u in range(orbit.width)
         ]
         gamma = gammas[stem if any(s.tensor == "stem.1.weight" for s in orbit.slices) else skip]

@@ -42,9 +42,7 @@ def owned(plan):
 def test_the_plan_of_torch_pruning_for_resnet18(resnet):
     plan = torchorbit.plan(resnet, "conv1", [2, 6, 9])
     assert plan.parameters == 11_211
-    in_weights = {
-        cut.tensor: cut.parameters for cut in plan.cuts if cut.parameters and "bn" not in cut.tensor
-    }
+    in_weights = {cut.tensor: cut.parameters for cut in plan.cuts if cut.parameters and "bn" not in cut.tensor}
     assert in_weights == {
         "conv1.weight": 441, "layer1.0.conv1.weight": 1728, "layer1.0.conv2.weight": 1728,
         "layer1.1.conv1.weight": 1728, "layer1.1.conv2.weight": 1728, "layer2.0.conv1.weight": 3456,

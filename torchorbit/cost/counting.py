@@ -5,18 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from tabulate import tabulate
 from torch import nn
 
-from torchorbit.arguments import Attr, ByMode, Ref
 from torchorbit.conversion import convert
 from torchorbit.errors import ArgumentError
-from torchorbit.graph.costs import first_shape, priced_vertices
+from torchorbit.graph.counting import flops_by_vertex, flops_per_pixel
 from torchorbit.graph.dag import DagModule, Provenance
-from torchorbit.graph.shapes import pick
 from torchorbit.orbits.flat import FlatModel
 
 
@@ -73,28 +70,9 @@ def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
     if model.provenance is None:
         raise ArgumentError("this is a block of a graph; give the outermost DagModule")
     flat = FlatModel.of(model, input_shapes=_other_shapes(model.provenance, input_shape), separate=False)
-    shapes = flat.graph.shapes
-
-    def shape_of(arg: Any) -> Any:
-        kind = type(arg)
-        if kind is Ref:
-            return pick(shapes.get(arg.vertex), arg.index)
-        if kind is Attr:
-            return flat.tensor_at(arg.path).shape
-        if kind is ByMode:
-            return shape_of(arg.evaluation)
-        return tuple([shape_of(item) for item in arg]) if kind in (tuple, list) else None
-
-    by_vertex = {}
-    for priced in priced_vertices(flat.graph, flat.calls):
-        operands = {name: shape_of(arg) for name, arg in priced.args.items()}
-        count = priced.flops(operands.get, shapes[priced.name])
-        if count:
-            by_vertex[priced.name] = count
-    image = first_shape(flat.graph)
+    by_vertex = flops_by_vertex(flat.graph, flat.calls, lambda path: tuple(flat.tensor_at(path).shape))
     total = math.fsum(by_vertex.values())
-    kmapp = total / (image[-2] * image[-1] * 1000) if len(image) == 4 else math.nan
-    return Flops(total, by_vertex, kmapp)
+    return Flops(total, by_vertex, flops_per_pixel(flat.graph, total))
 
 
 def _other_shapes(provenance: Provenance, input_shape: Sequence[int] | None) -> list[tuple[int, ...]]:

@@ -24,7 +24,7 @@ from torchorbit.operators import RESIZES, Labelled, Mixing
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.selection import Mask, Selection
 from torchorbit.removal.emptying import Emptied
-from torchorbit.removal.history import Pruning, continued
+from torchorbit.removal.history import by_hand, continued
 from torchorbit.removal.optimizers import cut_state
 from torchorbit.removal.resizing import RESIZERS, Resized, restored, smaller_shape
 
@@ -84,8 +84,7 @@ def remove_channels(
     parameters = list(dag.parameters())
     cut = _Cut(selection, dag, adjust_dropout)
     units = sum(len(positions) for positions in selection.removed.values())
-    by_hand = Pruning("chosen by hand", "chosen by hand", f"{units} unit{'s' * (units != 1)}")
-    history = continued(dag, by_hand) if units else dag.history
+    history = continued(cut.model, by_hand(units)) if units else dag.history
     smaller = cut.build(share=inplace)
     if inplace:
         cut.replace(dag, smaller)

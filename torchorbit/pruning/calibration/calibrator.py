@@ -19,6 +19,7 @@ from torchorbit.pruning.calibration.recording import GateRecorder
 from torchorbit.pruning.criteria import CRITERIA
 from torchorbit.pruning.criteria.base import Criterion, LossCriterion, Place, WeightCriterion
 from torchorbit.pruning.criteria.slices import require_weights
+from torchorbit.pruning.naming import made_by_name
 from torchorbit.pruning.scores import Scores
 
 LossReduction = Literal["mean", "sum"]
@@ -147,9 +148,7 @@ def resolved(criteria: Criteria) -> dict[Hashable, Criterion]:
     found: dict[Hashable, Criterion] = {}
     for item in given:
         if isinstance(item, str):
-            if item not in CRITERIA:
-                raise ArgumentError(f"there is no criterion '{item}', only {', '.join(sorted(CRITERIA))}")
-            found[item] = CRITERIA[item]()
+            found[item] = made_by_name("criterion", item, CRITERIA)
         elif isinstance(item, Criterion):
             found[item] = item
         else:

@@ -12,7 +12,8 @@ from torchorbit.arguments import Attr
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
 from torchorbit.pruning.criteria.magnitude import root_mean_square
-from torchorbit.pruning.criteria.slices import Reduction, OrbitWeights, check_choice, reduced
+from torchorbit.pruning.criteria.slices import OrbitWeights, Reduction, check_choice, reduced
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 
 #: Which normalizations count: batch norms, or group, instance, layer and root-mean-square norms as well.
@@ -69,7 +70,7 @@ class BatchNormScale(WeightCriterion):
         if values and without:
             usual = np.concatenate(list(values.values())).mean()
             without = {orbit: usual * magnitudes / (magnitudes.mean() or 1.0) for orbit, magnitudes in without.items()}
-        return Scores(orbits, {**values, **without}, criterion=str(self))
+        return Scores(orbits, {**values, **without}, criterion=describe(self))
 
     def _scales(self, orbits: Orbits) -> frozenset[str]:
         """Paths of the scales of normalizations, by the names under which the graph reads them first."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
-from torchorbit.pruning.criteria.slices import Over, Reduction, OrbitWeights, check_choice, reduced
+from torchorbit.pruning.criteria.slices import OrbitWeights, Over, Reduction, check_choice, reduced
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 
 _ROWS = 1024  # of the matrix of distances at a time
@@ -49,7 +50,7 @@ class GeometricMedian(WeightCriterion):
             orbit: reduced([_distances(p.stacked()) for p in slices.of(orbit, self.over)], self.reduce, orbit.width)
             for orbit in orbits
         }
-        return Scores(orbits, values, criterion=str(self))
+        return Scores(orbits, values, criterion=describe(self))
 
 
 def _distances(filters: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
-from torchorbit.pruning.criteria.slices import Over, OrbitWeights, check_choice, reduced
+from torchorbit.pruning.criteria.slices import OrbitWeights, Over, check_choice, reduced
 from torchorbit.pruning.criteria.weight_norm import norm
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 
 
@@ -49,7 +50,7 @@ class Lamp(WeightCriterion):
         for orbit in orbits:
             squares = [norm(part, 2).square() for part in slices.of(orbit, self.over)]
             values[orbit] = _lamp(reduced(squares, "sum", orbit.width))
-        return Scores(orbits, values, criterion=str(self), comparable=self.comparable)
+        return Scores(orbits, values, criterion=describe(self), comparable=self.comparable)
 
 
 def _lamp(squares: NDArray[np.float64]) -> NDArray[np.float64]:

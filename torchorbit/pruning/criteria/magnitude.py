@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
-from torchorbit.pruning.criteria.slices import WeightRows, OrbitWeights
+from torchorbit.pruning.criteria.slices import OrbitWeights, WeightRows
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 
 
@@ -27,7 +28,9 @@ class Magnitude(WeightCriterion):
         """Score all units."""
         slices = OrbitWeights(orbits)
         return Scores(
-            orbits, {orbit: root_mean_square(slices.of(orbit), orbit.width) for orbit in orbits}, criterion=str(self)
+            orbits,
+            {orbit: root_mean_square(slices.of(orbit), orbit.width) for orbit in orbits},
+            criterion=describe(self),
         )
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torchorbit.errors import ArgumentError
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
-from torchorbit.pruning.criteria.slices import Over, Reduction, WeightRows, OrbitWeights, check_choice, reduced
+from torchorbit.pruning.criteria.slices import OrbitWeights, Over, Reduction, WeightRows, check_choice, reduced
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Divisor, Scores, normalized
 
 #: Over what norms are normalized: the units of an orbit in each ``"tensor"``, those of the ``"orbit"``, or ``"all"``.
@@ -71,7 +72,7 @@ class WeightNorm(WeightCriterion):
             if self.per == "tensor" and self.normalize is not None:
                 norms = [torch.from_numpy(normalized(n.cpu().numpy(), self.normalize)) for n in norms]
             values[orbit] = reduced(norms, self.reduce, orbit.width)
-        scores = Scores(orbits, values, criterion=str(self))
+        scores = Scores(orbits, values, criterion=describe(self))
         return scores if self.per == "tensor" else scores.normalized(self.normalize, globally=self.per == "all")
 
 

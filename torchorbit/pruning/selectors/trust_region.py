@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ class ScboOptions:
     candidates: int = 1000
     perturbed: int = 20
     fit_iterations: int = 50
+
+    name: ClassVar[str] = "scbo"
 
     def __post_init__(self) -> None:
         if not 0 < self.length_min <= self.length <= self.length_max:
