@@ -207,11 +207,11 @@ def test_a_predicted_latency_that_is_no_sum_is_met():
         assert 0.67 <= share <= 0.7
 
 
-def test_a_knapsack_has_a_constraint_of_its_own(small):
+def test_a_knapsack_keeps_to_the_constraint_of_the_task(small):
     orbits, _ = small
-    task = task_of(random_scores(orbits, 0), Target.flops(0.5))
-    assert any(width % 4 for width in Knapsack().widths(task))
-    removed = Knapsack(constraint=Bounds(round_to=4)).select(task)
+    scores = random_scores(orbits, 0)
+    assert any(width % 4 for width in Knapsack().widths(task_of(scores, Target.flops(0.5))))
+    removed = Knapsack().select(task_of(scores, Target.flops(0.5), constraint=Bounds(round_to=4)))
     assert all((orbit.width - len(units)) % 4 == 0 for orbit, units in removed.items())
 
 
@@ -415,8 +415,8 @@ def test_without_a_target_there_is_one_clear_error(selector):
 
 def test_every_selector_has_a_name():
     assert {"uniform", "global", "ratios", "knapsack"} <= set(SELECTORS)
-    assert str(Global(0.5, per_cost=True)) == "global(n_channels_or_ratio=0.5, per_cost)"
-    assert str(Ratios({"layer1.*": 0.5})) == "ratios('layer1.*': 0.5; default 0)"
+    assert str(Global(0.5, per_cost=True)) == "global(n_channels_or_ratio=0.5, per_cost=True)"
+    assert str(Ratios({"layer1.*": 0.5})) == "ratios(ratios={'layer1.*': 0.5})"
 
 
 class Even(Selector):

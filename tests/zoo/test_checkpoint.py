@@ -20,13 +20,19 @@ from harness.making import Recipe, make_checkpoint
 from tests.models import stir
 from torchorbit.graph.dag import DagModule
 from zoo.checkpoint import CHECKPOINT_FILES, load_checkpoint, save_checkpoint, versions
-from zoo.manifest import MANIFEST_FILE, Accuracy, Manifest, Preprocessing, Source, Step, read_manifest
+from zoo.manifest import MANIFEST_FILE, Accuracy, Manifest, Method, Preprocessing, Source, Step, read_manifest
 
 ROOT = Path(torchorbit.__file__).parents[1]
 FILES = {*CHECKPOINT_FILES, "README.md"}
 X = torch.randn(2, 3, 32, 32)
 MEASURED = Accuracy(dataset="digits", split="test", input_size=(3, 32, 32), before=0.9, after=0.8)
-STEP = Step(criterion="taylor", selector="greedy", target="latency=2", data="digits", versions=versions())
+STEP = Step(
+    criterion=Method(name="taylor"),
+    selector=Method(name="greedy", known=False),
+    target="latency=2",
+    data="digits",
+    versions=versions(),
+)
 
 
 class Net(nn.Module):
@@ -206,8 +212,8 @@ def test_what_was_removed_in_python_is_told_too(folder: Path, tmp_path: Path) ->
     second = torchorbit.remove_channels(first, {orbit: [0]}, inplace=True)
     manifest = save_checkpoint(second.flatten(), tmp_path / "b")
 
-    steps = [(step.criterion, step.selector, step.target) for step in manifest.steps]
-    assert steps == [("magnitude", "uniform", "ratio=0.2"), ("chosen by hand", "chosen by hand", "1 unit")]
+    steps = [(str(step.criterion), str(step.selector), step.target) for step in manifest.steps]
+    assert steps == [("magnitude", "uniform(ratio=0.2)", ""), ("chosen by hand", "chosen by hand", "1 unit")]
     assert describes(manifest, second)
     assert manifest.before == read_manifest(folder).before
 
@@ -225,7 +231,7 @@ def test_a_change_that_is_no_removal_is_a_step_too(folder: Path, tmp_path: Path)
     changed.register_parameter("more", nn.Parameter(torch.zeros(3)))
     manifest = save_checkpoint(changed, tmp_path / "b")
 
-    assert [(step.criterion, step.selector) for step in manifest.steps] == [("not recorded", "not recorded")]
+    assert [(str(step.criterion), str(step.selector)) for step in manifest.steps] == [("not recorded", "not recorded")]
     assert manifest.accuracy == ()
 
 
