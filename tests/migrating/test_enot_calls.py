@@ -9,11 +9,11 @@ from torch import nn
 import torchorbit
 from tests.migrating.helpers import LOADER, X, graph, loss, parameters, small
 from tests.models import assert_same
+from torchorbit import Bounds
 from torchorbit.cost import FlopsCost
+from torchorbit.criteria import default_sample_to_model_inputs, default_sample_to_n_samples
 from torchorbit.latency import MeasuredLatency
-from torchorbit.pruning.calibration import default_sample_to_model_inputs, default_sample_to_n_samples
-from torchorbit.pruning.constraints import Bounds
-from torchorbit.pruning.selectors import Optimal, Task
+from torchorbit.selectors import Optimal, Task
 
 
 def test_enot_equal_strategy():

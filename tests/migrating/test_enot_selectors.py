@@ -14,12 +14,21 @@ from torch import nn
 import torchorbit
 from tests.migrating.helpers import LOADER, X, graph, kernels, loss, parameters, small, task_of
 from tests.models import Computes, assert_same
+from torchorbit import Bounds
 from torchorbit.cost import FlopsCost
+from torchorbit.criteria import Magnitude, Random
 from torchorbit.latency import LatencyMeasurementError
-from torchorbit.pruning.constraints import Bounds, Overrides
-from torchorbit.pruning.criteria import Magnitude, Random
-from torchorbit.pruning.selectors import Global, Knapsack, Optimal, Ratios, Selector, Task, WidthSelector
-from torchorbit.pruning.selectors.trust_region import ScboOptions
+from torchorbit.selectors import (
+    Global,
+    Knapsack,
+    Optimal,
+    Overrides,
+    Ratios,
+    ScboOptions,
+    Selector,
+    Task,
+    WidthSelector,
+)
 
 
 def test_enot_calibrator():

@@ -12,7 +12,7 @@ from torch import nn
 import torchorbit
 from tests.migrating.helpers import LOADER, X, graph, loss, small
 from tests.models import assert_same
-from torchorbit.pruning.criteria import L1, Random, Shapley, Taylor
+from torchorbit.criteria import L1, Random, Shapley, Taylor
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import timm
 import torch
 
 import torchorbit
-from torchorbit.orbits import Orbit, Orbits
+from torchorbit import Orbit, Orbits
 
 
 def owned(orbit: Orbit, unit: int | None = None) -> dict[tuple[str, int], tuple[int, ...]]:

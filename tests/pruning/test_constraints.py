@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 import torchorbit
-from torchorbit.cost.targets import Target
+from torchorbit import Bounds, Target
+from torchorbit.criteria import Magnitude
 from torchorbit.errors import TargetError
-from torchorbit.pruning.constraints import Bounds, Constraint, EnotBounds, Overrides
-from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.selectors import Task, Uniform
+from torchorbit.selectors import Constraint, EnotBounds, Overrides, Task, Uniform
 
 
 def chain(*widths):

@@ -26,7 +26,7 @@ from tests.pruning.gated import (
     made,
     mean_loss,
 )
-from torchorbit.pruning.criteria import (
+from torchorbit.criteria import (
     CRITERIA,
     ActivationNorm,
     APoZ,

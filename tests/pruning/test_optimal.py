@@ -15,15 +15,12 @@ from torch import nn
 
 import torchorbit
 from tests.models import stir
+from torchorbit import Bounds, Target, find_orbits
 from torchorbit.cost import FlopsCost
-from torchorbit.cost.targets import Target
+from torchorbit.criteria import Magnitude
 from torchorbit.errors import LatencyMeasurementError, TargetError
-from torchorbit.orbits.discovery import find_orbits
-from torchorbit.pruning.constraints import Bounds
-from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.selectors import SELECTORS, Optimal, Task, Uniform
-from torchorbit.pruning.selectors.trust_region import ScboOptions
 from torchorbit.pruning.selectors.width_space import Boundary, WidthSpace
+from torchorbit.selectors import SELECTORS, Optimal, ScboOptions, Task, Uniform
 
 
 def orbits_of(*widths):

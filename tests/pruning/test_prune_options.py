@@ -12,12 +12,11 @@ from torch.optim.swa_utils import update_bn
 
 import torchorbit
 from tests.models import stir
+from torchorbit import Bounds, Target
 from torchorbit.cost import FlopsCost, ParametersCost
-from torchorbit.cost.targets import Target
+from torchorbit.criteria import Magnitude
 from torchorbit.errors import TargetError
-from torchorbit.pruning.constraints import Bounds
-from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.selectors import Global, Uniform
+from torchorbit.selectors import Global, Uniform
 
 
 def chain(width=32):

@@ -16,13 +16,12 @@ from torch import nn
 import torchorbit
 from tests.models import stir
 from tests.removal.test_property import KEPT, assert_proved, network, specifications
+from torchorbit import Bounds, Scores, Target
 from torchorbit.cost import FlopsCost, ParametersCost
-from torchorbit.cost.targets import Target
+from torchorbit.criteria import Magnitude
 from torchorbit.errors import LatencyMeasurementError, TargetError
-from torchorbit.pruning.constraints import Bounds
-from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.scores import Scores
-from torchorbit.pruning.selectors import SELECTORS, Global, Knapsack, Ratios, Selector, Task, Uniform, knapsack
+from torchorbit.pruning.selectors import knapsack
+from torchorbit.selectors import SELECTORS, Global, Knapsack, Ratios, Selector, Task, Uniform
 
 
 def chain(*widths):

@@ -11,17 +11,7 @@ from torch import nn
 
 import torchorbit
 from tests.models import Computes, stir
-from torchorbit.pruning.criteria import (
-    CRITERIA,
-    L1,
-    L2,
-    BatchNormScale,
-    GeometricMedian,
-    Lamp,
-    Magnitude,
-    Random,
-    WeightNorm,
-)
+from torchorbit.criteria import CRITERIA, L1, L2, BatchNormScale, GeometricMedian, Lamp, Magnitude, Random, WeightNorm
 from torchorbit.pruning.criteria.magnitude import magnitude
 
 

@@ -18,7 +18,7 @@ from torch import nn
 import torchorbit
 from harness.making import Recipe, make_checkpoint
 from tests.models import stir
-from torchorbit.graph.dag import DagModule
+from torchorbit import DagModule
 from zoo.checkpoint import CHECKPOINT_FILES, load_checkpoint, save_checkpoint, versions
 from zoo.manifest import MANIFEST_FILE, Accuracy, Manifest, Method, Preprocessing, Source, Step, read_manifest
 

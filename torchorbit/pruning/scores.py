@@ -191,7 +191,8 @@ class Scores(Mapping[Orbit, Array]):
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(bytes(file["about"]))
                 if about["format"] != _FORMAT or about["version"] != 1:
-                    raise ArgumentError(f"it is {about['format']} version {about['version']}, expected {_FORMAT} 1")
+                    found = f"{about['format']} version {about['version']}"
+                    raise ScoresError(f"'{path}' is a file of {found:.100}, expected {_FORMAT} version 1")
                 same = about["orbits"] == _description(orbits)
                 values = {orbit: file[f"orbit{orbit.index}"] for orbit in orbits} if same else {}
             if not same:
