@@ -81,9 +81,9 @@ def prune(
         flops: how many FLOPs the result may have: a fraction of the model's where it is below 1, else their number
             (two per multiply-accumulate, one sample of the recorded size). The same as ``Target.flops(flops)``.
         parameters: how many parameters it may have, likewise.
-        criterion: what units are scored by: a name in `torchorbit.pruning.criteria.CRITERIA`, one of the classes there
-            with other options, or scores that were made before by `torchorbit.calibrate`.
-        selector: how many go where: a name in `torchorbit.pruning.selectors.SELECTORS`, or one of the classes there.
+        criterion: what units are scored by: a name in `torchorbit.criteria.CRITERIA`, one of the classes there with
+            other options, or scores that were made before by `torchorbit.calibrate`.
+        selector: how many go where: a name in `torchorbit.selectors.SELECTORS`, or one of the classes there.
         constraint: which widths orbits may have; by default any from 1 on.
         round_to: numbers of channels are multiples of this, where an orbit is wide enough. Whole heads and groups are
             not rounded. The same as ``Bounds(round_to=round_to)``.
@@ -91,8 +91,8 @@ def prune(
         steps: reach the target in so many steps, in each of which the same part of the cost (or of the units) goes; the
             units that are left are scored anew in each.
         between_steps: called after each step but the last with the graph and the number of the step, from 1 on; to
-            train it, say; afterwards the graph is again in the mode that it was in. With ``optimizer=`` the optimizer has the
-            smaller parameters by then.
+            train it, say; afterwards the graph is again in the mode that it was in. With ``optimizer=`` the optimizer
+            has the smaller parameters by then.
         finetune_bn: re-estimate the running statistics of batch norms on the loader's data after each step.
         inplace: change the graph itself. The model that it was converted from has the same parameters, and no longer
             runs.
@@ -125,20 +125,17 @@ def prune(
         CalibrationError: the loader gives no batch, or one that is not what it should be; the loss is not finite, or
             does not depend on the model.
     """
-    scored = criterion if isinstance(criterion, (Criterion, Scores)) else _criterion(criterion, seed)
+    scored = criterion
+    if not isinstance(scored, (Criterion, Scores)):
+        scored = made_by_name("criterion", scored, CRITERIA, seed=seed)
     chosen, aim = _aim(selector, target, ratio=ratio, flops=flops, parameters=parameters)
     _check(scored, loader, constraint, round_to, steps, between_steps, finetune_bn)
     schedule = Schedule(chosen, aim, steps)
     allowed = constraint or Bounds(round_to=round_to)
     dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
-    session = Session(
-        scored,
-        schedule,
-        allowed,
-        frozen=frozen_paths(dag, frozen),
-        data=None
-        if loader is None
-        else Data(
+    data = None
+    if loader is not None:
+        data = Data(
             loader,
             loss,
             max_batches=max_batches,
@@ -149,7 +146,13 @@ def prune(
             device=device,
             autocast=autocast,
             progress=progress,
-        ),
+        )
+    session = Session(
+        scored,
+        schedule,
+        allowed,
+        frozen=frozen_paths(dag, frozen),
+        data=data,
         finetune_bn=finetune_bn,
         between_steps=between_steps,
         seed=seed,
@@ -183,10 +186,6 @@ def _check(
         raise ArgumentTypeError(
             f"between_steps={between_steps!r}, expected a function of the graph and the number of the step"
         )
-
-
-def _criterion(name: Any, seed: int) -> Criterion:
-    return made_by_name("criterion", name, CRITERIA, seed=seed)
 
 
 def _aim(

@@ -44,7 +44,7 @@ class Calibrator:
 
     Args:
         dag: an outermost graph.
-        criteria: names in `torchorbit.pruning.criteria.CRITERIA`, or criteria; all are served by the same runs.
+        criteria: names in `torchorbit.criteria.CRITERIA`, or criteria; all are served by the same runs.
             Criteria that ask for losses (``shapley``) need `calibrate`.
         orbits: what `torchorbit.find_orbits` found; by default it is asked.
         frozen: as `torchorbit.find_orbits` takes it, where no ``orbits`` are given.

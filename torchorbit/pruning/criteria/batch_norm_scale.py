@@ -32,7 +32,7 @@ class BatchNormScale(WeightCriterion):
     "Learning Efficient Convolutional Networks through Network Slimming" (Liu et al., 2017), where an L1 penalty on the
     scales makes many of them small during training. A unit's scales in one batch norm are averaged.
 
-    Orbits that pass none are scored by `torchorbit.pruning.criteria.magnitude.Magnitude`, multiplied such that their
+    Orbits that pass none are scored by `torchorbit.criteria.Magnitude`, multiplied such that their
     mean is the mean of the scales of all units that pass one; where nothing in the graph does, by magnitude as it is.
 
     Attributes:

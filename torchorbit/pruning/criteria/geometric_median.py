@@ -26,7 +26,7 @@ class GeometricMedian(WeightCriterion):
 
     Attributes:
         over: the ``"sources"``, kernels of the layers that produce the channels, or ``"all"`` slices of a unit; as in
-            `torchorbit.pruning.criteria.weight_norm.WeightNorm`.
+            `torchorbit.criteria.WeightNorm`.
         reduce: ``"mean"``, ``"sum"`` or ``"max"`` over the tensors of an orbit, in each of which distances are taken.
 
     Raises:

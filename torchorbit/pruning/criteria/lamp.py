@@ -28,7 +28,7 @@ class Lamp(WeightCriterion):
 
     Attributes:
         over: ``"all"`` slices of a unit, or those of its ``"sources"`` only, as in
-            `torchorbit.pruning.criteria.weight_norm.WeightNorm`. Squared norms add up over them.
+            `torchorbit.criteria.WeightNorm`. Squared norms add up over them.
 
     Raises:
         ArgumentError: ``over`` is neither.
