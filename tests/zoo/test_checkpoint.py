@@ -19,6 +19,8 @@ import torchorbit
 from harness.making import Recipe, make_checkpoint
 from tests.models import stir
 from torchorbit import DagModule
+from torchorbit.criteria import Criterion, WeightNorm
+from torchorbit.selectors import Bounds, Constraint, Knapsack, Overrides, Selector, from_description
 from zoo.checkpoint import CHECKPOINT_FILES, load_checkpoint, save_checkpoint, versions
 from zoo.manifest import MANIFEST_FILE, Accuracy, Manifest, Method, Preprocessing, Source, Step, read_manifest
 
@@ -216,6 +218,32 @@ def test_what_was_removed_in_python_is_told_too(folder: Path, tmp_path: Path) ->
     assert steps == [("magnitude", "uniform(ratio=0.2)", ""), ("chosen by hand", "chosen by hand", "1 unit")]
     assert describes(manifest, second)
     assert manifest.before == read_manifest(folder).before
+
+
+def test_a_checkpoint_tells_all_that_it_takes_to_prune_to_the_same_widths(folder: Path, tmp_path: Path) -> None:
+    dag = load_checkpoint(folder)
+    options = {
+        "criterion": WeightNorm(p=float("inf"), reduce="max"),
+        "selector": Knapsack(tolerance=0.2, exhaustive=0, solver_time_limit=None),
+        "constraint": Overrides({"*": Bounds(min_width=2, round_to=2)}),
+    }
+    save_checkpoint(torchorbit.prune(dag, parameters=0.5, steps=2, seed=3, **options), tmp_path / "b")
+    *_, step = read_manifest(tmp_path / "b").steps
+
+    assert step.constraint is not None
+    again = {
+        "criterion": from_description(step.criterion.description(), Criterion),
+        "selector": from_description(step.selector.description(), Selector),
+        "constraint": from_description(step.constraint.description(), Constraint),
+    }
+    assert again == options
+    assert (step.target, step.steps, step.seed, step.data) == ("parameters=0.5", 2, 3, None)
+    smaller = torchorbit.prune(dag, parameters=0.5, steps=step.steps, seed=step.seed, **again)
+    expected = load_checkpoint(tmp_path / "b").state_dict()
+    assert {path: tensor.shape for path, tensor in smaller.state_dict().items()} == {
+        path: tensor.shape for path, tensor in expected.items()
+    }
+    assert "knapsack(solver_time_limit=None, tolerance=0.2, exhaustive=0)" in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_before_is_what_was_converted_and_not_what_is_saved_first(tmp_path: Path) -> None:
@@ -424,6 +452,8 @@ WITH_A_LIMIT = """
 import resource, signal, sys
 from pathlib import Path
 import torchorbit
+from torchorbit.criteria import Criterion, WeightNorm
+from torchorbit.selectors import Bounds, Constraint, Knapsack, Overrides, Selector, from_description
 from zoo.checkpoint import load_checkpoint, save_checkpoint
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

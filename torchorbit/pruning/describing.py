@@ -102,8 +102,6 @@ class _Unknown:
 
 def _defaults(kind: type) -> dict[str, Any]:
     """Option of a class -> its default; `inspect.Parameter.empty` where it has none."""
-    if kind.__init__ is object.__init__:
-        return {}
     parameters = inspect.signature(kind).parameters.values()
     return {p.name: p.default for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 

@@ -88,7 +88,7 @@ def cuts_of(selection: Selection, roots: Iterable[str]) -> Cuts:
     named = [path for path, _ in (*trainable.items(), *dag.named_buffers(remove_duplicate=False))]
     firsts = {path: selection.first_path(path) for path in named}
     other_paths = {path: first for path, first in firsts.items() if first not in (None, path)}
-    return Cuts(tuple(cuts), gone, other_paths)  # type: ignore[arg-type]
+    return Cuts(tuple(cuts), gone, other_paths)
 
 
 def _holder(module: nn.Module, reader: str) -> str:
