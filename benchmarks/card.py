@@ -8,6 +8,7 @@ Chromium.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import shutil
 import subprocess
 import tempfile
@@ -26,8 +27,8 @@ from torch import Tensor
 import torchorbit
 from harness.timm_import import timm
 from training import sgd, top1, train
-from zoo.checkpoint import versions
-from zoo.manifest import Accuracy, Preprocessing, Source, Step
+from zoo.checkpoint import step_of
+from zoo.manifest import Accuracy, Preprocessing, Source
 from zoo.preprocessing import transforms_of
 from zoo.publishing import publish
 from zoo.pulling import fetch
@@ -120,14 +121,10 @@ def main() -> None:
             made,
             name="resnet18.digits.pruned-0.49",
             source=Source(model="resnet18", weights=f"trained on the digits for {options.epochs} epochs"),
-            step=Step(
-                criterion="magnitude",
-                selector="uniform",
-                target="flops=0.5",
-                round_to=8,
+            step=step_of(
+                dataclasses.replace(smaller.history.prunings[-1], seed=SEED),
                 data=f"none; then {options.epochs // 2} epochs of SGD on the digits",
-                seed=SEED,
-                versions=versions(timm.__version__),
+                timm=timm.__version__,
             ),
             accuracy=[
                 Accuracy(

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 import torchorbit
 from torch_pruning_options import IMPORTANCES, Option, Pruned, Pruner, first_options, in_steps, more_options
+from torchorbit import Scores
 from torchorbit.criteria import CRITERIA, Criterion, LossCriterion, WeightCriterion
-from torchorbit.pruning.scores import Scores
-from torchorbit.pruning.selectors import SELECTORS, Selector
+from torchorbit.selectors import SELECTORS, Selector
 from trained import CACHE, RECIPES, Digits, digits, trained
 from training import BATCH, top1
 

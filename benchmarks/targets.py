@@ -19,11 +19,10 @@ from tabulate import tabulate
 import torchorbit
 from families import FAMILIES
 from harness.models import VERSIONS, build_with_random_weights, input_size
-from torchorbit.cost.targets import Target
+from torchorbit import Bounds, Target
 from torchorbit.criteria import Magnitude
 from torchorbit.errors import TargetError
-from torchorbit.pruning.constraints import Bounds
-from torchorbit.pruning.selectors import SELECTORS, Task
+from torchorbit.selectors import SELECTORS, Task
 
 MODELS = """
     resnet50 resnext50_32x4d vit_tiny_patch16_224 swin_tiny_patch4_window7_224 convnext_tiny efficientnet_b0
@@ -75,7 +74,7 @@ def measure(name: str) -> list[Reached]:
                 try:
                     removed = SELECTORS[selector]().select(task)
                 except TargetError as error:
-                    found.append(Reached(name, target, round_to, selector, total, None, least=error.least))
+                    found.append(Reached(name, target, round_to, selector, total, None, least=error.min_cost))
                     continue
                 smaller = torchorbit.remove_channels(dag, removed)
                 seconds = time.perf_counter() - started

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
 import torchorbit
 from harness.data import Images, cross_entropy, dtype_of
 from harness.errors import UsageError
 from harness.models import VERSIONS, build, check_name, example_input
 from harness.timm_import import timm
+from torchorbit.criteria import CRITERIA, Random, WeightCriterion
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.files import GRAPH_FILE
-from torchorbit.pruning.constraints import Bounds
-from torchorbit.pruning.criteria import CRITERIA, Random, WeightCriterion
-from zoo.checkpoint import load_checkpoint, manifest_of, save_checkpoint, sha256, versions
-from zoo.manifest import MANIFEST_FILE, Manifest, Preprocessing, Source, Step
+from torchorbit.selectors import Bounds, Optimal
+from zoo.checkpoint import load_checkpoint, manifest_of, save_checkpoint, sha256, step_of
+from zoo.manifest import MANIFEST_FILE, Manifest, Preprocessing, Source
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,11 @@ class Recipe:
     frozen: tuple[str, ...] = ()
     data: Images | None = None
 
-    def prune(self, dag: DagModule, *, seed: int = 0) -> tuple[DagModule, bool]:
+    def prune(self, dag: DagModule, *, seed: int = 0) -> DagModule:
         """Prune a graph that carries a manifest.
 
         Returns:
-            The smaller graph, and whether the data was looked at.
+            The smaller graph.
 
         Raises:
             UsageError: data is wanted, and there is none, or nothing is known of the model's preprocessing.
@@ -62,9 +61,9 @@ class Recipe:
         if images is not None:
             if dag.manifest is None or dag.manifest.preprocessing is None:
                 raise UsageError("--data: nothing is known of this model's preprocessing; save it with preprocessing=")
-            loader = _Noticed(images.loader(dag.manifest.preprocessing, seed=seed))
+            loader = images.loader(dag.manifest.preprocessing, seed=seed)
         dtype = dtype_of(dag)
-        pruned = torchorbit.prune(
+        return torchorbit.prune(
             dag,
             loader=loader,
             loss=None if loader is None else cross_entropy,
@@ -74,22 +73,6 @@ class Recipe:
             progress=sys.stderr.isatty(),
             **options,
         )
-        return pruned, loader is not None and loader.looked_at
-
-
-class _Noticed(Iterable[Any]):
-    """Gives what a loader gives, and notes whether anybody asked."""
-
-    def __init__(self, loader: DataLoader[Any]):
-        self.loader = loader
-        self.looked_at = False
-
-    def __iter__(self) -> Iterator[Any]:
-        self.looked_at = True
-        return iter(self.loader)
-
-    def __len__(self) -> int:
-        return len(self.loader)
 
 
 def make_checkpoint(
@@ -131,15 +114,17 @@ def make_checkpoint(
     drawn = weights is None and not pretrained and not is_checkpoint(model)
     manifest = dag.manifest = manifest_of(dag)
     stage("prune")
-    pruned, looked_at = recipe.prune(dag, seed=seed)
+    pruned = recipe.prune(dag, seed=seed)
     (pruning,) = pruned.history.prunings if pruned.history is not None else (None,)
-    step = pruning and Step(
-        **asdict(pruning),
-        data=str(recipe.data) if looked_at else None,
-        seed=seed if drawn or looked_at or recipe.criterion == Random.name else None,
-        command=command,
-        versions=versions(VERSIONS["timm"]),
-    )
+    step = None
+    if pruning is not None:
+        random = drawn or pruning.data or recipe.criterion == Random.name or recipe.selector == Optimal.name
+        step = step_of(
+            dataclasses.replace(pruning, seed=seed if random else None),
+            data=str(recipe.data) if pruning.data else None,
+            command=command,
+            timm=VERSIONS["timm"],
+        )
     stage("save")
     stem = manifest.name if not manifest.steps else manifest.source.model
     kept = torchorbit.flops(pruned).total / 1e9 / manifest.before.gflops if manifest.before.gflops else 1.0

@@ -6,8 +6,6 @@ alone imports no torch.
 
 import lazy_loader
 
-from torchorbit._version import __version__
+from torchorbit._version import __version__ as __version__
 
-__getattr__, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
-
-__all__ = [*_names, "__version__"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

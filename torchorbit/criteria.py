@@ -32,6 +32,8 @@ from torchorbit.pruning.criteria import (
     WeightCriterion,
     WeightNorm,
 )
+from torchorbit.pruning.describing import describe, from_description
+from torchorbit.removal.history import Description
 
 __all__ = [
     "CRITERIA",
@@ -43,6 +45,7 @@ __all__ = [
     "BatchNormScale",
     "Calibrator",
     "Criterion",
+    "Description",
     "Fisher",
     "FisherWeights",
     "GeometricMedian",
@@ -62,4 +65,6 @@ __all__ = [
     "WeightNorm",
     "default_sample_to_model_inputs",
     "default_sample_to_n_samples",
+    "describe",
+    "from_description",
 ]

@@ -1,8 +1,16 @@
 """The errors that torchorbit raises on purpose.
 
-All of them are a `TorchorbitError`. Those about an argument are a ``ValueError`` or a ``TypeError``, too, those about
-something that failed while it ran a ``RuntimeError``, so that who catches what Python's own functions raise catches
-these.
+All of them are a `TorchorbitError`. So that who catches what Python's own functions raise catches these as well,
+
+- what is wrong with an argument, or with data that was given, is a ``ValueError`` too, a ``TypeError`` where it is of
+  the wrong type, an ``IndexError`` or a ``KeyError`` where it asks for what is not there;
+- what fails while it runs is a ``RuntimeError`` too, a package that is missing an ``ImportError``;
+- a model that cannot be converted, a file that is no checkpoint and a hub that refuses are none of these: nothing in
+  Python stands for them.
+
+What is raised otherwise is a mistake in torchorbit. Exceptions that say where a protocol of Python expects them that
+there is nothing (``AttributeError``, ``StopIteration``), and ``AssertionError`` of the functions that check a model for
+a test, are what these expect.
 """
 
 from __future__ import annotations
@@ -117,15 +125,15 @@ class TargetError(TorchorbitError, ValueError):
     """A target cannot be reached.
 
     Attributes:
-        least: the least cost that can be.
+        min_cost: the lowest cost that can be reached.
     """
 
-    def __init__(self, message: str, least: float):
-        self.least = least
+    def __init__(self, message: str, min_cost: float):
+        self.min_cost = min_cost
         super().__init__(message)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (*self.args, self.least))
+        return (type(self), (*self.args, self.min_cost))
 
 
 class LookupTableError(TorchorbitError, ValueError):

@@ -5,8 +5,9 @@ from torchorbit.orbits.causes import Reason
 from torchorbit.orbits.dependencies import ModuleDependencies, OrbitDependencies, module_dependencies
 from torchorbit.orbits.frozen import FrozenGroup, FrozenGroups, frozen_groups
 from torchorbit.orbits.lookups import module_of_vertex, vertices_of_module
+from torchorbit.orbits.orbit import Slice
 from torchorbit.orbits.passing import Member
-from torchorbit.orbits.units import OwnedSlices, UnitDependencies, UnitSlice, unit_dependencies, unit_slices
+from torchorbit.orbits.units import UnitDependencies, UnitSlices, unit_dependencies, unit_slices
 
 __all__ = [
     "FrozenGroup",
@@ -14,10 +15,10 @@ __all__ = [
     "Member",
     "ModuleDependencies",
     "OrbitDependencies",
-    "OwnedSlices",
     "Reason",
+    "Slice",
     "UnitDependencies",
-    "UnitSlice",
+    "UnitSlices",
     "compare_module_outputs",
     "frozen_groups",
     "module_dependencies",

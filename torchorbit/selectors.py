@@ -1,6 +1,7 @@
 """Selectors: how many units of which orbits go; and constraints, which say what widths orbits may have."""
 
-from torchorbit.pruning.constraints import Bounds, Constraint, EnotBounds, Overrides
+from torchorbit.pruning.constraints import CONSTRAINTS, Bounds, Constraint, EnotBounds, Overrides
+from torchorbit.pruning.describing import describe, from_description
 from torchorbit.pruning.selectors import (
     SELECTORS,
     Global,
@@ -14,11 +15,14 @@ from torchorbit.pruning.selectors import (
     WidthSelector,
 )
 from torchorbit.pruning.selectors.trust_region import ScboOptions
+from torchorbit.removal.history import Description
 
 __all__ = [
+    "CONSTRAINTS",
     "SELECTORS",
     "Bounds",
     "Constraint",
+    "Description",
     "EnotBounds",
     "Global",
     "Knapsack",
@@ -31,4 +35,6 @@ __all__ = [
     "Task",
     "Uniform",
     "WidthSelector",
+    "describe",
+    "from_description",
 ]

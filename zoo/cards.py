@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from huggingface_hub import EvalResult, ModelCardData
 from tabulate import tabulate
 
-from zoo.manifest import Manifest, Step
+from zoo.manifest import Manifest, Method, Step
 from zoo.plots import PLOT_FILE
 
 LIBRARY = "torchorbit"
+_LONGEST_METHOD = 300
 
 
 def card(manifest: Manifest, repo: str, hub: str | None = None, *, published: bool = True) -> str:
@@ -160,15 +161,24 @@ def _recipe(manifest: Manifest) -> str:
 
 
 def _step(step: Step) -> str:
-    parts = [f"criterion {step.criterion}", f"selector {step.selector}"]
+    parts = [f"criterion {_short(step.criterion)}", f"selector {_short(step.selector)}"]
     parts += [f"target {step.target}"] if step.target else []
-    parts += [f"numbers of channels are multiples of {step.round_to}"] if step.round_to > 1 else []
+    parts += [f"in {step.steps} steps"] if step.steps > 1 else []
+    if step.constraint is not None and step.constraint.options:
+        parts.append(f"constraint {_short(step.constraint)}")
+    parts += ["batch norms re-estimated"] if step.finetune_bn else []
     parts += [f"data {step.data}"] if step.data else []
     parts += [f"seed {step.seed}"] if step.seed is not None else []
     made = f"torchorbit {step.versions.torchorbit}, torch {step.versions.torch}"
     made += f", timm {step.versions.timm}" if step.versions.timm else ""
     text = _plain(", ".join(parts)) + f" ({_plain(made)})"
     return f"{text}: {_code(step.command)}" if step.command else text
+
+
+def _short(method: Method) -> str:
+    """What a method is, and its options as far as there is room."""
+    text = str(method)
+    return text if len(text) <= _LONGEST_METHOD else f"{text[:_LONGEST_METHOD]} ... (checkpoint.json has all of it)"
 
 
 def _pair(before: float, after: float, form: str) -> tuple[str, str, str]:

@@ -9,7 +9,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ import torchorbit
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.files import CARD_FILE, GRAPH_FILE, WEIGHTS_FILE, opened, permitted
-from torchorbit.removal.history import Figures, figures
+from torchorbit.removal.history import Figures, Pruning, figures
 from zoo.cards import card
 from zoo.manifest import (
     MANIFEST_FILE,
@@ -26,6 +25,7 @@ from zoo.manifest import (
     Cost,
     File,
     Manifest,
+    Method,
     Preprocessing,
     Source,
     Step,
@@ -47,6 +47,35 @@ def versions(timm: str | None = None) -> Versions:
     return Versions(torchorbit=torchorbit.__version__, torch=torch.__version__, timm=timm)
 
 
+def step_of(
+    pruning: Pruning,
+    *,
+    data: str | None = None,
+    command: str | None = None,
+    timm: str | None = None,
+) -> Step:
+    """What a manifest tells of a removal.
+
+    Args:
+        pruning: of the history of a graph.
+        data: what was looked at; by default only that something was.
+        command: what was typed.
+        timm: the version of timm that gave the model.
+    """
+    return Step(
+        criterion=Method.of(pruning.criterion),
+        selector=Method.of(pruning.selector),
+        constraint=None if pruning.constraint is None else Method.of(pruning.constraint),
+        target=pruning.target,
+        steps=pruning.steps,
+        finetune_bn=pruning.finetune_bn,
+        data=data or ("the caller's" if pruning.data else None),
+        seed=pruning.seed,
+        command=command,
+        versions=versions(timm),
+    )
+
+
 def manifest_of(dag: DagModule) -> Manifest:
     """What is known of a graph: that of the checkpoint that it comes from, or else what it says of itself.
 
@@ -63,7 +92,7 @@ def manifest_of(dag: DagModule) -> Manifest:
     if dag.manifest is not None:
         return dag.manifest
     source = dag.provenance.source
-    original = figures(dag) if dag.history is None else dag.history.original
+    original = figures(dag) if dag.history is None else dag.history.original.figures
     return Manifest(
         name=source.rpartition(".")[2],
         source=Source(model=source, weights="not recorded"),
@@ -125,9 +154,10 @@ def save_checkpoint(
     if step is not None:
         steps = (step,)
     elif dag.history is not None:
-        steps = tuple(Step(**asdict(pruning), versions=versions()) for pruning in dag.history.prunings)
+        steps = tuple(step_of(pruning) for pruning in dag.history.prunings)
     elif after != known.after:
-        steps = (Step(criterion="not recorded", selector="not recorded", target="", versions=versions()),)
+        unknown = Method(name="not recorded", known=False)
+        steps = (Step(criterion=unknown, selector=unknown, versions=versions()),)
     if dtype is not None:
         dag = copy.deepcopy(dag).to(dtype)
     found = {_DTYPES[p.dtype] for p in dag.parameters() if p.dtype in _DTYPES}

@@ -6,18 +6,21 @@ it is believed before it has the types and bounds that are declared here, and no
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
 from torchorbit.errors import ArgumentError, CheckpointError
 from torchorbit.graph.files import opened, permitted
+from torchorbit.removal.history import Description
 
 MANIFEST_FILE = "checkpoint.json"
 _MOST_BYTES = 16 * 2**20
 _MOST_ENTRIES = 100_000
+_DEEPEST = 32  # levels of the options of a criterion, a selector or a constraint
 
 _Text = Annotated[str, Field(max_length=2000)]
 _Count = Annotated[int, Field(ge=0, le=2**62)]
@@ -83,24 +86,71 @@ class Versions(_Part):
     timm: _Text | None = None
 
 
+class Method(_Part):
+    """A criterion, a selector or a constraint, with its options.
+
+    Attributes:
+        name: what it is called.
+        options: those that were not as by default, as `torchorbit.removal.history.Description` has them; `versions` of
+            the step say of which release the defaults are.
+        known: whether it is one of torchorbit's, and can be read back.
+    """
+
+    name: _Text
+    options: dict[_Text, JsonValue] = Field(default={}, max_length=1000)
+    known: bool = True
+
+    @field_validator("options")
+    @classmethod
+    def _check_options(cls, options: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        _check_depth(options, _DEEPEST)
+        return options
+
+    @classmethod
+    def of(cls, description: Description) -> Self:
+        """The same as a part of a manifest."""
+        return cls.model_validate(description.data())
+
+    def description(self) -> Description:
+        """The same for `torchorbit.selectors.from_description`, which makes the object that it tells of."""
+        return Description(self.name, self.options, self.known)
+
+    def __str__(self) -> str:
+        return str(self.description())
+
+
+def _check_depth(value: JsonValue, levels: int) -> None:
+    """Refuse what is nested so deeply that nobody can have meant it, and numbers that JSON has no word for."""
+    if not levels:
+        raise ArgumentError(f"options are nested more than {_DEEPEST} levels deep")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ArgumentError("options hold a number that is not finite")
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(inner, levels - 1)
+
+
 class Step(_Part):
     """One pruning.
 
     Attributes:
         criterion: what the units were scored by.
-        selector: how their number was chosen.
-        target: what was asked for, as ``"flops=0.5"``.
-        round_to: what numbers of channels are multiples of.
+        selector: what chose how many of which orbits go.
+        constraint: which widths orbits might have; None where that is not known.
+        target: what the result was to cost, as ``"flops=0.5"``; empty where the selector says how much goes.
+        steps: in how many pruning steps it was come down to.
+        finetune_bn: whether the running statistics of batch norms were re-estimated.
         data: what was looked at, by the criterion or the selector or for batch norms; None where weights told all.
         seed: of whatever was drawn.
         command: what was typed.
         versions: what it was done with.
     """
 
-    criterion: _Text
-    selector: _Text
-    target: _Text
-    round_to: _Count = 1
+    criterion: Method
+    selector: Method
+    constraint: Method | None = None
+    target: _Text = ""
+    steps: Annotated[int, Field(ge=1, le=2**31)] = 1
+    finetune_bn: bool = False
     data: _Text | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     command: _Text | None = None
@@ -173,7 +223,7 @@ class Manifest(_Part):
     """
 
     format: Literal["torchorbit-checkpoint"] = "torchorbit-checkpoint"
-    version: Annotated[int, Field(ge=1, le=1)] = 1
+    version: Annotated[int, Field(ge=2, le=2)] = 2
     name: _Text
     source: Source
     steps: tuple[Step, ...] = Field(default=(), max_length=1000)
@@ -190,6 +240,59 @@ class Manifest(_Part):
     def text(self) -> str:
         """The manifest as JSON."""
         return self.model_dump_json(indent=1) + "\n"
+
+
+class _FirstStep(_Part):
+    """A pruning as manifests of version 1 tell of it, where criteria and selectors are names that people understand."""
+
+    criterion: _Text
+    selector: _Text
+    target: _Text
+    round_to: _Count = 1
+    data: _Text | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    command: _Text | None = None
+    versions: Versions
+
+    def upgraded(self) -> Step:
+        """The same as a step of today. What else the constraint said was not written down, so none of it is known."""
+        told = self.model_dump(exclude={"criterion", "selector", "round_to", "versions"})
+        bounds = Method(name="bounds", options={"round_to": self.round_to}, known=False)
+        return Step(
+            criterion=Method(name=self.criterion, known=False),
+            selector=Method(name=self.selector, known=False),
+            constraint=bounds if self.round_to > 1 else None,
+            versions=self.versions,
+            **told,
+        )
+
+
+class _FirstManifest(Manifest):
+    """A manifest of version 1."""
+
+    version: Annotated[int, Field(ge=1, le=1)] = 1
+    steps: tuple[_FirstStep, ...] = Field(default=(), max_length=1000)  # type: ignore[assignment]
+
+    def upgraded(self) -> Manifest:
+        """The same as a manifest of today."""
+        told = {name: getattr(self, name) for name in type(self).model_fields}
+        return Manifest(**{**told, "version": 2, "steps": tuple(step.upgraded() for step in self.steps)})
+
+
+class _Version(BaseModel):
+    """What says how to read the rest."""
+
+    version: Any = None
+
+
+def _parsed(content: bytes) -> Manifest:
+    try:
+        version = _Version.model_validate_json(content).version
+    except ValidationError:
+        version = None  # it is no manifest at all, which is told as it is of any other
+    if type(version) is int and version == 1:
+        return _FirstManifest.model_validate_json(content).upgraded()
+    return Manifest.model_validate_json(content)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -212,7 +315,7 @@ def read_manifest(folder: Path) -> Manifest:
     if len(content) > _MOST_BYTES:
         raise CheckpointError(f"'{path}' is longer than the {_MOST_BYTES} bytes that a manifest may have")
     try:
-        return Manifest.model_validate_json(content)
+        return _parsed(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = _printable(".".join(map(str, first["loc"])) or "all of it")

@@ -114,8 +114,8 @@ def test_a_batch_norm_behind_every_convolution_that_has_none():
     normalized_everywhere(dag)
     assert [path for path, _ in dag.all_vertices()] == before
     # The new channels live and die with those of the convolution.
-    plan = torchorbit.removal.pruning_plan(dag, "2.0", [1, 3])
-    assert any("batchnorm2d.weight" in entry.tensor for entry in plan.entries)
+    plan = torchorbit.plan(dag, "2.0", [1, 3])
+    assert any("batchnorm2d.weight" in cut.tensor for cut in plan.cuts)
     dag.eval()
     orbits = torchorbit.find_orbits(dag)
     removed = {orbit: [0] for orbit in orbits}

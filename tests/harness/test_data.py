@@ -114,7 +114,7 @@ def test_pruned_by_data_and_measured_on_the_command_line(run, digits, tmp_path):
     assert (code, err) == (0, "")
     assert re.search(r"0\.208 -> 0\.10\d GFLOPs", out)
     (step,) = read_manifest(tmp_path / "pruned").steps
-    assert (step.criterion, step.selector, step.target) == ("taylor", "global", "flops=0.5")
+    assert (str(step.criterion), str(step.selector), step.target) == ("taylor", "global", "flops=0.5")
     assert step.data == f"20 images of {digits.name} (validation)"
     assert str(digits) not in (tmp_path / "pruned" / "README.md").read_text()
     # Other images, other units; the same ones, the same.
@@ -148,10 +148,11 @@ def test_a_manifest_says_what_was_done(run, digits, tmp_path):
     assert run(*arguments, "--out", "a")[0] == 0
     assert run(*arguments, "--criterion", "apoz", "--steps", "2", "--out", "b")[0] == 0
     (first,), (second,) = (read_manifest(tmp_path / name).steps for name in ("a", "b"))
-    assert (first.round_to, first.data, first.target) == (8, None, "flops=0.6")  # magnitudes look at no data
+    assert (str(first.constraint), first.data, first.target) == ("bounds(round_to=8)", None, "flops=0.6")
     assert second.data == f"10 images of {digits.name} (validation)"
-    assert (second.round_to, second.target, second.criterion) == (8, "flops=0.6 in 2 steps", "apoz")
-    assert "multiples of 8" in (tmp_path / "a" / "README.md").read_text()
+    assert (second.constraint, second.target, second.steps) == (first.constraint, "flops=0.6", 2)
+    assert (first.criterion.name, second.criterion.name) == ("magnitude", "apoz")  # magnitudes look at no data
+    assert "constraint bounds(round_to=8)" in (tmp_path / "a" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -186,7 +187,7 @@ def test_images_without_labels():
     ("arguments", "message"),
     [
         (("--flops", "0.5", "--criterion", "taylor"), "--criterion taylor looks at data: give --data"),
-        (("--flops", "0.5", "--criterion", "tailor"), "there is no criterion 'tailor' (did you mean 'taylor'?)"),
+        (("--flops", "0.5", "--criterion", "tailor"), "there is no criterion 'tailor'; close to it: taylor"),
         (("--flops", "0.5", "--selector", "none"), "there is no selector 'none'"),
         (("--flops", "0.5", "--finetune-bn"), "--finetune-bn needs data: give --data"),
         (("--flops", "0.5", "--samples", "3"), "--data, which is missing"),

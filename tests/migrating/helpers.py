@@ -8,8 +8,8 @@ from torch import nn
 
 import torchorbit
 from tests.models import stir
-from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.selectors import Task
+from torchorbit.criteria import Magnitude
+from torchorbit.selectors import Task
 
 ROOT = Path(__file__).parent.parent.parent
 

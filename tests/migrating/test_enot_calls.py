@@ -9,11 +9,11 @@ from torch import nn
 import torchorbit
 from tests.migrating.helpers import LOADER, X, graph, loss, parameters, small
 from tests.models import assert_same
+from torchorbit import Bounds
 from torchorbit.cost import FlopsCost
+from torchorbit.criteria import default_sample_to_model_inputs, default_sample_to_n_samples
 from torchorbit.latency import MeasuredLatency
-from torchorbit.pruning.calibration import default_sample_to_model_inputs, default_sample_to_n_samples
-from torchorbit.pruning.constraints import Bounds
-from torchorbit.pruning.selectors import Optimal, Task
+from torchorbit.selectors import Optimal, Task
 
 
 def test_enot_equal_strategy():
@@ -164,7 +164,7 @@ def test_enot_optimal_strategy():
     target = torchorbit.Target.flops(0.5)
     selector = Optimal(n_search_steps=8, seed=0, verbose=False)
     pruned = torchorbit.prune(
-        dag, None, LOADER, loss, criterion="taylor", selector=selector, target=target, constraint=Bounds(least=2)
+        dag, None, LOADER, loss, criterion="taylor", selector=selector, target=target, constraint=Bounds(min_width=2)
     )
     assert FlopsCost()(pruned) <= 0.5 * FlopsCost()(dag)
     assert min(orbit.width for orbit in torchorbit.find_orbits(pruned)) >= 2
@@ -174,7 +174,7 @@ def test_enot_optimal_strategy():
             scores,
             target=target,
             loss=torchorbit.criteria.MaskedLoss(scores.orbits, LOADER, loss),
-            constraint=Bounds(least=2),
+            constraint=Bounds(min_width=2),
         )
     )
     assert list(found.best.widths) == [orbit.width for orbit in torchorbit.find_orbits(pruned)]

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import torchorbit
-from torchorbit.pruning.constraints import Bounds, Constraint, EnotBounds
+from torchorbit import Bounds
+from torchorbit.selectors import Constraint, EnotBounds
 
 WIDTHS = (4, 10, 16, 17, 20, 64, 65, 96, 128, 400)
 

@@ -15,10 +15,10 @@ from torchorbit.operators import RULES
 def test_torch_pruning_plan(resnet):
     """The table of the document, with the numbers that stand there."""
     model, dag = resnet
-    plan = torchorbit.removal.pruning_plan(dag, model.conv1, [2, 6, 9])
+    plan = torchorbit.plan(dag, model.conv1, [2, 6, 9])
     assert plan.parameters == 11_211
     assert str(plan).endswith("11,211 parameters will be removed")
-    weights = {entry.tensor: (entry.dim, entry.parameters) for entry in plan.entries if entry.parameters > 3}
+    weights = {cut.tensor: (cut.dim, cut.parameters) for cut in plan.cuts if cut.parameters > 3}
     assert weights == {
         "conv1.weight": (0, 441),
         "layer1.0.conv1.weight": (1, 1728),
@@ -28,27 +28,27 @@ def test_torch_pruning_plan(resnet):
         "layer2.0.conv1.weight": (1, 3456),
         "layer2.0.downsample.0.weight": (1, 384),
     }
-    norms = {entry.tensor.rpartition(".")[0] for entry in plan.entries if entry.tensor.endswith("running_var")}
+    norms = {cut.tensor.rpartition(".")[0] for cut in plan.cuts if cut.tensor.endswith("running_var")}
     assert norms == {"bn1", "layer1.0.bn2", "layer1.1.bn2"}
-    assert {entry.indices for entry in plan.entries} == {(2, 6, 9)}
+    assert {cut.indices for cut in plan.cuts} == {(2, 6, 9)}
     smaller = plan.execute(inplace=False)
     assert parameters(dag) - parameters(smaller) == 11_211
     assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-4
     with pytest.raises(torchorbit.errors.PlanError, match="was executed already"):
-        plan.exec()
+        plan.execute()
 
 
 def test_torch_pruning_exec_changes_the_graph():
     dag = graph(8, 6)
-    torchorbit.removal.pruning_plan(dag, "0", [2, 6]).exec()
+    torchorbit.plan(dag, "0", [2, 6]).execute()
     assert dag.get_parameter("0.weight").shape[0] == 6
 
 
 def test_torch_pruning_of_inputs_and_norms(resnet):
     _, dag = resnet
-    expected = torchorbit.removal.pruning_plan(dag, "conv1", [2, 6, 9])
+    expected = torchorbit.plan(dag, "conv1", [2, 6, 9])
     for module, dim in (("bn1", 0), ("layer1.0.conv1", 1), ("layer2.0.conv1", 1), ("layer1.1.bn2", 0)):
-        plan = torchorbit.removal.pruning_plan(expected.orbits, module, [2, 6, 9], dim=dim)
+        plan = torchorbit.plan(expected.orbits, module, [2, 6, 9], dim=dim)
         assert plan.removed == expected.removed
 
 
@@ -60,7 +60,7 @@ def test_torch_pruning_dependency_graph(resnet):
 
 def test_torch_pruning_saves_and_loads(tmp_path):
     dag = graph(8, 6)
-    torchorbit.removal.pruning_plan(dag, "0", [2, 6]).exec()
+    torchorbit.plan(dag, "0", [2, 6]).execute()
     dag.save(tmp_path / "model")
     assert_same(torchorbit.load(tmp_path / "model")(X), dag(X))
     torch.save(dag, tmp_path / "model.pth")
@@ -89,8 +89,8 @@ def test_torch_pruning_split_and_cat():
         ("c", [0], {("c.weight", 0, (0,)), ("c.bias", 0, (0,)), ("d.weight", 1, (5,))}),
     ]
     for module, indices, expected in cases:
-        plan = torchorbit.removal.pruning_plan(dag, module, indices)
-        assert {(entry.tensor, entry.dim, entry.indices) for entry in plan.entries} == expected
+        plan = torchorbit.plan(dag, module, indices)
+        assert {(cut.tensor, cut.dim, cut.indices) for cut in plan.cuts} == expected
         smaller = plan.execute(inplace=False)
         assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-5
 
@@ -116,8 +116,8 @@ def test_torch_pruning_dependencies(name, layer):
             else (torchvision.models.get_model(name, weights=None))
         )
     dag = torchorbit.convert(model.eval(), torch.empty(1, 3, 96, 96, device="meta"))
-    plan = torchorbit.removal.pruning_plan(dag, layer, [0, 3])
-    assert len({entry.tensor.rpartition(".")[0] for entry in plan.entries}) > 1
+    plan = torchorbit.plan(dag, layer, [0, 3])
+    assert len({cut.tensor.rpartition(".")[0] for cut in plan.cuts}) > 1
     smaller = plan.execute(inplace=False)
     assert smaller(torch.empty(1, 3, 96, 96, device="meta")).shape == (1, 1000)
     assert parameters(dag) - parameters(smaller) == plan.parameters > 0
@@ -127,8 +127,8 @@ def test_torch_pruning_aspp():
     model = torchvision.models.segmentation.deeplabv3.ASPP(8, [2, 4], 6).eval()
     images = torch.randn(2, 8, 16, 16)
     dag = torchorbit.convert(model, images)
-    plan = torchorbit.removal.pruning_plan(dag, "convs.1.0", [0, 5])
-    (columns,) = [entry for entry in plan.entries if entry.tensor == "project.0.weight"]
+    plan = torchorbit.plan(dag, "convs.1.0", [0, 5])
+    (columns,) = [cut for cut in plan.cuts if cut.tensor == "project.0.weight"]
     assert (columns.dim, columns.indices) == (1, (6, 11))
     assert torchorbit.verify_removal(dag, plan.execute(inplace=False), plan.removed) < 1e-5
 
@@ -143,7 +143,7 @@ def test_torch_pruning_groups():
         nn.Conv2d(24, 2, 1),
     ).eval()
     dag = torchorbit.convert(stir(model), X)
-    plan = torchorbit.removal.pruning_plan(dag, "1", [0])
+    plan = torchorbit.plan(dag, "1", [0])
     assert len(plan.removed) > 0
     smaller = plan.execute(inplace=False)
     assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-5
@@ -170,7 +170,7 @@ def test_torch_pruning_custom_functions():
     assert orbits.unruled == (f"{Doubled.__module__}.Doubled",)
     torchorbit.rules.register_rule(Doubled, lambda operands: operands.tensor("0").dims)
     try:
-        plan = torchorbit.removal.pruning_plan(dag, "a", [1, 2])
+        plan = torchorbit.plan(dag, "a", [1, 2])
         smaller = plan.execute(inplace=False)
     finally:
         del RULES[orbits.unruled[0]]
@@ -195,7 +195,7 @@ def test_torch_pruning_rounds():
         sizes.append(parameters(model))
 
     whole = parameters(dag)
-    pruned = torchorbit.prune(dag, parameters=0.4, steps=3, between=train, optimizer=optimizer)
+    pruned = torchorbit.prune(dag, parameters=0.4, steps=3, between_steps=train, optimizer=optimizer)
     assert whole > sizes[0] > sizes[1] > parameters(pruned)
     assert parameters(pruned) <= 0.4 * whole
     assert len(sizes) == 2

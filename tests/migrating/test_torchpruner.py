@@ -12,7 +12,7 @@ from torch import nn
 import torchorbit
 from tests.migrating.helpers import LOADER, X, graph, loss, small
 from tests.models import assert_same
-from torchorbit.pruning.criteria import L1, Random, Shapley, Taylor
+from torchorbit.criteria import L1, Random, Shapley, Taylor
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_torchpruner_prune_model():
     indices = [1, 4, 5]
     keep = [0, 2, 3, 6, 7]
     module = dag.get_submodule("0")
-    smaller = torchorbit.removal.pruning_plan(dag, module, indices).execute()
+    smaller = torchorbit.plan(dag, module, indices).execute()
     assert smaller is dag
     assert torch.equal(dag.get_parameter("0.weight"), small(8, 6, norm=True)[0].weight[keep])
     fresh = small(8, 6, norm=True)
@@ -184,8 +184,8 @@ def cut(convolution, outputs, inputs):
 
 def test_torchpruner_cascading_modules():
     """They are found, and there are no others to be forgotten."""
-    plan = torchorbit.removal.pruning_plan(graph(8, 6, norm=True), "0", [1])
-    tensors = {entry.tensor for entry in plan.entries}
+    plan = torchorbit.plan(graph(8, 6, norm=True), "0", [1])
+    tensors = {cut.tensor for cut in plan.cuts}
     assert {name.partition(".")[0] for name in tensors} == {"0", "1", "3"}
     assert {"1.running_mean", "1.running_var"} <= tensors
 
@@ -199,7 +199,7 @@ def test_torchpruner_optimizer(kind):
     optimizer.step()
     key = {"SGD": "momentum_buffer", "Adam": "exp_avg"}[kind]
     before = optimizer.state[dag.get_parameter("0.weight")][key].clone()
-    torchorbit.removal.pruning_plan(dag, "0", [0, 3]).execute(optimizer=optimizer)
+    torchorbit.plan(dag, "0", [0, 3]).execute(optimizer=optimizer)
     after = optimizer.state[dag.get_parameter("0.weight")][key]
     assert torch.equal(after, before[[1, 2, 4, 5, 6, 7]])
     optimizer.zero_grad()
@@ -209,27 +209,27 @@ def test_torchpruner_optimizer(kind):
 
 def test_torchpruner_prune_module_by_direction():
     dag = graph(8, 6)
-    given = torchorbit.removal.pruning_plan(dag, "0", [2, 5], dim=0)
-    taken = torchorbit.removal.pruning_plan(dag, "2", [2, 5], dim=1)
-    assert [(e.tensor, e.dim, e.indices) for e in given.entries] == [
-        (e.tensor, e.dim, e.indices) for e in taken.entries
+    given = torchorbit.plan(dag, "0", [2, 5], dim=0)
+    taken = torchorbit.plan(dag, "2", [2, 5], dim=1)
+    assert [(cut.tensor, cut.dim, cut.indices) for cut in given.cuts] == [
+        (cut.tensor, cut.dim, cut.indices) for cut in taken.cuts
     ]
 
 
 def test_torchpruner_prune_parameter_by_axis():
     dag = graph(8, 6)
-    by_tensor = torchorbit.removal.pruning_plan(dag, "2.weight", [2, 5], dim=1)
-    assert by_tensor.removed == torchorbit.removal.pruning_plan(by_tensor.orbits, "2", [2, 5], dim=1).removed
+    by_tensor = torchorbit.plan(dag, "2.weight", [2, 5], dim=1)
+    assert by_tensor.removed == torchorbit.plan(by_tensor.orbits, "2", [2, 5], dim=1).removed
     # Nothing is cut alone: what would no longer fit is refused.
     with pytest.raises(torchorbit.errors.PlanError, match="would no longer fit together"):
-        by_tensor.drop_entry("2.weight")
+        by_tensor.drop_cut("2.weight")
 
 
 def test_torchpruner_dropout():
     model = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 2)).eval()
     for adjust, expected in ((False, 0.5), (True, 0.5 * 6 / 8)):
         dag = torchorbit.convert(model, torch.randn(2, 3))
-        smaller = torchorbit.removal.pruning_plan(dag, "0", [0, 1]).execute(inplace=False, adjust_dropout=adjust)
+        smaller = torchorbit.plan(dag, "0", [0, 1]).execute(inplace=False, adjust_dropout=adjust)
         assert smaller.get_submodule("2").p == pytest.approx(expected)
     assert torchorbit.prune(dag, ratio=0.5, adjust_dropout=True).get_submodule("2").p == 0.25
 
@@ -247,7 +247,7 @@ def test_torchpruner_dropout():
 )
 def test_torchpruner_layers(layer, images):
     dag = torchorbit.convert(nn.Sequential(layer(3, 8), nn.ReLU(), layer(8, 2)).eval(), torch.randn(images))
-    plan = torchorbit.removal.pruning_plan(dag, "0", [1, 5])
+    plan = torchorbit.plan(dag, "0", [1, 5])
     smaller = plan.execute(inplace=False)
     assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-5
     assert smaller.get_parameter("2.weight").numel() == dag.get_parameter("2.weight").numel() * 6 / 8

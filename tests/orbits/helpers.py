@@ -9,12 +9,12 @@ import timm
 import torch
 
 import torchorbit
-from torchorbit.orbits import Orbit, Orbits
+from torchorbit import Orbit, Orbits
 
 
 def owned(orbit: Orbit, unit: int | None = None) -> dict[tuple[str, int], tuple[int, ...]]:
     """What an orbit, or one of its units, owns: (tensor, dimension) -> positions."""
-    slices = orbit.slices if unit is None else orbit.unit(unit)
+    slices = orbit.slices if unit is None else torchorbit.inspect.unit_slices(orbit, unit)
     return {(piece.tensor, piece.dim): piece.indices for piece in slices}
 
 

@@ -362,7 +362,7 @@ def test_orbits_are_a_sequence():
 def test_there_is_no_such_unit(unit):
     (orbit,) = orbits_of(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)))
     with pytest.raises(IndexError, match="8 units"):
-        orbit.unit(unit)
+        torchorbit.inspect.unit_slices(orbit, unit)
 
 
 def test_an_orbit_prints_on_one_line():

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import torchorbit
 from tests.models import stir
 from tests.orbits.helpers import the
-from torchorbit.orbits import Orbit, Orbits
+from torchorbit import Orbit, Orbits
 
 
 class Gated(nn.Module):

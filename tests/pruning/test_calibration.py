@@ -17,9 +17,9 @@ import torchorbit
 from tests.models import Computes, assert_same, stir
 from tests.orbits.helpers import the
 from tests.pruning.gated import MODELS, Attention, Chain, Concat, Residual, data, loss_of, made, mean_loss
+from torchorbit import Scores
+from torchorbit.criteria import CRITERIA, Shapley
 from torchorbit.orbits.selection import Selection
-from torchorbit.pruning.criteria import CRITERIA, Shapley
-from torchorbit.pruning.scores import Scores
 from torchorbit.removal.masked import masked_run
 
 PER_SAMPLE = ("activation_norm", "apoz", "fisher", "sensitivity", "shapley", "taylor")

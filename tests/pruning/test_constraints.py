@@ -7,11 +7,10 @@ import torch
 from torch import nn
 
 import torchorbit
-from torchorbit.cost.targets import Target
+from torchorbit import Bounds, Target
+from torchorbit.criteria import Magnitude
 from torchorbit.errors import TargetError
-from torchorbit.pruning.constraints import Bounds, Constraint, EnotBounds, Overrides
-from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.selectors import Task, Uniform
+from torchorbit.selectors import Constraint, EnotBounds, Overrides, Task, Uniform
 
 
 def chain(*widths):
@@ -72,25 +71,25 @@ def test_enots_numbers_follow_its_own_formula():
 def test_a_least_number_of_channels_is_not_one_of_heads(vit):
     (heads, *_) = [orbit for orbit in vit if orbit.kind == "groups"]
     assert heads.width == 3
-    assert Bounds(least=16, round_to=8).widths(heads).tolist() == [1, 2, 3]
-    assert Bounds(least_share=0.5).widths(heads).tolist() == [2, 3]
+    assert Bounds(min_width=16, round_to=8).widths(heads).tolist() == [1, 2, 3]
+    assert Bounds(min_share=0.5).widths(heads).tolist() == [2, 3]
     assert EnotBounds().widths(heads).tolist() == [1, 2, 3]
     assert EnotBounds(relative_min_channels=0.7, fixed_step=4).widths(heads).tolist() == [2, 3]
 
 
 def test_bounds_keep_the_least_and_round():
     orbit = orbit_of(30)
-    assert Bounds(least=9, round_to=4).widths(orbit).tolist() == [12, 16, 20, 24, 28, 30]
-    assert Bounds(least_share=0.5, round_to=10).widths(orbit).tolist() == [20, 30]
-    assert Bounds(least=40).widths(orbit).tolist() == [30]
+    assert Bounds(min_width=9, round_to=4).widths(orbit).tolist() == [12, 16, 20, 24, 28, 30]
+    assert Bounds(min_share=0.5, round_to=10).widths(orbit).tolist() == [20, 30]
+    assert Bounds(min_width=40).widths(orbit).tolist() == [30]
 
 
 def test_overrides_by_orbit_module_and_pattern():
     dag = chain(12, 20, 28)
     first, second, third = orbits = torchorbit.find_orbits(dag)
     constraint = Overrides(
-        {"2": Bounds(least=15), dag.get_submodule("4"): Bounds(round_to=7), first: Bounds(round_to=6)},
-        Bounds(least=1000),
+        {"2": Bounds(min_width=15), dag.get_submodule("4"): Bounds(round_to=7), first: Bounds(round_to=6)},
+        Bounds(min_width=1000),
     )
     assert [constraint.widths(orbit).tolist() for orbit in orbits] == [[6, 12], [*range(15, 21)], [7, 14, 21, 28]]
     only = Overrides({"[24]": Bounds(round_to=4)}, EnotBounds())
@@ -101,8 +100,8 @@ def test_overrides_by_orbit_module_and_pattern():
 
 def test_the_orbit_itself_counts_more_than_a_pattern_and_the_last_pattern_more_than_the_first():
     (orbit, *_) = torchorbit.find_orbits(chain(12, 20))
-    assert Overrides({orbit: Bounds(least=3), "*": Bounds(least=5)}).widths(orbit)[0] == 3
-    assert Overrides({"0": Bounds(least=3), "*": Bounds(least=5)}).widths(orbit)[0] == 5
+    assert Overrides({orbit: Bounds(min_width=3), "*": Bounds(min_width=5)}).widths(orbit)[0] == 3
+    assert Overrides({"0": Bounds(min_width=3), "*": Bounds(min_width=5)}).widths(orbit)[0] == 5
 
 
 @pytest.mark.parametrize("key", ["layer9.*", nn.Linear(2, 2), "6"])
@@ -121,9 +120,9 @@ def test_the_orbit_of_another_graph_is_an_error():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: Bounds(least=0), ValueError, "least=0"),
-        (lambda: Bounds(least_share=1.5), ValueError, "least_share=1.5"),
-        (lambda: Bounds(least_share="half"), TypeError, "least_share='half'"),
+        (lambda: Bounds(min_width=0), ValueError, "min_width=0"),
+        (lambda: Bounds(min_share=1.5), ValueError, "min_share=1.5"),
+        (lambda: Bounds(min_share="half"), TypeError, "min_share='half'"),
         (lambda: EnotBounds(absolute_min_channels=2.5), TypeError, "absolute_min_channels=2.5"),
         (lambda: EnotBounds(relative_min_channels=-1), ValueError, "relative_min_channels=-1"),
         (lambda: EnotBounds(fixed_step=0), ValueError, "fixed_step=0"),
@@ -169,4 +168,4 @@ def test_what_cannot_be_reached_says_what_the_constraint_leaves():
         Uniform().select(task)
     first, second = orbits
     smallest = torchorbit.remove_channels(dag, {first: range(8), second: range(32)})
-    assert error.value.least == torchorbit.flops(smallest).total
+    assert error.value.min_cost == torchorbit.flops(smallest).total

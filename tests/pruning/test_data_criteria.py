@@ -26,7 +26,7 @@ from tests.pruning.gated import (
     made,
     mean_loss,
 )
-from torchorbit.pruning.criteria import (
+from torchorbit.criteria import (
     CRITERIA,
     ActivationNorm,
     APoZ,
@@ -194,7 +194,7 @@ def test_criteria_of_weights_are_those_of_all_slices_of_a_unit(kind):
             for unit in range(orbit.width):
                 products = [
                     (parameters[s.tensor] * gradients[s.tensor]).index_select(s.dim, torch.tensor(s.indices)).flatten()
-                    for s in orbit.unit(unit)
+                    for s in torchorbit.inspect.unit_slices(orbit, unit)
                     if s.tensor in parameters
                 ]
                 products = torch.cat(products).detach()
@@ -221,7 +221,7 @@ def test_weights_of_a_recurrent_layer_are_seen():
         wanted = [
             sum(
                 products[s.tensor].index_select(s.dim, torch.tensor(s.indices)).square().sum().item() / 2
-                for s in orbit.unit(u)
+                for s in torchorbit.inspect.unit_slices(orbit, u)
             )
             for u in range(orbit.width)
         ]

@@ -15,15 +15,12 @@ from torch import nn
 
 import torchorbit
 from tests.models import stir
+from torchorbit import Bounds, Target, find_orbits
 from torchorbit.cost import FlopsCost
-from torchorbit.cost.targets import Target
+from torchorbit.criteria import Magnitude
 from torchorbit.errors import LatencyMeasurementError, TargetError
-from torchorbit.orbits.discovery import find_orbits
-from torchorbit.pruning.constraints import Bounds
-from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.selectors import SELECTORS, Optimal, Task, Uniform
-from torchorbit.pruning.selectors.trust_region import ScboOptions
 from torchorbit.pruning.selectors.width_space import Boundary, WidthSpace
+from torchorbit.selectors import SELECTORS, Optimal, ScboOptions, Task, Uniform
 
 
 def orbits_of(*widths):
@@ -219,10 +216,10 @@ def test_nothing_is_removed_where_nothing_is_asked_for():
 
 def test_what_cannot_be_reached_says_what_can():
     orbits = orbits_of(8, 8)
-    task = task_of(orbits, Target.flops(0.3), constraint=Bounds(least=6))
+    task = task_of(orbits, Target.flops(0.3), constraint=Bounds(min_width=6))
     with pytest.raises(TargetError, match="cannot be reached") as error:
         Optimal(verbose=False).select(task)
-    assert error.value.least == task.cost([6, 6])
+    assert error.value.min_cost == task.cost([6, 6])
 
 
 def test_nothing_within_the_limit_says_the_least_that_was():
@@ -239,7 +236,7 @@ def test_nothing_within_the_limit_says_the_least_that_was():
     task._known.clear()
     with pytest.raises(TargetError, match=r"none of the \d models") as error:
         search(task, n_search_steps=4)
-    assert error.value.least > task.limit
+    assert error.value.min_cost > task.limit
 
 
 @pytest.mark.parametrize(
@@ -280,7 +277,7 @@ def test_projection_ends_just_below_the_limit(share):
         cost = task.cost(projected.tolist())
         assert cost <= task.limit
         # Every orbit is at its own width, or too wide by a step of the dearest orbit.
-        if (projected < task.most).all():
+        if (projected < task.full_widths).all():
             steps = [task.cost((projected + np.eye(4, dtype=int)[n]).tolist()) - cost for n in range(4)]
             assert cost + max(steps) > task.limit
 

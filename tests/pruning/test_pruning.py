@@ -1,6 +1,7 @@
 """Pruning to a share of the channels or to a number of FLOPs, and plans of what goes."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_plan_of_a_residual_stream():
     model = torchvision.models.resnet18(weights=None).eval()
     dag = torchorbit.convert(model, torch.empty(2, *SIZE))
     (orbit,) = torchorbit.find_orbits(dag).of_tensor("conv1.weight")
-    plan = torchorbit.plan({orbit: [2, 6, 9]})
+    plan = torchorbit.plan(dag, {orbit: [2, 6, 9]})
     assert {cut.tensor.rpartition(".")[0] for cut in plan.cuts} == {
         "conv1", "bn1", "layer1.0.conv1", "layer1.0.bn2", "layer1.0.conv2", "layer1.1.conv1", "layer1.1.bn2",
         "layer1.1.conv2", "layer2.0.conv1", "layer2.0.downsample.0",
@@ -238,7 +239,7 @@ def test_plan_counts_what_two_cuts_share_once():
     dag = torchorbit.convert(model, torch.randn(2, 4))
     first, second = torchorbit.find_orbits(dag)
     removed = {first: [0, 5], second: [1, 2, 3]}
-    plan = torchorbit.plan(removed)
+    plan = torchorbit.plan(first.orbits, removed)
     gone = sum(p.numel() for p in dag.parameters()) - sum(
         p.numel() for p in torchorbit.remove_channels(dag, removed).parameters()
     )
@@ -255,16 +256,17 @@ def test_plan_counts_what_two_cuts_share_once():
 
 
 def test_plan_of_nothing():
-    plan = torchorbit.plan({})
-    assert plan.cuts == ()
-    assert plan.parameters == 0
+    for graph_or_orbits in (graph(), torchorbit.find_orbits(graph())):
+        plan = torchorbit.plan(graph_or_orbits, {})
+        assert plan.cuts == ()
+        assert plan.parameters == 0
 
 
 def test_plan_shows_the_first_of_many_positions():
     (orbit,) = torchorbit.find_orbits(
         torchorbit.convert(nn.Sequential(nn.Linear(3, 20), nn.Linear(20, 2)), torch.randn(2, 3))
     )
-    assert "0, 1, 2, 3, 4, 5, ..." in str(torchorbit.plan({orbit: range(15)}))
+    assert "0, 1, 2, 3, 4, 5, ..." in str(torchorbit.plan(orbit.orbits, {orbit: range(15)}))
 
 
 def test_plan_of_a_shared_layer_counts_it_once():
@@ -274,7 +276,7 @@ def test_plan_of_a_shared_layer_counts_it_once():
     )  # fmt: skip
     dag = torchorbit.convert(model, torch.randn(2, 3))
     (orbit,) = torchorbit.find_orbits(dag)
-    plan = torchorbit.plan({orbit: [3]})
+    plan = torchorbit.plan(dag, {orbit: [3]})
     pruned = torchorbit.remove_channels(dag, {orbit: [3]})
     gone = sum(p.numel() for p in dag.parameters()) - sum(p.numel() for p in pruned.parameters())
     assert plan.parameters == gone == 4 + (36 - 25 + 1) + 2
@@ -283,27 +285,32 @@ def test_plan_of_a_shared_layer_counts_it_once():
 @pytest.mark.parametrize("wrong", [{"conv1": [1]}, {1: [2]}])
 def test_plan_of_what_is_no_orbit(wrong):
     with pytest.raises(TypeError, match="no Orbit"):
-        torchorbit.plan(wrong)
+        torchorbit.plan(graph(), wrong)
 
 
-@pytest.mark.parametrize("wrong", [None, [], 3, "conv1", ()])
+@pytest.mark.parametrize("wrong", [None, [], 3, ()])
 def test_plan_of_what_is_no_removal(wrong):
     with pytest.raises(TypeError, match="expected a dict of orbits and positions"):
-        torchorbit.plan(wrong)
+        torchorbit.plan(graph(), wrong)
+
+
+def test_plan_of_a_layer_without_channels():
+    with pytest.raises(TypeError, match="indices are missing"):
+        torchorbit.plan(graph(), "0")
 
 
 def test_a_number_instead_of_positions_is_a_type_error():
     dag = graph()
     (orbit, *_) = torchorbit.find_orbits(dag)
     for wrong in (torch.tensor(3), np.int64(3), np.array(3), 3):
-        for function in (torchorbit.plan, lambda removed: torchorbit.remove_channels(dag, removed)):
+        for function in (partial(torchorbit.plan, dag), partial(torchorbit.remove_channels, dag)):
             with pytest.raises(TypeError, match="expected an iterable of integers"):
                 function({orbit: wrong})
 
 
 def test_plan_of_an_orbit_that_loses_everything():
     (orbit, *_) = torchorbit.find_orbits(graph())
-    plan = torchorbit.plan({orbit: range(orbit.width)}, allow_empty=True)
+    plan = torchorbit.plan(orbit.orbits, {orbit: range(orbit.width)}, allow_empty=True)
     assert {cut.tensor for cut in plan.cuts} == {piece.tensor for piece in orbit.slices}
     assert plan.parameters == orbit.parameters
 
@@ -318,7 +325,7 @@ def test_plan_of_a_tensor_that_has_two_names():
     assert orbits.of_tensor("h.weight", 1) == [orbit]
     assert orbits.of_tensor("no such.weight", 1) == orbits.of_tensor("h.weight", 0) == []
     assert [piece.tensor for piece in orbit.slices].count("e.weight") == 1
-    plan = torchorbit.plan({orbit: [2]})
+    plan = torchorbit.plan(orbits, {orbit: [2]})
     assert plan.of_tensor("h.weight") == plan.of_tensor("e.weight") != ()
     assert plan.of_tensor("n.bias")[0].indices == (2,)
 
@@ -327,5 +334,5 @@ def test_plan_refuses_what_removal_refuses():
     (orbit, *_) = torchorbit.find_orbits(graph())
     for units in (range(16), [16], [1, 1]):
         with pytest.raises(ValueError, match="unit"):
-            torchorbit.plan({orbit: units})
+            torchorbit.plan(orbit.orbits, {orbit: units})
     assert math.isfinite(orbit.flops)

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 import torchorbit
+from torchorbit import Scores
+from torchorbit.criteria import Magnitude
 from torchorbit.errors import ScoresError
-from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.scores import Scores
 
 
 def graph(width=6):

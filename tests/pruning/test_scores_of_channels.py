@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import torchorbit
-from torchorbit.pruning.criteria import L1, Magnitude
+from torchorbit.criteria import L1, Magnitude
 
 
 def test_they_stand_in_the_order_of_the_layer():

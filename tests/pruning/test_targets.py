@@ -5,10 +5,9 @@ import torch
 
 import torchorbit
 from harness.models import build_with_random_weights, input_size
-from torchorbit.cost.targets import Target
-from torchorbit.pruning.constraints import Bounds
-from torchorbit.pruning.criteria import Magnitude
-from torchorbit.pruning.selectors import Global, Knapsack, Task, Uniform
+from torchorbit import Bounds, Target
+from torchorbit.criteria import Magnitude
+from torchorbit.selectors import Global, Knapsack, Task, Uniform
 
 MODELS = [
     "mobilenetv3_small_100", "levit_128s", "resnet18", "vit_tiny_patch16_224", "efficientnet_b0", "ghostnet_100",

@@ -11,17 +11,7 @@ from torch import nn
 
 import torchorbit
 from tests.models import Computes, stir
-from torchorbit.pruning.criteria import (
-    CRITERIA,
-    L1,
-    L2,
-    BatchNormScale,
-    GeometricMedian,
-    Lamp,
-    Magnitude,
-    Random,
-    WeightNorm,
-)
+from torchorbit.criteria import CRITERIA, L1, L2, BatchNormScale, GeometricMedian, Lamp, Magnitude, Random, WeightNorm
 from torchorbit.pruning.criteria.magnitude import magnitude
 
 
@@ -70,7 +60,7 @@ def slices(orbit, unit, sources=None):
         (piece.tensor, piece.dim): parameters[piece.tensor].detach().double().index_select(
             piece.dim, torch.tensor(piece.indices)
         ).numpy()
-        for piece in orbit.unit(unit)
+        for piece in torchorbit.inspect.unit_slices(orbit, unit)
         if piece.tensor in parameters and (sources is None or (piece.tensor, piece.dim) in sources)
     }  # fmt: skip
 
@@ -210,7 +200,12 @@ def test_batch_norm_scales_and_magnitudes_of_the_same_mean_where_there_are_none(
     passing = [orbit for orbit in small if any(".1.weight" in s.tensor and s.tensor[0] == "s" for s in orbit.slices)]
     for orbit in passing:
         positions = [
-            [i for s in orbit.unit(u) if s.tensor in ("stem.1.weight", "skip.1.weight") for i in s.indices]
+            [
+                i
+                for s in torchorbit.inspect.unit_slices(orbit, u)
+                if s.tensor in ("stem.1.weight", "skip.1.weight")
+                for i in s.indices
+            ]
             for u in range(orbit.width)
         ]
         gamma = gammas[stem if any(s.tensor == "stem.1.weight" for s in orbit.slices) else skip]

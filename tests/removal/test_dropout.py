@@ -35,7 +35,7 @@ def test_a_layer_that_drops_channels_of_two_widths_becomes_two():
     drop = nn.Dropout(0.5)
     model = nn.Sequential(nn.Linear(3, 8), drop, nn.Linear(8, 4), drop, nn.Linear(4, 2)).eval()
     dag = torchorbit.convert(model, torch.randn(2, 3))
-    smaller = torchorbit.removal.pruning_plan(dag, "0", [0, 1]).execute(adjust_dropout=True)
+    smaller = torchorbit.plan(dag, "0", [0, 1]).execute(adjust_dropout=True)
     called = [smaller.get_submodule(v.target).p for v in smaller.vertices if getattr(v, "leaf", "") == "Dropout"]
     assert called == pytest.approx([0.375, 0.5])
 

@@ -65,7 +65,7 @@ def step(model, optimizer):
 def kept_positions(dag, removed):
     """Name -> the kept positions along every dimension."""
     kept = {name: [torch.arange(length) for length in p.shape] for name, p in dag.named_parameters()}
-    for cut in torchorbit.plan(removed).cuts:
+    for cut in torchorbit.plan(dag, removed).cuts:
         if cut.tensor in kept:
             length = dag.state_dict()[cut.tensor].shape[cut.dim]
             kept[cut.tensor][cut.dim] = torch.tensor([n for n in range(length) if n not in cut.indices])

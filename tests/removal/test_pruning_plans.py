@@ -10,7 +10,6 @@ from torch import nn
 import torchorbit
 from tests.models import Computes, stir
 from torchorbit.errors import PlanError
-from torchorbit.removal import pruning_plan
 
 
 @pytest.fixture
@@ -37,37 +36,35 @@ def parameters(dag):
 
 
 def owned(plan):
-    return {(entry.tensor, entry.dim): entry.indices for entry in plan.entries}
+    return {(cut.tensor, cut.dim): cut.indices for cut in plan.cuts}
 
 
 def test_the_plan_of_torch_pruning_for_resnet18(resnet):
-    plan = pruning_plan(resnet, "conv1", [2, 6, 9])
+    plan = torchorbit.plan(resnet, "conv1", [2, 6, 9])
     assert plan.parameters == 11_211
-    in_weights = {
-        entry.tensor: entry.parameters for entry in plan.entries if entry.parameters and "bn" not in entry.tensor
-    }
+    in_weights = {cut.tensor: cut.parameters for cut in plan.cuts if cut.parameters and "bn" not in cut.tensor}
     assert in_weights == {
         "conv1.weight": 441, "layer1.0.conv1.weight": 1728, "layer1.0.conv2.weight": 1728,
         "layer1.1.conv1.weight": 1728, "layer1.1.conv2.weight": 1728, "layer2.0.conv1.weight": 3456,
         "layer2.0.downsample.0.weight": 384,
     }  # fmt: skip
-    assert all(entry.indices == (2, 6, 9) for entry in plan.entries)
+    assert all(cut.indices == (2, 6, 9) for cut in plan.cuts)
     text = str(plan)
     assert "11,211 parameters will be removed" in text
     before = parameters(resnet)
-    assert plan.exec() is resnet
+    assert plan.execute() is resnet
     assert before - parameters(resnet) == 11_211
     assert "11,211 parameters were removed" in str(plan)
 
 
-def test_entries_say_after_what_they_come(resnet):
-    after = {entry.tensor: entry.after for entry in pruning_plan(resnet, "conv1", [2]).entries}
+def test_cuts_say_after_what_they_come(resnet):
+    after = {cut.tensor: cut.after for cut in torchorbit.plan(resnet, "conv1", [2]).cuts}
     assert after["conv1.weight"] == ""
     assert after["bn1.weight"] == "conv1"
     assert after["layer1.0.conv1.weight"] == "maxpool"
     assert after["layer1.0.conv2.weight"] == "layer1.0.bn2"
     assert after["layer2.0.downsample.0.weight"] == after["layer2.0.conv1.weight"] == "layer1.1.relu"
-    back = {entry.tensor: entry.after for entry in pruning_plan(resnet, "layer2.0.conv1", [2], dim=1).entries}
+    back = {cut.tensor: cut.after for cut in torchorbit.plan(resnet, "layer2.0.conv1", [2], dim=1).cuts}
     assert back["layer2.0.conv1.weight"] == ""
     assert back["bn1.weight"] == "relu"
     assert back["conv1.weight"] == "bn1"
@@ -75,11 +72,11 @@ def test_entries_say_after_what_they_come(resnet):
 
 @pytest.mark.parametrize("pick", [lambda dag: "layer3.0.bn1", lambda dag: dag.get_submodule("layer3.0.bn1")])
 def test_a_layer_is_given_by_its_path_or_itself(resnet, pick):
-    by_norm = pruning_plan(resnet, pick(resnet), [5])
-    assert owned(by_norm) == owned(pruning_plan(resnet, "layer3.0.conv1", [5]))
-    assert owned(by_norm) == owned(pruning_plan(resnet, "layer3.0.conv2", [5], dim=1))
-    assert owned(by_norm) == owned(pruning_plan(resnet, "layer3.0.conv2.weight", [5], dim=1))
-    assert owned(by_norm) == owned(pruning_plan(resnet, "layer3.0.bn1.running_var", [5]))
+    by_norm = torchorbit.plan(resnet, pick(resnet), [5])
+    assert owned(by_norm) == owned(torchorbit.plan(resnet, "layer3.0.conv1", [5]))
+    assert owned(by_norm) == owned(torchorbit.plan(resnet, "layer3.0.conv2", [5], dim=1))
+    assert owned(by_norm) == owned(torchorbit.plan(resnet, "layer3.0.conv2.weight", [5], dim=1))
+    assert owned(by_norm) == owned(torchorbit.plan(resnet, "layer3.0.bn1.running_var", [5]))
 
 
 def test_channels_beside_each_other_in_a_concatenation_keep_their_places():
@@ -88,7 +85,7 @@ def test_channels_beside_each_other_in_a_concatenation_keep_their_places():
         left=nn.Conv2d(3, 4, 1), right=nn.Conv2d(3, 6, 1), last=nn.Conv2d(10, 2, 1),
     )  # fmt: skip
     dag = torchorbit.convert(stir(model).eval(), torch.randn(2, 3, 5, 5))
-    plan = pruning_plan(dag, "last", [1, 5, 9], dim=1)
+    plan = torchorbit.plan(dag, "last", [1, 5, 9], dim=1)
     assert owned(plan) == {
         ("left.weight", 0): (1,), ("left.bias", 0): (1,), ("right.weight", 0): (1, 5), ("right.bias", 0): (1, 5),
         ("last.weight", 1): (1, 5, 9),
@@ -101,10 +98,10 @@ def test_channels_of_a_grouped_convolution_are_counted_over_all_groups():
     model = nn.Sequential(nn.Conv2d(3, 12, 1), nn.Conv2d(12, 8, 1, groups=2), nn.Conv2d(8, 2, 1))
     dag = torchorbit.convert(stir(model).eval(), torch.randn(2, 3, 5, 5))
     # Channel 8 is the third of the second of two groups of six; the one at its place in the first group goes with it.
-    assert owned(pruning_plan(dag, "1", [8], dim=1))["0.weight", 0] == (2, 8)
-    assert owned(pruning_plan(dag, "1", [8], dim=1))["1.weight", 1] == (2,)
+    assert owned(torchorbit.plan(dag, "1", [8], dim=1))["0.weight", 0] == (2, 8)
+    assert owned(torchorbit.plan(dag, "1", [8], dim=1))["1.weight", 1] == (2,)
     # A whole group is another unit, of which nothing else goes.
-    group = pruning_plan(dag, "1", range(6, 12), dim=1)
+    group = torchorbit.plan(dag, "1", range(6, 12), dim=1)
     assert owned(group)["0.weight", 0] == tuple(range(6, 12))
     assert owned(group)["1.weight", 0] == (4, 5, 6, 7)
     assert group.execute(inplace=False).get_submodule("1").groups == 1
@@ -123,14 +120,14 @@ def test_depthwise_and_transposed_convolutions_have_channels_on_both_sides():
         ("2.weight", 0): (4,),
     }
     for module, dim in (("0", 0), ("1", 0), ("1", 1), ("2", 1)):
-        assert owned(pruning_plan(dag, module, [4], dim)) == expected
-    assert owned(pruning_plan(dag, "2", [3])) == {("2.weight", 1): (3,), ("2.bias", 0): (3,), ("4.weight", 1): (3,)}
+        assert owned(torchorbit.plan(dag, module, [4], dim)) == expected
+    assert owned(torchorbit.plan(dag, "2", [3])) == {("2.weight", 1): (3,), ("2.bias", 0): (3,), ("4.weight", 1): (3,)}
 
 
 def test_a_head_of_attention_goes_where_all_of_its_channels_are_asked_for(vit):
-    one = owned(pruning_plan(vit, "blocks.0.attn.qkv", [3]))
+    one = owned(torchorbit.plan(vit, "blocks.0.attn.qkv", [3]))
     assert one["blocks.0.attn.qkv.weight", 0] == (3, 11, 19, 27, 35, 43), "channel 3 of queries and keys of every head"
-    head = pruning_plan(vit, "blocks.0.attn.qkv", [*range(8, 16), *range(32, 40), *range(56, 64)])
+    head = torchorbit.plan(vit, "blocks.0.attn.qkv", [*range(8, 16), *range(32, 40), *range(56, 64)])
     assert owned(head)["blocks.0.attn.proj.weight", 1] == tuple(range(8, 16))
     smaller = head.execute(inplace=False)
     assert torchorbit.verify_removal(vit, smaller, head.removed) < 1e-5
@@ -146,14 +143,14 @@ def test_tokens_of_an_embedding_are_no_channels():
             return self.head(self.words(x).mean(1))
 
     dag = torchorbit.convert(stir(Text()).eval(), torch.zeros(2, 5, dtype=torch.long))
-    assert owned(pruning_plan(dag, "words", [1])) == {("words.weight", 1): (1,), ("head.weight", 1): (1,)}
+    assert owned(torchorbit.plan(dag, "words", [1])) == {("words.weight", 1): (1,), ("head.weight", 1): (1,)}
     with pytest.raises(ValueError, match="module 'words' takes no channels that are known by their numbers"):
-        pruning_plan(dag, "words", [1], dim=1)
+        torchorbit.plan(dag, "words", [1], dim=1)
 
 
 def test_a_plan_grows_and_shrinks():
     dag = mlp()
-    plan = pruning_plan(dag, "0", [0, 5])
+    plan = torchorbit.plan(dag, "0", [0, 5])
     plan.add("4", [1, 2], dim=1)
     assert owned(plan) == {
         ("0.weight", 0): (0, 5), ("0.bias", 0): (0, 5), ("2.weight", 0): (1, 2), ("2.weight", 1): (0, 5),
@@ -173,13 +170,13 @@ def test_a_plan_grows_and_shrinks():
 
 def test_a_plan_from_which_all_is_dropped_removes_nothing():
     dag = mlp()
-    plan = pruning_plan(dag, "0", [0])
+    plan = torchorbit.plan(dag, "0", [0])
     plan.drop("0", [0])
-    assert (plan.entries, plan.parameters, plan.removed) == ((), 0, {})
+    assert (plan.cuts, plan.parameters, plan.removed) == ((), 0, {})
     assert parameters(plan.execute(inplace=False)) == parameters(dag)
 
 
-def test_an_entry_goes_only_where_nothing_depends_on_it():
+def test_a_cut_goes_only_where_nothing_depends_on_it():
     class Lonely(nn.Module):
         """What the free parameter adds up to is added: its channels stand nowhere else."""
 
@@ -191,37 +188,37 @@ def test_an_entry_goes_only_where_nothing_depends_on_it():
             return self.last(self.first(x)) + self.free.square().sum()
 
     dag = torchorbit.convert(Lonely().eval(), torch.randn(2, 3))
-    plan = pruning_plan(dag, "free", [1, 2])
+    plan = torchorbit.plan(dag, "free", [1, 2])
     plan.add("first", [3])
     with pytest.raises(
         PlanError, match=r"without the cut of 'first.bias' \(dimension 0\) the model would no longer fit"
     ):
-        plan.drop_entry("first.bias")
-    assert len(plan.entries) == 4
-    plan.drop_entry("free")
+        plan.drop_cut("first.bias")
+    assert len(plan.cuts) == 4
+    plan.drop_cut("free")
     assert owned(plan) == {("first.weight", 0): (3,), ("first.bias", 0): (3,), ("last.weight", 1): (3,)}
-    with pytest.raises(PlanError, match=r"cuts nothing from 'free'; its entries are first.weight"):
-        plan.drop_entry("free")
+    with pytest.raises(PlanError, match=r"cuts nothing from 'free'; its cuts are first.weight"):
+        plan.drop_cut("free")
 
 
-def test_an_entry_of_a_tensor_that_is_cut_twice_is_named_with_its_dimension():
-    plan = pruning_plan(mlp(), "0", [0])
+def test_a_cut_of_a_tensor_that_is_cut_twice_is_named_with_its_dimension():
+    plan = torchorbit.plan(mlp(), "0", [0])
     plan.add("2", [3])
     with pytest.raises(PlanError, match=r"cuts two dimensions of '2.weight'"):
-        plan.drop_entry("2.weight")
+        plan.drop_cut("2.weight")
     with pytest.raises(PlanError, match=r"0.weight .dimension 0., 0.bias .dimension 0. lose the same channels"):
-        plan.drop_entry("2.weight", 1)
+        plan.drop_cut("2.weight", 1)
 
 
 def refused(plan, edit, message):
-    before = (plan.removed, plan.entries, plan.parameters)
+    before = (plan.removed, plan.cuts, plan.parameters)
     with pytest.raises(PlanError, match=message):
         edit()
-    assert (plan.removed, plan.entries, plan.parameters) == before
+    assert (plan.removed, plan.cuts, plan.parameters) == before
 
 
 def test_an_edit_that_would_break_the_model_changes_nothing():
-    plan = pruning_plan(mlp(), "0", [0, 1])
+    plan = torchorbit.plan(mlp(), "0", [0, 1])
     (orbit,) = plan.removed
     refused(plan, lambda: plan.add("0", range(6)), "would lose all of its 6 units")
     refused(
@@ -238,16 +235,16 @@ def test_an_orbit_may_be_emptied_on_request():
     model = Computes(lambda self, x: self.head(x + self.second(self.first(x))),
                      first=nn.Linear(4, 6), second=nn.Linear(6, 4), head=nn.Linear(4, 2))  # fmt: skip
     dag = torchorbit.convert(stir(model).eval(), torch.randn(2, 4))
-    plan = pruning_plan(dag, "first", range(6), allow_empty=True)
+    plan = torchorbit.plan(dag, "first", range(6), allow_empty=True)
     smaller = plan.execute(inplace=False)
     assert "first.weight" not in smaller.state_dict()
 
 
 def test_a_plan_is_executed_once():
     dag = mlp()
-    plan = pruning_plan(dag, "0", [0])
+    plan = torchorbit.plan(dag, "0", [0])
     plan.execute()
-    for again in (plan.execute, plan.exec, lambda: plan.add("0", [1])):
+    for again in (plan.execute, lambda: plan.add("0", [1])):
         with pytest.raises(PlanError, match="executed already"):
             again()
     assert dag.get_parameter("0.weight").shape == (5, 4)
@@ -255,11 +252,11 @@ def test_a_plan_is_executed_once():
 
 def test_two_plans_of_one_graph_cannot_both_be_executed_in_place():
     dag = mlp()
-    first, second = pruning_plan(dag, "0", [0]), pruning_plan(dag, "0", [1])
+    first, second = torchorbit.plan(dag, "0", [0]), torchorbit.plan(dag, "0", [1])
     first.execute()
     with pytest.raises(ValueError, match="call find_orbits again"):
         second.execute()
-    pruning_plan(dag, "0", [1]).execute()
+    torchorbit.plan(dag, "0", [1]).execute()
     assert dag.get_parameter("0.weight").shape == (4, 4)
 
 
@@ -270,7 +267,7 @@ def test_the_state_of_an_optimizer_is_cut_along():
     optimizer.step()
     weight = dag.get_parameter("2.weight")
     momentum = optimizer.state[weight]["momentum_buffer"].clone()
-    pruning_plan(dag, "2", [0, 3]).execute(optimizer=optimizer)
+    torchorbit.plan(dag, "2", [0, 3]).execute(optimizer=optimizer)
     kept = [1, 2, 4, 5, 6, 7]
     assert torch.equal(optimizer.state[dag.get_parameter("2.weight")]["momentum_buffer"], momentum[kept])
 
@@ -280,12 +277,12 @@ def test_what_is_frozen_is_refused_with_the_reason():
     with pytest.raises(
         PlanError, match=r"channels 0, 1 of '0' \(what it gives\) cannot be removed: '2' is named in frozen=$"
     ):
-        pruning_plan(orbits, "0", [0, 1])
+        torchorbit.plan(orbits, "0", [0, 1])
     with pytest.raises(PlanError, match="channels of the model's input"):
-        pruning_plan(orbits, "0", [2], dim=1)
+        torchorbit.plan(orbits, "0", [2], dim=1)
     one = torchorbit.convert(nn.Sequential(nn.Linear(3, 1), nn.ReLU(), nn.Linear(1, 2)).eval(), torch.randn(2, 3))
     with pytest.raises(PlanError, match="it is the only one"):
-        pruning_plan(one, "0", [0])
+        torchorbit.plan(one, "0", [0])
 
 
 @pytest.mark.parametrize(
@@ -307,7 +304,7 @@ def test_what_is_frozen_is_refused_with_the_reason():
 )
 def test_what_cannot_be_planned(arguments, error, message):
     with pytest.raises(error, match=message):
-        pruning_plan(mlp(), *arguments)
+        torchorbit.plan(mlp(), *arguments)
 
 
 @pytest.mark.parametrize(("name", "module"), [
@@ -316,10 +313,37 @@ def test_what_cannot_be_planned(arguments, error, message):
 ])  # fmt: skip
 def test_plans_of_timm_models_keep_what_the_model_computes(name, module):
     dag = torchorbit.convert(stir(timm.create_model(name, scriptable=False)).eval(), torch.randn(2, 3, 64, 64))
-    plan = pruning_plan(dag, module, [0, 3])
+    plan = torchorbit.plan(dag, module, [0, 3])
     assert {0, 3} <= set(owned(plan)[f"{module}.weight", 0])
     before = parameters(dag)
     smaller = plan.execute(inplace=False)
     assert before - parameters(smaller) == plan.parameters > 0
     assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-4
     assert np.isfinite(smaller(torch.randn(1, 3, 64, 64)).detach().numpy()).all()
+
+
+def test_a_plan_that_starts_at_units_can_be_edited_and_executed():
+    dag = mlp()
+    orbits = torchorbit.find_orbits(dag)
+    plan = torchorbit.plan(orbits, {orbits[0]: [0, 1], orbits[1]: []})
+    assert plan.removed == {orbits[0]: [0, 1]}
+    assert "after" not in str(plan).partition("\n")[0]
+    plan.add("2", [5])
+    plan.drop_units(orbits[0], [1])
+    assert owned(plan) == {
+        ("0.weight", 0): (0,), ("0.bias", 0): (0,), ("2.weight", 0): (5,), ("2.weight", 1): (0,), ("2.bias", 0): (5,),
+        ("4.weight", 1): (5,),
+    }  # fmt: skip
+    smaller = plan.execute(inplace=False)
+    assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-6
+
+
+def test_units_of_other_orbits_than_the_plan_is_made_with_are_refused():
+    dag = mlp()
+    orbits, again = torchorbit.find_orbits(dag), torchorbit.find_orbits(dag)
+    with pytest.raises(PlanError, match="another call of find_orbits"):
+        torchorbit.plan(orbits, {again[0]: [0]})
+    with pytest.raises(ValueError, match="another graph"):
+        torchorbit.plan(mlp(), {orbits[0]: [0]})
+    with pytest.raises(TypeError, match=r"units are \[0.5\], expected an iterable of integers"):
+        torchorbit.plan(orbits, {}).add_units(orbits[0], [0.5])

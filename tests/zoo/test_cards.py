@@ -16,16 +16,16 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 import torchorbit
 from harness.making import Recipe, make_checkpoint
 from zoo.cards import card, figures_table, index_card
-from zoo.manifest import Accuracy, Cost, Manifest, Preprocessing, Source, Step, Versions
+from zoo.manifest import Accuracy, Cost, Manifest, Method, Preprocessing, Source, Step, Versions
 from zoo.plots import PLOT_FILE
 
 ROOT = Path(torchorbit.__file__).parents[1]
 SOURCE = Source(model="resnet18.a1_in1k", weights="timm/r18", base_model="timm/resnet18.a1_in1k", license="apache-2.0")
 STEP = Step(
-    criterion="magnitude",
-    selector="uniform",
+    criterion=Method(name="magnitude"),
+    selector=Method(name="uniform"),
+    constraint=Method(name="bounds", options={"round_to": 8}),
     target="flops=0.5",
-    round_to=8,
     seed=3,
     command="torchorbit prune resnet18 --flops 0.5",
     versions=Versions(torchorbit="0.1.0", torch="2.6.0", timm="1.0.9"),
@@ -108,7 +108,7 @@ def test_the_page_says_what_was_done_and_what_came_of_it() -> None:
     assert re.search(r"\| GFLOPs +\| +3\.629 \| +1\.81[45] \| +0\.500 \|", text)
     assert re.search(r"\| top-1, ImageNet-1k validation, 224x224 \| +71\.25% \| +69\.04% \| +-2\.21 \|", text)
     assert re.search(r"\| top-1, ImageNet-1k validation, 288x288 \| +not measured \| +70\.00% \| +\|", text)
-    assert "criterion magnitude, selector uniform, target flops=0.5" in text
+    assert "criterion magnitude, selector uniform, target flops=0.5, constraint bounds(round_to=8), seed 3" in text
     assert "`torchorbit prune resnet18 --flops 0.5`" in text
 
 
@@ -238,7 +238,8 @@ HOSTILE = [
 def with_text(text: str) -> Manifest:
     """A manifest with a stranger's text wherever text may be."""
     accuracy = Accuracy(dataset=text, split=text, input_size=(3, 224, 224), before=0.7, after=0.6)
-    step = Step(criterion=text, selector=text, target=text, round_to=8, data=text, seed=3, command=text or "none", versions=Versions(torchorbit=text, torch=text, timm=text))  # fmt: skip
+    method = Method(name=text, options={text: text, "more": {"items": [[text, {"constraint": {"name": text, "options": {text: [text]}}}]]}})  # fmt: skip
+    step = Step(criterion=method, selector=method, constraint=method, target=text, data=text, seed=3, command=text or "none", versions=Versions(torchorbit=text, torch=text, timm=text))  # fmt: skip
     return Manifest(
         name=text,
         source=Source(model=text, weights=text, base_model="org/model", license=text),

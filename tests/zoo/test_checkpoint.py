@@ -18,15 +18,23 @@ from torch import nn
 import torchorbit
 from harness.making import Recipe, make_checkpoint
 from tests.models import stir
-from torchorbit.graph.dag import DagModule
+from torchorbit import DagModule
+from torchorbit.criteria import Criterion, WeightNorm
+from torchorbit.selectors import Bounds, Constraint, Knapsack, Overrides, Selector, from_description
 from zoo.checkpoint import CHECKPOINT_FILES, load_checkpoint, save_checkpoint, versions
-from zoo.manifest import MANIFEST_FILE, Accuracy, Manifest, Preprocessing, Source, Step, read_manifest
+from zoo.manifest import MANIFEST_FILE, Accuracy, Manifest, Method, Preprocessing, Source, Step, read_manifest
 
 ROOT = Path(torchorbit.__file__).parents[1]
 FILES = {*CHECKPOINT_FILES, "README.md"}
 X = torch.randn(2, 3, 32, 32)
 MEASURED = Accuracy(dataset="digits", split="test", input_size=(3, 32, 32), before=0.9, after=0.8)
-STEP = Step(criterion="taylor", selector="greedy", target="latency=2", data="digits", versions=versions())
+STEP = Step(
+    criterion=Method(name="taylor"),
+    selector=Method(name="greedy", known=False),
+    target="latency=2",
+    data="digits",
+    versions=versions(),
+)
 
 
 class Net(nn.Module):
@@ -206,10 +214,36 @@ def test_what_was_removed_in_python_is_told_too(folder: Path, tmp_path: Path) ->
     second = torchorbit.remove_channels(first, {orbit: [0]}, inplace=True)
     manifest = save_checkpoint(second.flatten(), tmp_path / "b")
 
-    steps = [(step.criterion, step.selector, step.target) for step in manifest.steps]
-    assert steps == [("magnitude", "uniform", "ratio=0.2"), ("chosen by hand", "chosen by hand", "1 unit")]
+    steps = [(str(step.criterion), str(step.selector), step.target) for step in manifest.steps]
+    assert steps == [("magnitude", "uniform(ratio=0.2)", ""), ("chosen by hand", "chosen by hand", "1 unit")]
     assert describes(manifest, second)
     assert manifest.before == read_manifest(folder).before
+
+
+def test_a_checkpoint_tells_all_that_it_takes_to_prune_to_the_same_widths(folder: Path, tmp_path: Path) -> None:
+    dag = load_checkpoint(folder)
+    options = {
+        "criterion": WeightNorm(p=float("inf"), reduce="max"),
+        "selector": Knapsack(tolerance=0.2, exhaustive=0, solver_time_limit=None),
+        "constraint": Overrides({"*": Bounds(min_width=2, round_to=2)}),
+    }
+    save_checkpoint(torchorbit.prune(dag, parameters=0.5, steps=2, seed=3, **options), tmp_path / "b")
+    *_, step = read_manifest(tmp_path / "b").steps
+
+    assert step.constraint is not None
+    again = {
+        "criterion": from_description(step.criterion.description(), Criterion),
+        "selector": from_description(step.selector.description(), Selector),
+        "constraint": from_description(step.constraint.description(), Constraint),
+    }
+    assert again == options
+    assert (step.target, step.steps, step.seed, step.data) == ("parameters=0.5", 2, 3, None)
+    smaller = torchorbit.prune(dag, parameters=0.5, steps=step.steps, seed=step.seed, **again)
+    expected = load_checkpoint(tmp_path / "b").state_dict()
+    assert {path: tensor.shape for path, tensor in smaller.state_dict().items()} == {
+        path: tensor.shape for path, tensor in expected.items()
+    }
+    assert "knapsack(solver_time_limit=None, tolerance=0.2, exhaustive=0)" in (tmp_path / "b" / "README.md").read_text()
 
 
 def test_before_is_what_was_converted_and_not_what_is_saved_first(tmp_path: Path) -> None:
@@ -225,7 +259,7 @@ def test_a_change_that_is_no_removal_is_a_step_too(folder: Path, tmp_path: Path)
     changed.register_parameter("more", nn.Parameter(torch.zeros(3)))
     manifest = save_checkpoint(changed, tmp_path / "b")
 
-    assert [(step.criterion, step.selector) for step in manifest.steps] == [("not recorded", "not recorded")]
+    assert [(str(step.criterion), str(step.selector)) for step in manifest.steps] == [("not recorded", "not recorded")]
     assert manifest.accuracy == ()
 
 
@@ -418,6 +452,8 @@ WITH_A_LIMIT = """
 import resource, signal, sys
 from pathlib import Path
 import torchorbit
+from torchorbit.criteria import Criterion, WeightNorm
+from torchorbit.selectors import Bounds, Constraint, Knapsack, Overrides, Selector, from_description
 from zoo.checkpoint import load_checkpoint, save_checkpoint
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -20,6 +20,7 @@ from zoo.manifest import (
     Cost,
     File,
     Manifest,
+    Method,
     Preprocessing,
     Source,
     Step,
@@ -37,10 +38,10 @@ MANIFEST = Manifest(
     ),
     steps=(
         Step(
-            criterion="magnitude",
-            selector="uniform",
+            criterion=Method(name="magnitude"),
+            selector=Method(name="knapsack", options={"tolerance": 0.01}),
+            constraint=Method(name="bounds", options={"round_to": 8}),
             target="flops=0.5",
-            round_to=8,
             data="none",
             seed=3,
             command="torchorbit prune resnet18.a1_in1k --flops 0.5",
@@ -119,13 +120,17 @@ def test_what_has_no_default_may_not(tmp_path: Path, path: str) -> None:
 OF_NO_FIELD = {"a": {"b": 1}}
 
 
-@pytest.mark.parametrize("path", [path for path in places(DOCUMENT) if not path.startswith("files/")])
+# Options may be anything that JSON has a word for.
+@pytest.mark.parametrize(
+    "path", [path for path in places(DOCUMENT) if not path.startswith("files/") and "/options/" not in path]
+)
 def test_every_field_refuses_another_type(tmp_path: Path, path: str) -> None:
-    for value in (OF_NO_FIELD, [[1]], True):
-        assert path.split("/")[0] in refusal(changed(path, value), tmp_path)
     given: Any = DOCUMENT
     for part in path.split("/"):
         given = given[int(part) if part.isdigit() else part]
+    for value in (OF_NO_FIELD, [[1]], True):
+        if not (isinstance(given, bool) and value is True) and not (path.endswith("/options") and value is OF_NO_FIELD):
+            assert path.split("/")[0] in refusal(changed(path, value), tmp_path)
     refusal(changed(path, "1" if isinstance(given, (int, float)) else 1), tmp_path)
 
 
@@ -133,9 +138,9 @@ def test_every_field_refuses_another_type(tmp_path: Path, path: str) -> None:
     ("path", "value"),
     [
         ("format", "torchorbit-graph"),
-        ("version", 2),
-        ("version", 1.0),
-        ("version", "1"),
+        ("version", 3),
+        ("version", 2.0),
+        ("version", "2"),
         ("name", "x" * 2001),
         ("name", "\ud800"),
         ("source/license", ["mit"]),
@@ -143,8 +148,12 @@ def test_every_field_refuses_another_type(tmp_path: Path, path: str) -> None:
         ("source/base_model", "timm/a) [b](https://example.com"),
         ("source/base_model", "timm/a/b"),
         ("source/base_model", "timm/a\n"),
-        ("steps/0/round_to", -1),
-        ("steps/0/round_to", 1.5),
+        ("steps/0/steps", 0),
+        ("steps/0/steps", 1.5),
+        ("steps/0/criterion", "magnitude"),
+        ("steps/0/selector/options", {"tolerance": float("nan")}),
+        ("steps/0/selector/options", {str(number): 1 for number in range(1001)}),
+        ("steps/0/selector/options", {"ratios": json.loads("[" * 40 + "]" * 40)}),
         ("steps/0/seed", 10**400),
         ("steps/0/seed", "3"),
         ("steps/0/versions", {}),
@@ -333,3 +342,63 @@ def test_any_text_and_any_width_is_drawn(tmp_path: Path, text: str) -> None:
     write_plot(manifest, tmp_path / "plot.png")
     write_plot(manifest.model_copy(update={"widths": ()}), tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+FIRST_VERSION: dict[str, Any] = {
+    "format": "torchorbit-checkpoint",
+    "version": 1,
+    "name": "resnet18.pruned-0.50",
+    "source": {"model": "resnet18.a1_in1k", "weights": "timm/resnet18.a1_in1k", "base_model": None, "license": "mit"},
+    "steps": [
+        {
+            "criterion": "taylor(signed=True)",
+            "selector": "global(n_channels_or_ratio=0.5, per_cost)",
+            "target": "flops=0.5 in 2 steps",
+            "round_to": 8,
+            "data": "100 images of imagenette (validation)",
+            "seed": 3,
+            "command": "torchorbit prune resnet18 --flops 0.5",
+            "versions": {"torchorbit": "0.1.0", "torch": "2.6.0", "timm": "1.0.9"},
+        },
+        {
+            "criterion": "magnitude",
+            "selector": "uniform",
+            "target": "ratio=0.2",
+            "round_to": 1,
+            "data": None,
+            "seed": None,
+            "command": None,
+            "versions": {"torchorbit": "0.1.0", "torch": "2.6.0", "timm": None},
+        },
+    ],
+    "before": {"gflops": 3.629, "kmapp": 72.3, "parameters": 11689512},
+    "after": {"gflops": 1.81, "kmapp": 36.1, "parameters": 5900000},
+    "accuracy": [],
+    "preprocessing": None,
+    "dtype": "float32",
+    "widths": [{"layer": "conv1", "before": 64, "after": 41}],
+    "files": {},
+}
+
+
+def test_a_manifest_of_the_first_version_is_read(tmp_path: Path) -> None:
+    manifest = read(FIRST_VERSION, tmp_path)
+    first, second = manifest.steps
+    assert (str(first.criterion), first.criterion.known) == ("taylor(signed=True)", False)
+    assert str(first.selector) == "global(n_channels_or_ratio=0.5, per_cost)"
+    assert (str(first.constraint), second.constraint) == ("bounds(round_to=8)", None)
+    assert (first.target, first.data, first.seed, first.command, first.versions.timm) == (
+        "flops=0.5 in 2 steps", "100 images of imagenette (validation)", 3, "torchorbit prune resnet18 --flops 0.5", "1.0.9",
+    )  # fmt: skip
+    assert (manifest.version, manifest.widths[0].after, manifest.name) == (2, 41, "resnet18.pruned-0.50")
+    assert read(manifest.text(), tmp_path) == manifest
+    assert "criterion taylor(signed=True), selector global(n_channels_or_ratio=0.5, per_cost)" in card(manifest, "a/b")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"), [("steps/0/round_to", -1), ("steps/0/steps", 2), ("steps/0/criterion", {"name": "a"})]
+)
+def test_a_manifest_of_the_first_version_is_held_to_what_that_was(tmp_path: Path, path: str, value: Any) -> None:
+    document = copy.deepcopy(FIRST_VERSION)
+    document["steps"][0][path.rpartition("/")[2]] = value
+    assert "no manifest of a checkpoint: steps" in refusal(document, tmp_path)

@@ -101,7 +101,10 @@ def test_from_a_model_of_timm_to_one_that_somebody_else_pulls(run: Run, tmp_path
     )
     assert (code, err) == (0, "")
     manifest = read_manifest(tmp_path / "further")
-    assert [step.target for step in manifest.steps] == ["flops=0.5", "ratio=0.3"]
+    assert [(step.target, str(step.selector)) for step in manifest.steps] == [
+        ("flops=0.5", "uniform"),
+        ("", "uniform(ratio=0.3)"),
+    ]
     assert manifest.dtype == "bfloat16"
     code, _, _ = run("publish", "further", "lab/smaller", "--hub", "hub", "--revision", "try-out")
     assert code == 0

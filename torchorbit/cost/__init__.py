@@ -1,19 +1,7 @@
-"""What a model costs: FLOPs, parameters and times; and how much it may cost."""
+"""What a model costs: FLOPs, parameters, and what a measure of one's own has to have."""
 
-from torchorbit.cost.base import AdditiveCost, CostFunction, Keep, PredictedCost, name_of
-from torchorbit.cost.counting import Flops, flops
+from torchorbit.cost.base import AdditiveCost, CostFunction, PredictedCost
+from torchorbit.cost.counting import Flops
 from torchorbit.cost.counts import FlopsCost, ParametersCost
-from torchorbit.cost.targets import Target
 
-__all__ = [
-    "AdditiveCost",
-    "CostFunction",
-    "Flops",
-    "FlopsCost",
-    "Keep",
-    "ParametersCost",
-    "PredictedCost",
-    "Target",
-    "flops",
-    "name_of",
-]
+__all__ = ["AdditiveCost", "CostFunction", "Flops", "FlopsCost", "ParametersCost", "PredictedCost"]

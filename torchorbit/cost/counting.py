@@ -12,7 +12,7 @@ from torch import nn
 
 from torchorbit.conversion import convert
 from torchorbit.errors import ArgumentError
-from torchorbit.graph.costs import first_shape, priced_vertices
+from torchorbit.graph.counting import flops_by_vertex, flops_per_pixel
 from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.orbits.flat import FlatModel
 
@@ -70,16 +70,9 @@ def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
     if model.provenance is None:
         raise ArgumentError("this is a block of a graph; give the outermost DagModule")
     flat = FlatModel.of(model, input_shapes=_other_shapes(model.provenance, input_shape), separate=False)
-    by_vertex = {}
-    for priced in priced_vertices(flat.graph, flat.calls):
-        operands = {name: flat.shape_of(arg) for name, arg in priced.args.items()}
-        count = priced.flops(operands.get, flat.graph.shapes[priced.name])
-        if count:
-            by_vertex[priced.name] = count
-    image = first_shape(flat.graph)
+    by_vertex = flops_by_vertex(flat.graph, flat.calls, lambda path: tuple(flat.tensor_at(path).shape))
     total = math.fsum(by_vertex.values())
-    kmapp = total / (image[-2] * image[-1] * 1000) if len(image) == 4 else math.nan
-    return Flops(total, by_vertex, kmapp)
+    return Flops(total, by_vertex, flops_per_pixel(flat.graph, total))
 
 
 def _other_shapes(provenance: Provenance, input_shape: Sequence[int] | None) -> list[tuple[int, ...]]:

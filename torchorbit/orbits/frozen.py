@@ -224,7 +224,8 @@ class _Analysis:
             slices = []
             for key in keys:
                 indices = sorted({position for unit in family for position in units[unit][key]})
-                slices.append(Slice(key[0], key[1], tuple(indices)))
+                shape = self.readings[0].attributes[key[0]].shape
+                slices.append(Slice.of(key[0], key[1], tuple(indices), shape))
             space = bool(self._kernels[family].all())
             sources = self._touching(self.readings[0].sources, family)
             sinks = self._touching(self.readings[0].sinks, family)

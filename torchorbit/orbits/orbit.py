@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, overload
 
 import numpy as np
+from numpy.typing import NDArray
 from tabulate import tabulate
+from torch import Tensor
 
-from torchorbit.errors import ArgumentIndexError
 from torchorbit.labels import Array, Dim, arrays_of
 from torchorbit.operators import Reading
 from torchorbit.orbits.costs import Costs
@@ -20,17 +21,32 @@ from torchorbit.orbits.flat import FlatModel
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """What a unit owns of a parameter or buffer.
+    """What a unit, an orbit or a group of frozen channels owns of one dimension of a parameter or buffer.
 
     Attributes:
         tensor: its path, as in ``state_dict()``; of several that by which a vertex reads it first.
         dim: the dimension along which it is cut.
         indices: positions along that dimension, ascending.
+        shape: of the slice.
+        values: the numbers, a copy; None unless `torchorbit.inspect.unit_slices` was asked for them.
     """
 
     tensor: str
     dim: int
     indices: tuple[int, ...]
+    shape: tuple[int, ...]
+    values: Tensor | None = field(default=None, compare=False)
+
+    @classmethod
+    def of(cls, tensor: str, dim: int, indices: tuple[int, ...], whole: tuple[int, ...]) -> Slice:
+        """The slice of a tensor of shape ``whole``."""
+        return cls(tensor, dim, indices, (*whole[:dim], len(indices), *whole[dim + 1 :]))
+
+    @property
+    def mapping(self) -> list[list[tuple[int, int]] | None]:
+        """For every dimension None, or pairs of a position in the tensor and its position in the slice."""
+        pairs = [(index, position) for position, index in enumerate(self.indices)]
+        return [pairs if dim == self.dim else None for dim in range(len(self.shape))]
 
 
 class Orbit:
@@ -68,28 +84,7 @@ class Orbit:
     @cached_property
     def slices(self) -> tuple[Slice, ...]:
         """Everything of parameters and buffers that the whole orbit owns."""
-        return tuple(self._slices(np.isin(self.orbits.positions[self.reading], self.components)))
-
-    def unit(self, index: int) -> tuple[Slice, ...]:
-        """What one unit owns of parameters and buffers.
-
-        Args:
-            index: which unit, from 0 to ``width - 1``.
-
-        Raises:
-            ArgumentIndexError: there is no such unit.
-        """
-        if not 0 <= index < self.width:
-            raise ArgumentIndexError(f"{self!r} has {self.width} units, there is no unit {index}")
-        return tuple(self._slices(self.orbits.positions[self.reading] == self.components[index]))
-
-    def _slices(self, owned: Any) -> Iterator[Slice]:
-        touched = np.zeros(len(owned) + 1, np.int64)
-        np.cumsum(owned, out=touched[1:])
-        for part in self.orbits.parts:
-            stop = part.start + part.length
-            if touched[part.start] != touched[stop]:
-                yield Slice(part.path, part.axis, tuple(np.flatnonzero(owned[part.start : stop]).tolist()))
+        return tuple(owned_slices(self.orbits, np.isin(self.orbits.positions[self.reading], self.components)))
 
     @cached_property
     def sources(self) -> tuple[str, ...]:
@@ -289,6 +284,23 @@ class Orbits(Sequence[Orbit]):
         if self.unruled:
             table += f"\nfrozen for want of a rule: {', '.join(self.unruled)}"
         return table
+
+
+def owned_slices(orbits: Orbits, owned: NDArray[np.bool_]) -> Iterator[Slice]:
+    """The slices of parameters and buffers at certain places.
+
+    Args:
+        orbits: of a graph.
+        owned: for every place of ``orbits.positions``, whether it is one of them.
+    """
+    touched = np.zeros(len(owned) + 1, np.int64)
+    np.cumsum(owned, out=touched[1:])
+    shapes = orbits.readings[0].attributes
+    for part in orbits.parts:
+        stop = part.start + part.length
+        if touched[part.start] != touched[stop]:
+            indices = tuple(np.flatnonzero(owned[part.start : stop]).tolist())
+            yield Slice.of(part.path, part.axis, indices, shapes[part.path].shape)
 
 
 def _lay_out(readings: list[Reading], components: list[Array]) -> tuple[list[TensorDimension], list[Array]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -9,41 +10,15 @@ from typing import overload
 import numpy as np
 import torch
 from tabulate import tabulate
-from torch import Tensor
 
-from torchorbit.errors import ArgumentTypeError
+from torchorbit.errors import ArgumentIndexError, ArgumentTypeError
 from torchorbit.orbits.lookups import current
-from torchorbit.orbits.orbit import Orbit, Orbits
+from torchorbit.orbits.orbit import Orbit, Orbits, Slice, owned_slices
 from torchorbit.orbits.passing import Member, Passing, Show
 from torchorbit.orbits.showing import check_show, members_table
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class UnitSlice:
-    """What a unit owns of one dimension of a parameter or buffer.
-
-    Attributes:
-        tensor: its path.
-        shape: shape of the slice.
-        dim: the dimension along which it is cut.
-        indices: positions along that dimension, ascending.
-        values: the numbers, a copy; None unless they were asked for.
-    """
-
-    tensor: str
-    shape: tuple[int, ...]
-    dim: int
-    indices: tuple[int, ...]
-    values: Tensor | None = None
-
-    @property
-    def mapping(self) -> list[list[tuple[int, int]] | None]:
-        """For every dimension None, or pairs of a position in the tensor and its position in the slice."""
-        pairs = [(index, position) for position, index in enumerate(self.indices)]
-        return [pairs if dim == self.dim else None for dim in range(len(self.shape))]
-
-
-class OwnedSlices(Sequence[UnitSlice]):
+class UnitSlices(Sequence[Slice]):
     """The slices of one unit, in the order in which the model uses the tensors. Prints as a table.
 
     Made by `unit_slices`.
@@ -53,16 +28,16 @@ class OwnedSlices(Sequence[UnitSlice]):
         unit: which one.
     """
 
-    def __init__(self, orbit: Orbit, unit: int, slices: Sequence[UnitSlice]):
+    def __init__(self, orbit: Orbit, unit: int, slices: Sequence[Slice]):
         self.orbit = orbit
         self.unit = unit
         self._slices = tuple(slices)
 
     @overload
-    def __getitem__(self, index: int) -> UnitSlice: ...
+    def __getitem__(self, index: int) -> Slice: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[UnitSlice]: ...
-    def __getitem__(self, index: int | slice) -> UnitSlice | Sequence[UnitSlice]:
+    def __getitem__(self, index: slice) -> Sequence[Slice]: ...
+    def __getitem__(self, index: int | slice) -> Slice | Sequence[Slice]:
         return self._slices[index]
 
     def __len__(self) -> int:
@@ -92,7 +67,7 @@ class UnitDependencies:
         return f"unit {self.unit} of orbit {self.orbit.index}\n{members_table(self.members)}"
 
 
-def unit_slices(orbit: Orbit, unit: int, *, values: bool = False) -> OwnedSlices:
+def unit_slices(orbit: Orbit, unit: int, *, values: bool = False) -> UnitSlices:
     """What one unit owns of parameters and buffers (ENOT's ``get_label_filters``, ``tabulate_label_filters``).
 
     Args:
@@ -104,16 +79,15 @@ def unit_slices(orbit: Orbit, unit: int, *, values: bool = False) -> OwnedSlices
         ArgumentIndexError: there is no such unit.
         ArgumentError: the graph was changed since the orbit was found.
     """
-    model = _of(orbit).model
+    orbits = _of(orbit, unit)
     found = []
-    for piece in orbit.unit(unit):
-        tensor = model.tensor_at(piece.tensor).detach()
-        shape = [len(piece.indices) if dim == piece.dim else length for dim, length in enumerate(tensor.shape)]
-        copied = None
+    for piece in owned_slices(orbits, orbits.positions[orbit.reading] == orbit.components[unit]):
         if values:
+            tensor = orbits.model.tensor_at(piece.tensor).detach()
             copied = tensor.index_select(piece.dim, torch.tensor(piece.indices, device=tensor.device))
-        found.append(UnitSlice(piece.tensor, tuple(shape), piece.dim, piece.indices, copied))
-    return OwnedSlices(orbit, unit, found)
+            piece = dataclasses.replace(piece, values=copied)
+        found.append(piece)
+    return UnitSlices(orbit, unit, found)
 
 
 def unit_dependencies(orbit: Orbit, unit: int, *, show: Show = "all") -> UnitDependencies:
@@ -129,15 +103,17 @@ def unit_dependencies(orbit: Orbit, unit: int, *, show: Show = "all") -> UnitDep
         ArgumentIndexError: there is no such unit.
         ArgumentError: the graph was changed since the orbit was found, or ``show`` is none of these.
     """
-    orbits = _of(orbit)
+    orbits = _of(orbit, unit)
     check_show(show)
-    orbit.unit(unit)
     passing = Passing(orbits, orbit.reading, np.asarray(orbit.components[unit : unit + 1]))
     return UnitDependencies(orbit, unit, passing.members(show))
 
 
-def _of(orbit: Orbit) -> Orbits:
+def _of(orbit: Orbit, unit: int) -> Orbits:
+    """The orbits that one of which a unit is meant belongs to."""
     if not isinstance(orbit, Orbit):
         raise ArgumentTypeError(f"{orbit!r} is no Orbit; find_orbits gives them")
     current(orbit.orbits)
+    if not 0 <= unit < orbit.width:
+        raise ArgumentIndexError(f"{orbit!r} has {orbit.width} units, there is no unit {unit}")
     return orbit.orbits

@@ -10,8 +10,8 @@ from torch import nn
 from torchorbit.graph.dag import DagModule
 
 
-def lasting(dag: DagModule, frozen: Iterable[nn.Module | str] | nn.Module | str) -> tuple[nn.Module | str, ...]:
-    """The same, with paths for modules.
+def frozen_paths(dag: DagModule, frozen: Iterable[nn.Module | str] | nn.Module | str) -> tuple[nn.Module | str, ...]:
+    """What a caller wants frozen, with paths for modules.
 
     Args:
         dag: a graph.

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from torchorbit.comparing import same_modes
 from torchorbit.conversion import convert
 from torchorbit.conversion.converting import entered_at
 from torchorbit.cost.targets import Target
-from torchorbit.errors import ArgumentError, ArgumentTypeError
+from torchorbit.errors import ArgumentError, ArgumentTypeError, CalibrationError
 from torchorbit.graph.dag import DagModule
-from torchorbit.orbits.discovery import find_orbits
-from torchorbit.orbits.orbit import Orbits
-from torchorbit.pruning.batch_norm import finetune_batch_norm
-from torchorbit.pruning.calibration import (
-    CalibrationError,
-    MaskedLoss,
-    calibrate,
-    default_sample_to_model_inputs,
-    default_sample_to_n_samples,
-)
+from torchorbit.pruning.calibration import default_sample_to_model_inputs, default_sample_to_n_samples
 from torchorbit.pruning.calibration.batches import batches_of, require_repeatable
 from torchorbit.pruning.constraints import Bounds, Constraint
 from torchorbit.pruning.criteria import CRITERIA, Criterion, Place, WeightCriterion
-from torchorbit.pruning.freezing import lasting
-from torchorbit.pruning.schedule import Original, Schedule
+from torchorbit.pruning.freezing import frozen_paths
+from torchorbit.pruning.naming import made_by_name
+from torchorbit.pruning.schedule import Schedule
 from torchorbit.pruning.scores import Scores
-from torchorbit.pruning.selectors import SELECTORS, Global, Removed, Selector, Task, Uniform
-from torchorbit.removal.cutting import remove_channels
-from torchorbit.removal.history import History, Pruning
+from torchorbit.pruning.selectors import SELECTORS, Global, Selector, Uniform
+from torchorbit.pruning.session import Data, Session
 
 
 def prune(
@@ -55,7 +43,7 @@ def prune(
     round_to: int = 1,
     frozen: Iterable[nn.Module | str] | nn.Module | str = (),
     steps: int = 1,
-    between: Callable[[DagModule, int], object] | None = None,
+    between_steps: Callable[[DagModule, int], object] | None = None,
     finetune_bn: bool = False,
     inplace: bool = False,
     optimizer: Optimizer | None = None,
@@ -93,18 +81,18 @@ def prune(
         flops: how many FLOPs the result may have: a fraction of the model's where it is below 1, else their number
             (two per multiply-accumulate, one sample of the recorded size). The same as ``Target.flops(flops)``.
         parameters: how many parameters it may have, likewise.
-        criterion: what units are scored by: a name in `torchorbit.pruning.criteria.CRITERIA`, one of the classes there
-            with other options, or scores that were made before by `torchorbit.calibrate`.
-        selector: how many go where: a name in `torchorbit.pruning.selectors.SELECTORS`, or one of the classes there.
+        criterion: what units are scored by: a name in `torchorbit.criteria.CRITERIA`, one of the classes there with
+            other options, or scores that were made before by `torchorbit.calibrate`.
+        selector: how many go where: a name in `torchorbit.selectors.SELECTORS`, or one of the classes there.
         constraint: which widths orbits may have; by default any from 1 on.
         round_to: numbers of channels are multiples of this, where an orbit is wide enough. Whole heads and groups are
             not rounded. The same as ``Bounds(round_to=round_to)``.
         frozen: what must stay as it is, as for `torchorbit.find_orbits`; modules may be those of ``model``.
         steps: reach the target in so many steps, in each of which the same part of the cost (or of the units) goes; the
             units that are left are scored anew in each.
-        between: called after each step but the last with the graph and the number of the step, from 1 on; to train it,
-            say; afterwards the graph is again in the mode that it was in. With ``optimizer=`` the optimizer has the
-            smaller parameters by then.
+        between_steps: called after each step but the last with the graph and the number of the step, from 1 on; to
+            train it, say; afterwards the graph is again in the mode that it was in. With ``optimizer=`` the optimizer
+            has the smaller parameters by then.
         finetune_bn: re-estimate the running statistics of batch norms on the loader's data after each step.
         inplace: change the graph itself. The model that it was converted from has the same parameters, and no longer
             runs.
@@ -129,17 +117,61 @@ def prune(
 
     Raises:
         ArgumentError: nothing says how much is to go, or more than one thing does; a number is out of range; there is
-            no
-            criterion or selector of that name; the criterion needs data and there is none; or the graph is on the meta
-            device.
+            no criterion or selector of that name; the criterion needs data and there is none; or the graph is on the
+            meta device.
         TargetError: the target cannot be reached, and the message says what can.
         ArgumentTypeError: an argument is of the wrong type, or ``loader`` can be gone through only once.
         ConversionError: the model cannot be converted.
         CalibrationError: the loader gives no batch, or one that is not what it should be; the loss is not finite, or
             does not depend on the model.
     """
-    scored = criterion if isinstance(criterion, Scores) else _criterion(criterion, seed)
+    scored = criterion
+    if not isinstance(scored, (Criterion, Scores)):
+        scored = made_by_name("criterion", scored, CRITERIA, seed=seed)
     chosen, aim = _aim(selector, target, ratio=ratio, flops=flops, parameters=parameters)
+    _check(scored, loader, constraint, round_to, steps, between_steps, finetune_bn)
+    schedule = Schedule(chosen, aim, steps)
+    allowed = constraint or Bounds(round_to=round_to)
+    dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
+    data = None
+    if loader is not None:
+        data = Data(
+            loader,
+            loss,
+            max_batches=max_batches,
+            epochs=calibration_epochs,
+            sample_to_model_inputs=sample_to_model_inputs,
+            sample_to_n_samples=sample_to_n_samples,
+            place=place,
+            device=device,
+            autocast=autocast,
+            progress=progress,
+        )
+    session = Session(
+        scored,
+        schedule,
+        allowed,
+        frozen=frozen_paths(dag, frozen),
+        data=data,
+        finetune_bn=finetune_bn,
+        between_steps=between_steps,
+        seed=seed,
+    )
+    return session.run(dag, inplace=inplace, optimizer=optimizer, adjust_dropout=adjust_dropout)
+
+
+def _check(
+    scored: Criterion | Scores,
+    loader: Iterable[Any] | None,
+    constraint: Constraint | None,
+    round_to: int,
+    steps: int,
+    between_steps: Any,
+    finetune_bn: bool,
+) -> None:
+    """Refuse arguments that exclude each other, or of which one needs another."""
+    if constraint is not None and not isinstance(constraint, Constraint):
+        raise ArgumentTypeError(f"constraint={constraint!r}, expected a Constraint, as Bounds(round_to=8)")
     if constraint is not None and round_to != 1:
         raise ArgumentError("give either constraint or round_to; Bounds(round_to=...) is a constraint that rounds")
     if isinstance(scored, Scores) and steps != 1:
@@ -150,84 +182,10 @@ def prune(
         raise ArgumentError("finetune_bn=True needs data: give a loader")
     if loader is not None:
         require_repeatable(loader)
-    if between is not None and not callable(between):
-        raise ArgumentTypeError(f"between={between!r}, expected a function of the graph and the number of the step")
-    schedule = Schedule(chosen, aim, steps)
-    allowed = constraint or Bounds(round_to=round_to)
-    dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
-    fixed = lasting(dag, frozen)
-    if isinstance(scored, Scores) and fixed:
-        raise ArgumentError(
-            "the scores are of orbits that were found before; give frozen to calibrate or to find_orbits"
+    if between_steps is not None and not callable(between_steps):
+        raise ArgumentTypeError(
+            f"between_steps={between_steps!r}, expected a function of the graph and the number of the step"
         )
-    data: dict[str, Any] = {
-        "max_batches": max_batches,
-        "sample_to_model_inputs": sample_to_model_inputs,
-        "device": device,
-        "autocast": autocast,
-    }
-    counted: dict[str, Any] = {**data, "sample_to_n_samples": sample_to_n_samples}
-
-    def scores_of(dag: DagModule, orbits: Orbits) -> Scores:
-        if isinstance(scored, Scores):
-            if scored.orbits.model.dag is not dag:
-                raise ArgumentError("the scores are of another graph; give the one that they were made with")
-            return scored
-        if isinstance(scored, WeightCriterion):
-            return scored.scores(orbits)
-        assert loader is not None
-        options = {"epochs": calibration_epochs, "place": place, "progress": progress, **counted}
-        return calibrate(dag, loader, loss, [scored], orbits=orbits, **options)[scored]
-
-    def loss_without(orbits: Orbits) -> Callable[[Removed], float] | None:
-        """The loss without some units; the batches are looked at when a selector asks for the first time."""
-        if loader is None or loss is None:
-            return None
-        made: list[MaskedLoss] = []
-
-        def ask(removed: Removed) -> float:
-            if not made:
-                made.append(MaskedLoss(orbits, loader, loss, **counted))
-            return made[0](removed)
-
-        return ask
-
-    earlier: History | None = dag.history
-    whole, original = dag, None
-    removed_any = False
-    for step in schedule:
-        orbits = scored.orbits if isinstance(scored, Scores) else find_orbits(dag, frozen=fixed)
-        original = original or Original(orbits)
-        scores = scores_of(dag, orbits)
-        constraint = original.relative(allowed)
-        task = partial(Task, scores, constraint=constraint, loss=loss_without(orbits), seed=seed)
-        if step == 1:
-            schedule.begin(task(target=aim))
-        chosen_units = schedule.selector(step, original).select(task(target=schedule.target(step)))
-        removed = {orbit: list(units) for orbit, units in chosen_units.items()}
-        units = sum(map(len, removed.values()))
-        schedule.went(units)
-        removed_any = removed_any or units > 0
-        dag = remove_channels(
-            dag, removed, inplace=inplace or dag is not whole, optimizer=optimizer, adjust_dropout=adjust_dropout
-        )
-        if finetune_bn and loader is not None:
-            finetune_batch_norm(dag, loader, progress=progress, **data)
-        if between is not None and step < steps:
-            with same_modes(dag):
-                between(dag, step)
-    if removed_any:
-        by = scored.criterion if isinstance(scored, Scores) else str(scored)
-        multiple = allowed.round_to if isinstance(allowed, Bounds) else 1
-        pruning = Pruning(by, chosen.name if aim is None else str(chosen), schedule.asked, multiple)
-        dag.history = History(dag.history.original, (*(earlier.prunings if earlier else ()), pruning))
-    return dag
-
-
-def _criterion(criterion: Criterion | str, seed: int) -> Criterion:
-    if isinstance(criterion, Criterion):
-        return criterion
-    return _by_name("criterion", criterion, CRITERIA, seed=seed)
 
 
 def _aim(
@@ -255,7 +213,7 @@ def _aim(
         raise ArgumentTypeError(
             f"target={target!r}, expected a Target, as Target.flops(0.5) or Target(latency, seconds)"
         )
-    chosen = selector if isinstance(selector, Selector) else _by_name("selector", selector, SELECTORS)
+    chosen = selector if isinstance(selector, Selector) else made_by_name("selector", selector, SELECTORS)
     aim = Target.flops(flops) if flops is not None else None if parameters is None else Target.parameters(parameters)
     aim = aim or target
     if aim is None and chosen.needs_target:
@@ -267,21 +225,6 @@ def _aim(
             f"given {named[0]}, and the selector {chosen} says itself how much goes; give one of the two"
         )
     return chosen, aim
-
-
-def _by_name(what: str, name: Any, known: Mapping[str, Callable[..., Any]], **options: Any) -> Any:
-    if not isinstance(name, str):
-        raise ArgumentTypeError(f"{what}={name!r}, expected a name or an object; names are {', '.join(known)}")
-    if name not in known:
-        similar = difflib.get_close_matches(name, known, n=1)
-        hint = f" (did you mean {similar[0]!r}?)" if similar else ""
-        raise ArgumentError(f"there is no {what} {name!r}{hint}, only {', '.join(known)}")
-    taken = inspect.signature(known[name]).parameters
-    missing = [key for key, option in taken.items() if option.default is option.empty and key not in options]
-    if missing:
-        made = f"{known[name].__name__}({', '.join(f'{key}=...' for key in missing)})"
-        raise ArgumentError(f"the {what} {name!r} needs {' and '.join(missing)}: give {what}={made}, not its name")
-    return known[name](**{key: value for key, value in options.items() if key in taken})
 
 
 def _graph(

@@ -18,8 +18,6 @@ from torchorbit.pruning.constraints import Constraint
 from torchorbit.pruning.selectors import Global, Selector, Task, Uniform
 from torchorbit.pruning.selectors.base import WidthSelector
 
-_LONGEST = 200  # of what a selector says of itself
-
 
 class Schedule:
     """Comes down to a target in steps of equal size.
@@ -47,23 +45,13 @@ class Schedule:
                 f"steps={steps}: the selector {selector} has no target that could be come down to in steps"
             )
         self.steps = steps
-        self._selector = selector
-        self._target = target
+        self.overall_selector = selector
+        self.overall_target = target
         self._whole = self._limit = 0.0  # what the model costs before the first step, and may after the last
         self._wanted = self._gone = 0  # units that go in all, and that went until now
 
     def __iter__(self) -> Iterator[int]:
         return iter(range(1, self.steps + 1))
-
-    @property
-    def asked(self) -> str:
-        """What was asked for, as in ``"flops=0.5"``."""
-        if self._target is not None:
-            said = str(self._target)
-        else:
-            said = str(self._selector).partition("(")[2].removesuffix(")") or "left to the selector"
-            said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]} ..."
-        return f"{said} in {self.steps} steps" if self.steps > 1 else said
 
     def begin(self, task: Task) -> None:
         """Look at the whole model, so that what cannot be reached is refused before anything goes.
@@ -77,36 +65,36 @@ class Schedule:
         if self.steps == 1:
             return
         if self._by_number:
-            most = sum(task.most)
-            self._wanted = most - sum(self._selector.widths(task))  # type: ignore[attr-defined]
-        elif self._target is not None:
-            self._whole = task.cost(task.most)
+            most = sum(task.full_widths)
+            self._wanted = most - sum(self.overall_selector.widths(task))  # type: ignore[attr-defined]
+        elif self.overall_target is not None:
+            self._whole = task.cost(task.full_widths)
             self._limit = min(task.limit, self._whole)
 
     @property
     def _by_number(self) -> bool:
-        return isinstance(self._selector, Global) and self._selector.n_channels_or_ratio is not None
+        return isinstance(self.overall_selector, Global) and self.overall_selector.n_channels_or_ratio is not None
 
     def target(self, step: int) -> Target | None:
         """What the model may cost after a step, from 1 on."""
-        if self._target is None or self.steps == 1 or self._by_number:
-            return self._target
+        if self.overall_target is None or self.steps == 1 or self._by_number:
+            return self.overall_target
         left = self._whole - (self._whole - self._limit) * (step / self.steps)
         limit = self._limit if step == self.steps else left
-        return dataclasses.replace(self._target, limit=limit, relative=False)
+        return dataclasses.replace(self.overall_target, limit=limit, relative=False)
 
     def selector(self, step: int, original: Original) -> Selector:
         """What chooses in a step, among the units that are left then."""
         if self.steps == 1:
-            return self._selector
-        if isinstance(self._selector, Uniform) and self._selector.ratio is not None:
-            return _ShareOfOriginal(original.width, self._selector.ratio * (step / self.steps))
+            return self.overall_selector
+        if isinstance(self.overall_selector, Uniform) and self.overall_selector.ratio is not None:
+            return _ShareOfOriginal(original.width, self.overall_selector.ratio * (step / self.steps))
         if self._by_number:
             number: Any = self._wanted * step // self.steps - self._gone
-            return dataclasses.replace(self._selector, n_channels_or_ratio=number)  # type: ignore[type-var]
-        return self._selector
+            return dataclasses.replace(self.overall_selector, n_channels_or_ratio=number)  # type: ignore[type-var]
+        return self.overall_selector
 
-    def went(self, units: int) -> None:
+    def record_removed(self, units: int) -> None:
         """Note how many units a step removed."""
         self._gone += units
 

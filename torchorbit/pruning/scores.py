@@ -17,6 +17,7 @@ from torch import nn
 
 from torchorbit.errors import ArgumentError, ScoresError
 from torchorbit.orbits.orbit import Orbit, Orbits
+from torchorbit.removal.history import Description
 
 Divisor = Literal["sum", "mean", "max", "l2", "standard"]
 Normalization = Literal["auto", "sum", "mean", "max", "l2", "standard"]
@@ -33,7 +34,7 @@ class Scores(Mapping[Orbit, Array]):
     Args:
         orbits: what `torchorbit.find_orbits` found.
         values: orbit -> scores of its units; every orbit needs some.
-        criterion: what made them.
+        criterion: what made them: a `Description` of it, or its name.
         samples: over how many samples they are a mean; 0 where no data was looked at.
         comparable: whether those of different orbits can be compared as they are, as changes of the loss can.
 
@@ -46,12 +47,12 @@ class Scores(Mapping[Orbit, Array]):
         orbits: Orbits,
         values: Mapping[Orbit, ArrayLike],
         *,
-        criterion: str,
+        criterion: str | Description,
         samples: int = 0,
         comparable: bool = False,
     ):
         self.orbits = orbits
-        self.criterion = criterion
+        self.description = Description(criterion, known=False) if isinstance(criterion, str) else criterion
         self.samples = samples
         self.comparable = comparable
         self._values: dict[Orbit, Array] = {}
@@ -71,6 +72,11 @@ class Scores(Mapping[Orbit, Array]):
                     "number; look for losses, activations or weights that are not finite"
                 )
             self._values[orbit] = array
+
+    @property
+    def criterion(self) -> str:
+        """What made them, in words."""
+        return str(self.description)
 
     def __getitem__(self, orbit: Orbit) -> Array:
         return self._values[orbit]
@@ -98,14 +104,14 @@ class Scores(Mapping[Orbit, Array]):
         divisor: Divisor = "mean" if how == "auto" else how
         everything = np.concatenate([*self._values.values(), np.empty(0)]) if globally else None
         values = {orbit: normalized(scores, divisor, everything) for orbit, scores in self.items()}
-        return Scores(self.orbits, values, criterion=self.criterion, samples=self.samples, comparable=self.comparable)
+        return Scores(self.orbits, values, criterion=self.description, samples=self.samples, comparable=self.comparable)
 
     def of_channels(self, module: nn.Module | str, dim: int = 0) -> Array:
         """The scores of a layer's channels, in their order (what TorchPruner's ``run(module)`` returns).
 
         Args:
             module: a layer of the graph, its path, or the path of a parameter or buffer, as for
-                `torchorbit.removal.pruning_plan`.
+                `torchorbit.plan`.
             dim: 0 for the channels that the layer gives, 1 for those that it takes; of a tensor, the dimension.
 
         Returns:
@@ -146,7 +152,7 @@ class Scores(Mapping[Orbit, Array]):
             )
             for orbit in self.orbits
         }
-        return Scores(self.orbits, values, criterion=self.criterion, samples=samples, comparable=self.comparable)
+        return Scores(self.orbits, values, criterion=self.description, samples=samples, comparable=self.comparable)
 
     def save(self, path: str | Path) -> None:
         """Write the scores to a file (a zip of numpy arrays, no pickle); one that is there is replaced in one step."""
@@ -154,7 +160,7 @@ class Scores(Mapping[Orbit, Array]):
         about = {
             "format": _FORMAT,
             "version": 1,
-            "criterion": self.criterion,
+            "criterion": self.description.data(),
             "samples": self.samples,
             "comparable": self.comparable,
             "orbits": _description(self.orbits),
@@ -185,7 +191,8 @@ class Scores(Mapping[Orbit, Array]):
             with np.load(path, allow_pickle=False) as file:
                 about = json.loads(bytes(file["about"]))
                 if about["format"] != _FORMAT or about["version"] != 1:
-                    raise ArgumentError(f"it is {about['format']} version {about['version']}, expected {_FORMAT} 1")
+                    found = f"{about['format']} version {about['version']}"
+                    raise ScoresError(f"'{path}' is a file of {found:.100}, expected {_FORMAT} version 1")
                 same = about["orbits"] == _description(orbits)
                 values = {orbit: file[f"orbit{orbit.index}"] for orbit in orbits} if same else {}
             if not same:
@@ -196,7 +203,7 @@ class Scores(Mapping[Orbit, Array]):
             return cls(
                 orbits,
                 values,
-                criterion=str(about["criterion"]),
+                criterion=_criterion(about["criterion"]),
                 samples=int(about["samples"]),
                 comparable=bool(about["comparable"]),
             )
@@ -241,6 +248,19 @@ _DIVISORS: dict[str, Any] = {
     "max": np.max,
     "l2": np.linalg.norm,
 }
+
+
+def _criterion(data: Any) -> Description | str:
+    """What a file says of the criterion.
+
+    Raises:
+        ArgumentError: it is no description.
+    """
+    if isinstance(data, str):
+        return data
+    if not isinstance(data, dict) or not isinstance(data.get("name"), str) or not isinstance(data.get("options"), dict):
+        raise ArgumentError(f"the criterion is {data!r:.100}, expected its name and its options")
+    return Description(data["name"], data["options"], data.get("known") is not False)
 
 
 def _description(orbits: Orbits) -> list[list[Any]]:

@@ -26,7 +26,7 @@ from torchorbit.operators.resizing import Resized, restored, smaller_shape
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.selection import Selection
 from torchorbit.removal.emptying import Emptied
-from torchorbit.removal.history import Pruning, continued
+from torchorbit.removal.history import by_hand, continued
 from torchorbit.removal.optimizers import cut_state
 
 # What makes a module this graph and no other; the rest, hooks say, stays when a graph is changed in place.
@@ -85,8 +85,7 @@ def remove_channels(
     parameters = list(dag.parameters())
     cut = _Cut(selection, dag, adjust_dropout)
     units = sum(len(positions) for positions in selection.removed.values())
-    by_hand = Pruning("chosen by hand", "chosen by hand", f"{units} unit{'s' * (units != 1)}")
-    history = continued(dag, by_hand) if units else dag.history
+    history = continued(cut.model, by_hand(units)) if units else dag.history
     smaller = cut.build(share=inplace)
     if inplace:
         cut.replace(dag, smaller)

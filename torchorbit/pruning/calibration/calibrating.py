@@ -61,7 +61,7 @@ def calibrate(
         loader: gives batches, ``(images, labels)`` say.
         loss: gives the loss of the model's output and a batch: a scalar, or one number for each sample; None where no
             criterion needs one.
-        criteria: names in `torchorbit.pruning.criteria.CRITERIA`, or criteria.
+        criteria: names in `torchorbit.criteria.CRITERIA`, or criteria.
         orbits: what `torchorbit.find_orbits` found; by default it is asked.
         max_batches: how many batches to take at most, over all epochs; None for all.
         epochs: how often to go through the loader.

@@ -19,6 +19,7 @@ from torchorbit.pruning.calibration.recording import GateRecorder
 from torchorbit.pruning.criteria import CRITERIA
 from torchorbit.pruning.criteria.base import Criterion, LossCriterion, Place, WeightCriterion
 from torchorbit.pruning.criteria.slices import require_weights
+from torchorbit.pruning.naming import made_by_name
 from torchorbit.pruning.scores import Scores
 
 LossReduction = Literal["mean", "sum"]
@@ -43,7 +44,7 @@ class Calibrator:
 
     Args:
         dag: an outermost graph.
-        criteria: names in `torchorbit.pruning.criteria.CRITERIA`, or criteria; all are served by the same runs.
+        criteria: names in `torchorbit.criteria.CRITERIA`, or criteria; all are served by the same runs.
             Criteria that ask for losses (``shapley``) need `calibrate`.
         orbits: what `torchorbit.find_orbits` found; by default it is asked.
         frozen: as `torchorbit.find_orbits` takes it, where no ``orbits`` are given.
@@ -147,9 +148,7 @@ def resolved(criteria: Criteria) -> dict[Hashable, Criterion]:
     found: dict[Hashable, Criterion] = {}
     for item in given:
         if isinstance(item, str):
-            if item not in CRITERIA:
-                raise ArgumentError(f"there is no criterion '{item}', only {', '.join(sorted(CRITERIA))}")
-            found[item] = CRITERIA[item]()
+            found[item] = made_by_name("criterion", item, CRITERIA)
         elif isinstance(item, Criterion):
             found[item] = item
         else:

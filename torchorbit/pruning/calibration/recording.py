@@ -15,6 +15,7 @@ from torchorbit.errors import CalibrationError
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.calibration.gated import GatedModel, GateModule
 from torchorbit.pruning.criteria.base import ActivationCriterion, Criterion, GradientCriterion
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 
 
@@ -154,7 +155,7 @@ class GateRecorder:
         return Scores(
             self.orbits,
             values,
-            criterion=str(criterion),
+            criterion=describe(criterion),
             samples=tally.samples,
             comparable=criterion.comparable,
         )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from torchorbit.orbits.orbit import Orbits
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 
 
@@ -26,12 +26,7 @@ class Criterion(ABC):
 
     def __str__(self) -> str:
         """Its name, and the options that are not as by default."""
-        options: tuple[dataclasses.Field[Any], ...] = ()
-        if dataclasses.is_dataclass(self):
-            options = dataclasses.fields(self)
-        values = [(option.name, getattr(self, option.name), option.default) for option in options]
-        given = [f"{name}={value!r}" for name, value, default in values if value != default]
-        return f"{self.name}({', '.join(given)})" if given else self.name
+        return str(describe(self))
 
 
 class WeightCriterion(Criterion):

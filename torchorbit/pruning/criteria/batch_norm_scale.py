@@ -13,7 +13,8 @@ from torchorbit.operators import OPERATORS
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
 from torchorbit.pruning.criteria.magnitude import root_mean_square
-from torchorbit.pruning.criteria.slices import Reduction, WeightSlices, check_choice, reduced
+from torchorbit.pruning.criteria.slices import OrbitWeights, Reduction, check_choice, reduced
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 
 #: Which normalizations count: batch norms, or group, instance, layer and root-mean-square norms as well.
@@ -32,7 +33,7 @@ class BatchNormScale(WeightCriterion):
     "Learning Efficient Convolutional Networks through Network Slimming" (Liu et al., 2017), where an L1 penalty on the
     scales makes many of them small during training. A unit's scales in one batch norm are averaged.
 
-    Orbits that pass none are scored by `torchorbit.pruning.criteria.magnitude.Magnitude`, multiplied such that their
+    Orbits that pass none are scored by `torchorbit.criteria.Magnitude`, multiplied such that their
     mean is the mean of the scales of all units that pass one; where nothing in the graph does, by magnitude as it is.
 
     Attributes:
@@ -56,7 +57,7 @@ class BatchNormScale(WeightCriterion):
     @torch.no_grad()
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""
-        slices = WeightSlices(orbits)
+        slices = OrbitWeights(orbits)
         scales = self._scales(orbits)
         values, without = {}, {}
         for orbit in orbits:
@@ -70,7 +71,7 @@ class BatchNormScale(WeightCriterion):
         if values and without:
             usual = np.concatenate(list(values.values())).mean()
             without = {orbit: usual * magnitudes / (magnitudes.mean() or 1.0) for orbit, magnitudes in without.items()}
-        return Scores(orbits, {**values, **without}, criterion=str(self))
+        return Scores(orbits, {**values, **without}, criterion=describe(self))
 
     def _scales(self, orbits: Orbits) -> frozenset[str]:
         """Paths of the scales of normalizations, by the names under which the graph reads them first."""

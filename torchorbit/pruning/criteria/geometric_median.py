@@ -10,7 +10,8 @@ from torch import Tensor
 
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
-from torchorbit.pruning.criteria.slices import Over, Reduction, WeightSlices, check_choice, reduced
+from torchorbit.pruning.criteria.slices import OrbitWeights, Over, Reduction, check_choice, reduced
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 
 _ROWS = 1024  # of the matrix of distances at a time
@@ -25,7 +26,7 @@ class GeometricMedian(WeightCriterion):
 
     Attributes:
         over: the ``"sources"``, kernels of the layers that produce the channels, or ``"all"`` slices of a unit; as in
-            `torchorbit.pruning.criteria.weight_norm.WeightNorm`.
+            `torchorbit.criteria.WeightNorm`.
         reduce: ``"mean"``, ``"sum"`` or ``"max"`` over the tensors of an orbit, in each of which distances are taken.
 
     Raises:
@@ -44,12 +45,12 @@ class GeometricMedian(WeightCriterion):
     @torch.no_grad()
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""
-        slices = WeightSlices(orbits)
+        slices = OrbitWeights(orbits)
         values = {
             orbit: reduced([_distances(p.stacked()) for p in slices.of(orbit, self.over)], self.reduce, orbit.width)
             for orbit in orbits
         }
-        return Scores(orbits, values, criterion=str(self))
+        return Scores(orbits, values, criterion=describe(self))
 
 
 def _distances(filters: Tensor) -> Tensor:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
-from torchorbit.pruning.criteria.slices import Over, WeightSlices, check_choice, reduced
+from torchorbit.pruning.criteria.slices import OrbitWeights, Over, check_choice, reduced
 from torchorbit.pruning.criteria.weight_norm import norm
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 
 
@@ -27,7 +28,7 @@ class Lamp(WeightCriterion):
 
     Attributes:
         over: ``"all"`` slices of a unit, or those of its ``"sources"`` only, as in
-            `torchorbit.pruning.criteria.weight_norm.WeightNorm`. Squared norms add up over them.
+            `torchorbit.criteria.WeightNorm`. Squared norms add up over them.
 
     Raises:
         ArgumentError: ``over`` is neither.
@@ -44,12 +45,12 @@ class Lamp(WeightCriterion):
     @torch.no_grad()
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""
-        slices = WeightSlices(orbits)
+        slices = OrbitWeights(orbits)
         values = {}
         for orbit in orbits:
             squares = [norm(part, 2).square() for part in slices.of(orbit, self.over)]
             values[orbit] = _lamp(reduced(squares, "sum", orbit.width))
-        return Scores(orbits, values, criterion=str(self), comparable=self.comparable)
+        return Scores(orbits, values, criterion=describe(self), comparable=self.comparable)
 
 
 def _lamp(squares: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
-from torchorbit.pruning.criteria.slices import UnitSlices, WeightSlices
+from torchorbit.pruning.criteria.slices import OrbitWeights, WeightRows
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 
 
@@ -25,9 +26,11 @@ class Magnitude(WeightCriterion):
 
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""
-        slices = WeightSlices(orbits)
+        slices = OrbitWeights(orbits)
         return Scores(
-            orbits, {orbit: root_mean_square(slices.of(orbit), orbit.width) for orbit in orbits}, criterion=str(self)
+            orbits,
+            {orbit: root_mean_square(slices.of(orbit), orbit.width) for orbit in orbits},
+            criterion=describe(self),
         )
 
 
@@ -38,11 +41,11 @@ def magnitude(orbit: Orbit) -> NDArray[np.float64]:
         An array as long as the orbit is wide: the root mean square of a unit's weights, over those of the tensors that
         they belong to.
     """
-    return root_mean_square(WeightSlices(orbit.orbits).of(orbit), orbit.width)
+    return root_mean_square(OrbitWeights(orbit.orbits).of(orbit), orbit.width)
 
 
 @torch.no_grad()
-def root_mean_square(slices: list[UnitSlices], width: int) -> NDArray[np.float64]:
+def root_mean_square(slices: list[WeightRows], width: int) -> NDArray[np.float64]:
     """The root mean square of every unit's weights, over those of the tensors that they belong to.
 
     Args:

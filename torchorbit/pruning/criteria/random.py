@@ -10,6 +10,7 @@ import numpy as np
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 
 
@@ -40,4 +41,4 @@ class Random(WeightCriterion):
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""
         numbers = np.random.default_rng(self.seed)
-        return Scores(orbits, {orbit: numbers.random(orbit.width) for orbit in orbits}, criterion=str(self))
+        return Scores(orbits, {orbit: numbers.random(orbit.width) for orbit in orbits}, criterion=describe(self))

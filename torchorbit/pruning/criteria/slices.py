@@ -23,7 +23,7 @@ Reduction = Literal["mean", "sum", "max"]
 
 
 @dataclass(frozen=True, slots=True)
-class UnitSlices:
+class WeightRows:
     """What the units of an orbit own of one dimension of a parameter.
 
     Attributes:
@@ -70,7 +70,7 @@ class UnitSlices:
         return stack.reshape(self.width, -1)
 
 
-class WeightSlices:
+class OrbitWeights:
     """Gives the slices of the units of orbits.
 
     Args:
@@ -85,7 +85,7 @@ class WeightSlices:
         self.orbits = orbits
         self._kernels = [self._produced(number) for number in range(len(orbits.readings))]
 
-    def of(self, orbit: Orbit, over: Over = "all") -> list[UnitSlices]:
+    def of(self, orbit: Orbit, over: Over = "all") -> list[WeightRows]:
         """What the units of an orbit own, one entry for every dimension of a parameter.
 
         A parameter that is read under several names is there once. Buffers are left out.
@@ -117,7 +117,7 @@ class WeightSlices:
                 found.setdefault((part.path, part.axis), []).append(units[part.start : stop])
         return list(found.items())
 
-    def _slices(self, orbit: Orbit, key: tuple[str, int], owned: list[NDArray[Any]]) -> UnitSlices:
+    def _slices(self, orbit: Orbit, key: tuple[str, int], owned: list[NDArray[Any]]) -> WeightRows:
         path, dim = key
         tensor = self.orbits.model.tensor_at(path).detach()
         rows = tensor.movedim(dim, 0)
@@ -128,7 +128,7 @@ class WeightSlices:
         if len(owned) > 1:
             pairs = np.unique(pairs, axis=1)  # a unit may own a position by more than one of its labels
         positions, units = torch.from_numpy(pairs).to(rows.device)
-        return UnitSlices(path, dim, orbit.width, rows, positions, units)
+        return WeightRows(path, dim, orbit.width, rows, positions, units)
 
     def _produced(self, number: int) -> set[tuple[str, int]]:
         """The dimensions of parameters along which layers give their outputs."""

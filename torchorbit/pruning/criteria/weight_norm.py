@@ -12,7 +12,8 @@ from torch import Tensor
 from torchorbit.errors import ArgumentError
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
-from torchorbit.pruning.criteria.slices import Over, Reduction, UnitSlices, WeightSlices, check_choice, reduced
+from torchorbit.pruning.criteria.slices import OrbitWeights, Over, Reduction, WeightRows, check_choice, reduced
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Divisor, Scores, normalized
 
 #: Over what norms are normalized: the units of an orbit in each ``"tensor"``, those of the ``"orbit"``, or ``"all"``.
@@ -64,14 +65,14 @@ class WeightNorm(WeightCriterion):
     @torch.no_grad()
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units."""
-        slices = WeightSlices(orbits)
+        slices = OrbitWeights(orbits)
         values = {}
         for orbit in orbits:
             norms = [norm(part, self.p) for part in slices.of(orbit, self.over)]
             if self.per == "tensor" and self.normalize is not None:
                 norms = [torch.from_numpy(normalized(n.cpu().numpy(), self.normalize)) for n in norms]
             values[orbit] = reduced(norms, self.reduce, orbit.width)
-        scores = Scores(orbits, values, criterion=str(self))
+        scores = Scores(orbits, values, criterion=describe(self))
         return scores if self.per == "tensor" else scores.normalized(self.normalize, globally=self.per == "all")
 
 
@@ -91,7 +92,7 @@ class L2(WeightNorm):
     name: ClassVar[str] = "l2"
 
 
-def norm(part: UnitSlices, p: float) -> Tensor:
+def norm(part: WeightRows, p: float) -> Tensor:
     """The p-norm of what every unit owns of one dimension of a tensor, of shape (width,)."""
     absolute = part.rows.abs()
     if math.isinf(p):

@@ -17,6 +17,7 @@ from torchorbit.errors import ArgumentError, LatencyMeasurementError, TargetErro
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.orbits.pricing import Pricing
 from torchorbit.pruning.constraints import Bounds, Constraint
+from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
 from torchorbit.removal.cutting import remove_channels
 
@@ -147,13 +148,13 @@ class Task:
         return keep
 
     @cached_property
-    def most(self) -> list[int]:
+    def full_widths(self) -> list[int]:
         """The widths that orbits have."""
         return [orbit.width for orbit in self.orbits]
 
     @cached_property
-    def least(self) -> list[int]:
-        """The least widths that orbits may have."""
+    def min_widths(self) -> list[int]:
+        """The smallest widths that orbits may have."""
         return [int(self.allowed[orbit][0]) for orbit in self.orbits]
 
     @cached_property
@@ -168,10 +169,10 @@ class Task:
             raise ArgumentError(
                 "this selector needs a target; give flops=, parameters= or target=Target(latency, limit)"
             )
-        whole = self.cost(self.most)
+        whole = self.cost(self.full_widths)
         limit = self.target.limit * whole if self.target.relative else self.target.limit
         if whole > limit:
-            smallest = self.cost(self.least)
+            smallest = self.cost(self.min_widths)
             if smallest > limit:
                 name = name_of(self.target.cost)
                 raise TargetError(
@@ -206,7 +207,7 @@ class Selector(ABC):
 
     def __str__(self) -> str:
         """Its name, and the options that are not as by default."""
-        return self.name
+        return str(describe(self))
 
 
 class WidthSelector(Selector):

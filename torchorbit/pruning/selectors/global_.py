@@ -73,8 +73,8 @@ class Global(WidthSelector):
         return self._widths_for(task, blocks)
 
     def _widths_for(self, task: Task, blocks: list[tuple[int, int]]) -> list[int]:
-        if task.limit >= task.cost(task.most):
-            return list(task.most)
+        if task.limit >= task.cost(task.full_widths):
+            return list(task.full_widths)
         low, high = 0, len(blocks)  # so many blocks are too few, and enough
         while high - low > 1:
             middle = (low + high) // 2
@@ -89,17 +89,6 @@ class Global(WidthSelector):
         before = _widths_before(task, blocks)
         raises = [(blocks[place][0], before[place]) for place in reversed(range(high))]
         return improved(task, filled(task, _without(task, blocks[:high]), raises))
-
-    def __str__(self) -> str:
-        """Its name, and the options that are not as by default."""
-        options = []
-        if self.n_channels_or_ratio is not None:
-            options.append(f"n_channels_or_ratio={self.n_channels_or_ratio:g}")
-        if self.normalization != "auto":
-            options.append(f"normalization={self.normalization}")
-        if self.per_cost:
-            options.append("per_cost")
-        return f"{self.name}({', '.join(options)})" if options else self.name
 
 
 def _blocks(task: Task, normalization: Normalization | None, per_cost: bool) -> list[tuple[int, int]]:
@@ -126,14 +115,16 @@ def _unit_cost(task: Task, index: int) -> float:
     if least == orbit.width:
         return 1.0
     saved = (
-        -float(task.costs_along(task.most, index, np.array([least]))[0]) / (orbit.width - least) / task.cost(task.most)
+        -float(task.costs_along(task.full_widths, index, np.array([least]))[0])
+        / (orbit.width - least)
+        / task.cost(task.full_widths)
     )
     return max(saved, 1e-12) if np.isfinite(saved) else 1e-12
 
 
 def _widths_before(task: Task, blocks: list[tuple[int, int]]) -> list[int]:
     """For every block, how wide its orbit is before it goes."""
-    present, found = list(task.most), []
+    present, found = list(task.full_widths), []
     for index, width in blocks:
         found.append(present[index])
         present[index] = width
@@ -141,7 +132,7 @@ def _widths_before(task: Task, blocks: list[tuple[int, int]]) -> list[int]:
 
 
 def _without(task: Task, blocks: list[tuple[int, int]]) -> list[int]:
-    widths = list(task.most)
+    widths = list(task.full_widths)
     for index, width in blocks:
         widths[index] = width
     return widths
@@ -149,16 +140,16 @@ def _without(task: Task, blocks: list[tuple[int, int]]) -> list[int]:
 
 def _without_number(task: Task, blocks: list[tuple[int, int]], wanted: float) -> list[int]:
     """Widths without so many units, or as many as can go together without going past that."""
-    units = sum(task.most)
+    units = sum(task.full_widths)
     number = int(wanted) if wanted >= 1 else round(wanted * units)
-    possible = units - sum(task.least)
+    possible = units - sum(task.min_widths)
     if number > possible:
         raise TargetError(
             f"n_channels_or_ratio={wanted:g} asks for {number} of {units} units to go, and {possible} can; ask for "
             "fewer, or allow lesser widths",
             units - possible,
         )
-    widths = list(task.most)
+    widths = list(task.full_widths)
     closed: set[int] = set()
     for index, width in blocks:
         if index in closed:

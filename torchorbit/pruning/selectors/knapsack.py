@@ -16,7 +16,6 @@ from tqdm import tqdm
 
 from torchorbit.errors import ArgumentError
 from torchorbit.orbits.orbit import Orbit
-from torchorbit.pruning.constraints import Constraint
 from torchorbit.pruning.scores import Normalization
 from torchorbit.pruning.selectors.base import Positions, Task, WidthSelector
 from torchorbit.pruning.selectors.global_ import Global
@@ -63,7 +62,6 @@ class Knapsack(WidthSelector):
     Attributes:
         strict_order: within an orbit the units of the lowest scores go. False weighs each unit by its own cost. Units
             of an orbit nearly always cost the same, and then the lowest scores are the best choice anyway.
-        constraint: which widths orbits may have; None takes the task's.
         max_iterations: how often the problem is solved at most.
         solver_time_limit: seconds for each solution; None for no limit.
         normalization: how scores of different orbits are made comparable (`Scores.normalized`); None leaves them. By
@@ -79,7 +77,6 @@ class Knapsack(WidthSelector):
     """
 
     strict_order: bool = True
-    constraint: Constraint | None = None
     max_iterations: int = 15
     solver_time_limit: float | None = 60.0
     normalization: Normalization | None = "auto"
@@ -112,14 +109,12 @@ class Knapsack(WidthSelector):
         return self._widths(self._own(task))
 
     def _own(self, task: Task) -> Task:
-        """The task with this selector's constraint and order of units."""
-        if self.constraint is not None:
-            task = Task(task.scores, target=task.target, constraint=self.constraint, loss=task.loss, seed=task.seed)
+        """The task with this selector's order of units."""
         return task if self.strict_order else _by_cost(task)
 
     def _widths(self, task: Task) -> list[int]:
-        if task.limit >= task.cost(task.most):
-            return list(task.most)
+        if task.limit >= task.cost(task.full_widths):
+            return list(task.full_widths)
         worth = _worth(task, self.normalization)
         if task.pricing is not None and math.prod(map(len, task.allowed.values())) <= self.exhaustive:
             return _best_of_all(task, worth, self.tolerance)
@@ -142,7 +137,7 @@ class Knapsack(WidthSelector):
                     best = found
                 else:
                     radius /= 2
-                if (task.measured and gain < _ENOUGH * before) or radius * max(task.most) < 1:
+                if (task.measured and gain < _ENOUGH * before) or radius * max(task.full_widths) < 1:
                     break
         best = improved(task, filled(task, best, _raises(task, worth, best)), worth)
         if task.cost(best) >= (1 - self.tolerance) * task.limit:
@@ -183,17 +178,6 @@ class Knapsack(WidthSelector):
         if len(known) == 1:
             return np.where(others == widths[index], 0.0, np.inf)
         return np.interp(others, sorted(known), [known[width] for width in sorted(known)])
-
-    def __str__(self) -> str:
-        """Its name, and the options that are not as by default."""
-        options = [] if self.strict_order else ["strict_order=False"]
-        if self.normalization != "auto":
-            options.append(f"normalization={self.normalization}")
-        if self.tolerance != 0.02:
-            options.append(f"tolerance={self.tolerance:g}")
-        if self.max_iterations != 15:
-            options.append(f"max_iterations={self.max_iterations}")
-        return f"{self.name}({', '.join(options)})" if options else self.name
 
 
 def _worth(task: Task, normalization: Normalization | None) -> Worth:
@@ -238,7 +222,7 @@ def _best_of_all(task: Task, worth: Worth, tolerance: float) -> list[int]:
     assert task.pricing is not None
     allowed = list(task.allowed.values())
     sizes = [len(widths) for widths in allowed]
-    best: tuple[bool, float, list[int]] = (False, -math.inf, list(task.least))
+    best: tuple[bool, float, list[int]] = (False, -math.inf, list(task.min_widths))
     for start in range(0, math.prod(sizes), _BATCH):
         numbers = np.arange(start, min(start + _BATCH, math.prod(sizes)))
         places = np.unravel_index(numbers, sizes)

@@ -96,7 +96,7 @@ class Optimal(WidthSelector):
     additional_starting_points: Callable[[Task], Iterable[Sequence[int]]] | None = None
     device: str | torch.device | None = None
     dtype: torch.dtype = torch.float64
-    verbose: bool = True
+    verbose: bool = field(default=True, compare=False)
     handle_ctrl_c: bool = False
     seed: int | None = None
     options: ScboOptions = field(default_factory=ScboOptions)
@@ -113,21 +113,12 @@ class Optimal(WidthSelector):
         if not self.dtype.is_floating_point:
             raise ArgumentError(f"dtype={self.dtype}, expected torch.float64 or another floating-point type")
 
-    def __str__(self) -> str:
-        """Its name, and the options that are not as by default."""
-        shown = [
-            f"{name}={getattr(self, name)}"
-            for name, default in (("n_search_steps", 200), ("n_starting_points", None), ("batch_size", 4))
-            if getattr(self, name) != default
-        ]
-        return f"{self.name}({', '.join(shown)})" if shown else self.name
-
     def widths(self, task: Task) -> Sequence[int]:
         """The width of every orbit.
 
         Raises:
             TargetError: nothing that was tried is within the limit.
-            ImportError: BoTorch is missing.
+            MissingExtraError: BoTorch is missing.
         """
         return self.search(task).best.widths
 
@@ -137,12 +128,12 @@ class Optimal(WidthSelector):
         Raises:
             TargetError: nothing that was tried is within the limit.
             ArgumentError: there is no target; or an additional starting point is none.
-            ImportError: BoTorch is missing.
+            MissingExtraError: BoTorch is missing.
             KeyboardInterrupt: Ctrl-C was pressed, and is not handled or came before anything was within the limit.
         """
         require_botorch()
         limit = task.limit
-        most = tuple(task.most)
+        most = tuple(task.full_widths)
         if task.cost(most) <= limit:
             whole = Sample(most, _Objective(task)(most), task.cost(most), True)
             return Search(whole, (whole,))
@@ -183,7 +174,7 @@ class _Run:
             if not self.over:
                 self.search()
             if not any(sample.feasible for sample in self.samples):
-                self.try_out(self.space.least)
+                self.try_out(self.space.min_widths)
         feasible = [sample for sample in self.samples if sample.feasible]
         if not feasible:
             raise self.nothing_found()
@@ -235,7 +226,7 @@ class _Run:
             for given in self.selector.additional_starting_points(self.task):
                 yield checked(self.task, given)
         known = sorted((s for s in self.samples if s.feasible), key=lambda sample: sample.loss)
-        centres = [np.array(sample.widths) for sample in known] or [self.space.least]
+        centres = [np.array(sample.widths) for sample in known] or [self.space.min_widths]
         misses = 0
         while len(self.samples) + self.failed < count and misses < _MISSES:
             centre = centres[0 if self.rng.random() < 0.5 else int(self.rng.integers(len(centres)))]
@@ -261,7 +252,7 @@ class _Run:
         """Widths around others: each is multiplied by a random factor."""
         spread = math.exp(self.rng.uniform(math.log(_SPREAD[0]), math.log(_SPREAD[1])))
         factors = np.exp(spread * self.rng.standard_normal(len(centre)))
-        top = np.array(self.task.most, np.float64)
+        top = np.array(self.task.full_widths, np.float64)
         widths = self.space.widths(self.space.points(self.space.down(np.minimum(centre * factors, top))))
         return widths if self.boundary is None else self.boundary.project(widths)
 
@@ -306,7 +297,7 @@ class _Run:
         widths = self.space.widths(candidates)
         if self.boundary is not None:
             factors = self.boundary.factors(widths.astype(np.float64))
-            widths = self.space.down(np.minimum(widths * factors[:, None], self.task.most))
+            widths = self.space.down(np.minimum(widths * factors[:, None], self.task.full_widths))
         widths = np.unique(widths, axis=0)
         new = [tuple(row) not in self.tried for row in widths.tolist()]
         return self.space.points(widths[new])

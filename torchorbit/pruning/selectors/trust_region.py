@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchorbit.cost.measured import limited_threads
-from torchorbit.errors import ArgumentError
+from torchorbit.errors import ArgumentError, MissingExtraError
 
 Array = NDArray[np.float64]
 
@@ -47,6 +47,8 @@ class ScboOptions:
     candidates: int = 1000
     perturbed: int = 20
     fit_iterations: int = 50
+
+    name: ClassVar[str] = "scbo"
 
     def __post_init__(self) -> None:
         if not 0 < self.length_min <= self.length <= self.length_max:
@@ -98,7 +100,7 @@ class Sampler:
         seed: of whatever is drawn.
 
     Raises:
-        ImportError: BoTorch is missing.
+        MissingExtraError: BoTorch is missing.
     """
 
     def __init__(self, options: ScboOptions, device: torch.device, dtype: torch.dtype, seed: int):
@@ -227,11 +229,9 @@ def require_botorch() -> None:
     """Refuse to go on without BoTorch.
 
     Raises:
-        ImportError: it is missing; the message says how to get it.
+        MissingExtraError: it is missing; the message says how to get it.
     """
     try:
         import botorch  # noqa: F401
     except ImportError as error:
-        raise ImportError(
-            "the optimal selector needs BoTorch, which is not installed: pip install 'torchorbit[optimal]'"
-        ) from error
+        raise MissingExtraError("the optimal selector", "optimal", "botorch") from error

@@ -49,10 +49,6 @@ class Uniform(WidthSelector):
             return _shares(task, self.ratio)
         return _widths_for(task)
 
-    def __str__(self) -> str:
-        """Its name, and the ratio."""
-        return self.name if self.ratio is None else f"{self.name}(ratio={self.ratio:g})"
-
 
 def closest_width(task: Task, index: int, ratio: float) -> int:
     """The width that an orbit may have which is the closest to that without a share of its units."""
@@ -67,10 +63,10 @@ def _shares(task: Task, ratio: float) -> list[int]:
 
 def _widths_for(task: Task) -> list[int]:
     """Widths with which the target is met, the same share of every orbit as far as can be."""
-    if task.limit >= task.cost(task.most):
-        return list(task.most)
+    if task.limit >= task.cost(task.full_widths):
+        return list(task.full_widths)
     low, high = 0.0, 1.0
-    most, least = list(task.most), list(task.least)
+    most, least = list(task.full_widths), list(task.min_widths)
     for _ in range(_MEASURED_STEPS if task.measured else _STEPS):
         middle = (low + high) / 2
         widths = _shares(task, middle)

@@ -33,7 +33,7 @@ class WidthSpace:
         self.free = np.array([n for n, widths in enumerate(self.allowed) if len(widths) > 1], np.int64)
         self.dims = len(self.free)
         self.steps = np.array([len(self.allowed[n]) - 1 for n in self.free], np.int64)
-        self.least = np.array(task.least, np.int64)
+        self.min_widths = np.array(task.min_widths, np.int64)
 
     def points(self, widths: Widths) -> Array:
         """Points of allowed widths: (..., orbits) -> (..., dims)."""
@@ -42,7 +42,7 @@ class WidthSpace:
 
     def widths(self, points: Array) -> Widths:
         """The allowed widths that are nearest to points: (..., dims) -> (..., orbits)."""
-        widths = np.broadcast_to(self.least, (*points.shape[:-1], len(self.least))).copy()
+        widths = np.broadcast_to(self.min_widths, (*points.shape[:-1], len(self.min_widths))).copy()
         places = np.rint(np.clip(points, 0, 1) * self.steps).astype(np.int64)
         for column, n in enumerate(self.free):
             widths[..., n] = self.allowed[n][places[..., column]]
@@ -50,7 +50,7 @@ class WidthSpace:
 
     def down(self, widths: NDArray[Any]) -> Widths:
         """The greatest allowed widths that are no greater, or the least ones: (..., orbits) -> (..., orbits)."""
-        found = np.broadcast_to(self.least, widths.shape).copy()
+        found = np.broadcast_to(self.min_widths, widths.shape).copy()
         for n in self.free:
             places = np.searchsorted(self.allowed[n], widths[..., n] + 1e-9, side="right") - 1
             found[..., n] = self.allowed[n][np.maximum(places, 0)]
@@ -84,7 +84,7 @@ class Boundary:
         self.seen: list[Widths] = []
         self.costs: list[float] = []
         self._model: tuple[float, Array] | None = None
-        for widths in (task.most, task.least):
+        for widths in (task.full_widths, task.min_widths):
             self.cost(np.array(widths, np.int64))
 
     def cost(self, widths: Widths) -> float:
@@ -106,7 +106,7 @@ class Boundary:
         if cost <= self.limit:
             best, low, high = widths, 1.0, float(np.max(np.array([w[-1] for w in space.allowed]) / widths))
         else:
-            best, low, high = space.least, 0.0, 1.0
+            best, low, high = space.min_widths, 0.0, 1.0
         # From where the model says, in growing steps until the limit lies between two factors; then by halves.
         factor, stride = float(self.factors(widths[None].astype(np.float64))[0]), _CLOSE
         bracketed = False
@@ -151,7 +151,7 @@ class Boundary:
         """By which factor to scale every one of many points so that its cost is at the limit, by the linear model."""
         intercept, slopes = self._linear()
         top = np.array([allowed[-1] for allowed in self.space.allowed], np.float64)
-        least = self.space.least
+        least = self.space.min_widths
         factors = np.ones(len(widths))
         for _ in range(_ROUNDS):
             scaled = np.clip(widths * factors[:, None], least, top)
