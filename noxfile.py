@@ -82,6 +82,13 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session
+def operators(session: nox.Session) -> None:
+    """Write `docs/operators.md`, what is known of every operator, again from the declarations."""
+    _install(session)
+    _run(session, "python", "-m", "harness.operators", *session.posargs)
+
+
+@nox.session
 def sweep(session: nox.Session) -> None:
     """Sweep all of timm into `runs/coverage.jsonl`; what follows `--` goes to `torchorbit sweep`."""
     _install(session)

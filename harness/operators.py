@@ -33,7 +33,7 @@ is made from the declarations by `nox -s operators`.
 | cost | whether it costs multiply-accumulates |
 | rule | whether a label rule says which channels it ties |
 | resize | whether numbers in its arguments are recomputed when channels go |
-| sums | whether it sums over `products` or only over one `operand`, which is where scores look at channels |
+| contraction | whether it sums over `products` or over one `operand` alone, which is where scores look at channels |
 | oracle | whether the masked run, by which removals are proved, has a meaning of its own for it |
 
 `–` is what an operator does not need, for the reason below its table. An empty cell is a gap.
@@ -47,8 +47,8 @@ def page() -> str:
     for family, module in FAMILIES.items():
         rows = [row for row in KNOWN.values() if row.family == family]
         summary = inspect.getdoc(module) or ""
-        lines += [f"## {family.replace('_', ' ').capitalize()}", "", summary.splitlines()[0], ""]
-        lines += ["| operator | also written | modules | shape | cost | rule | resize | sums | oracle |"]
+        lines += [f"## `{family}.py`", "", summary.splitlines()[0], ""]
+        lines += ["| operator | also written | modules | shape | cost | rule | resize | contraction | oracle |"]
         lines += ["|---|---|---|---|---|---|---|---|---|"]
         lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
         lines += ["", *_reasons(rows), ""]

@@ -137,6 +137,11 @@ CASES = {
     # indexing
     "positions in any order": (images(lambda self, y: y[:, [1, 0, 3, 2, 5, 4, 7, 6]]), []),
     "gather in space": (images(lambda self, y: y.gather(2, y.argsort(2))), [(8, 0)]),
+    "adding at positions in space": (
+        images(lambda self, y: y.index_add(2, torch.tensor([0, 2, 5]), self.c(y)[:, :, :3]), c=conv(8, 8, 1)),
+        [(8, 0)],
+    ),
+    "adding at positions of channels": (images(lambda self, y: y.index_add(1, torch.tensor([0, 2]), y[:, 2:4])), []),
     "cumsum": (images(lambda self, y: y.cumsum(1)), []),
     "cumsum over space": (images(lambda self, y: y.cumsum(2)), [(8, 0)]),
     "writing rows": (images(swapped), [(8, 0)]),

@@ -225,6 +225,16 @@ def _gather_rule(operands: Operands) -> list[Dim]:
     return dims
 
 
+def _index_add_rule(operands: Operands) -> list[Dim]:
+    x, source = operands.tensor(), operands.tensor("source")
+    operands.freeze(operands.tensor("index"))
+    axis = operands.arg("dim") % len(x.shape)
+    operands.freeze(source.dims[axis])
+    operands.freeze(x.dims[axis])
+    meeting = zip(x.dims, source.dims, strict=True)
+    return [None if n == axis else operands.labels.meet(*dims) for n, dims in enumerate(meeting)]
+
+
 def _embedding_rule(operands: Operands) -> list[Dim]:
     index, weight = operands.tensor(), operands.tensor("weight")
     operands.freeze(weight.dims[0])
@@ -350,7 +360,7 @@ OPERATORS = [
         calls=dict.fromkeys((torch.scatter, Tensor.scatter, Tensor.scatter_), _scatter_call),
         rule=_gather_rule,
     ),
-    operator("index_add(input, dim, index, source, *, alpha=1)", kinds={"source": "tensor"}),
+    operator("index_add(input, dim, index, source, *, alpha=1)", kinds={"source": "tensor"}, rule=_index_add_rule),
     operator(
         "embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False,\
  sparse=False)",
