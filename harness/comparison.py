@@ -12,7 +12,7 @@ from tabulate import tabulate
 
 from harness.errors import HarnessError
 from harness.records import Record, Versions, natural_order, read_records
-from harness.tables import cell
+from harness.tables import in_a_cell
 
 REMOVABLE_TOLERANCE = 0.01
 """By how much `removable_flops` may differ without anybody being told."""
@@ -301,7 +301,7 @@ def _table_of_models(records: Sequence[Record]) -> tuple[tuple[str, ...], list[t
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
     alignment = ["right" if name in ("old", "new", "removable") else "left" for name in columns]
-    cells = [[cell(value) for value in row] for row in rows]
+    cells = [[in_a_cell(value) for value in row] for row in rows]
     return str(tabulate(cells, columns, tablefmt="pipe", disable_numparse=True, colalign=alignment))
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from harness.redaction import redacted
+from torchorbit.errors import ArgumentError, TorchorbitError
 
 
-class HarnessError(Exception):
+class HarnessError(TorchorbitError):
     """Something could not be done. The command line prints it without a traceback and exits with code 1."""
 
 
-class UsageError(HarnessError):
+class UsageError(HarnessError, ArgumentError):
     """What was asked for makes no sense as it was written. The command line exits with code 2."""
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import logging
 import tempfile
@@ -20,6 +19,7 @@ from torch.utils import _pytree as pytree
 from torchorbit.comparing import evaluating
 from torchorbit.cost.measured import STATISTICS, Statistic, arguments, check_options, timed
 from torchorbit.errors import LatencyMeasurementError
+from torchorbit.extras import require
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class OnnxRuntimeLatency:
 
     Raises:
         ArgumentError: a number or ``statistic`` is out of range.
-        ImportError: onnx, onnxruntime or onnxscript is missing.
+        MissingExtraError: onnx, onnxruntime or onnxscript is missing.
     """
 
     example_inputs: Any
@@ -118,7 +118,7 @@ def export_onnx(
         opset: the version of the operator set; None is the exporter's choice.
 
     Raises:
-        ImportError: onnx, onnxruntime or onnxscript is missing.
+        MissingExtraError: onnx, onnxruntime or onnxscript is missing.
         torch.onnx.OnnxExporterError: torch cannot export it.
     """
     require_onnx()
@@ -134,15 +134,9 @@ def require_onnx() -> None:
     """Refuse to go on without what exporting and running takes.
 
     Raises:
-        ImportError: something is missing; the message says what, and how to get it.
+        MissingExtraError: something is missing; the message says what, and how to get it.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise ImportError(
-                f"ONNX Runtime latencies need {package}, which is not installed: pip install 'torchorbit[onnx]'"
-            ) from error
+    require("onnx", "an ONNX Runtime latency")
 
 
 @contextlib.contextmanager

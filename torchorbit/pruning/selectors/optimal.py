@@ -127,7 +127,7 @@ class Optimal(WidthSelector):
 
         Raises:
             TargetError: nothing that was tried is within the limit.
-            ImportError: BoTorch is missing.
+            MissingExtraError: BoTorch is missing.
         """
         return self.search(task).best.widths
 
@@ -137,7 +137,7 @@ class Optimal(WidthSelector):
         Raises:
             TargetError: nothing that was tried is within the limit.
             ArgumentError: there is no target; or an additional starting point is none.
-            ImportError: BoTorch is missing.
+            MissingExtraError: BoTorch is missing.
             KeyboardInterrupt: Ctrl-C was pressed, and is not handled or came before anything was within the limit.
         """
         require_botorch()

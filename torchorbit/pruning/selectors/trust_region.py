@@ -16,6 +16,7 @@ from torch import Tensor
 
 from torchorbit.cost.measured import limited_threads
 from torchorbit.errors import ArgumentError
+from torchorbit.extras import require
 
 Array = NDArray[np.float64]
 
@@ -98,7 +99,7 @@ class Sampler:
         seed: of whatever is drawn.
 
     Raises:
-        ImportError: BoTorch is missing.
+        MissingExtraError: BoTorch is missing.
     """
 
     def __init__(self, options: ScboOptions, device: torch.device, dtype: torch.dtype, seed: int):
@@ -227,11 +228,6 @@ def require_botorch() -> None:
     """Refuse to go on without BoTorch.
 
     Raises:
-        ImportError: it is missing; the message says how to get it.
+        MissingExtraError: it is missing; the message says how to get it.
     """
-    try:
-        import botorch  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            "the optimal selector needs BoTorch, which is not installed: pip install 'torchorbit[optimal]'"
-        ) from error
+    require("optimal", "the optimal selector")
