@@ -59,8 +59,8 @@ class Backend:
         if self.name == "loky":
             self.jobs = self._jobs or joblib.cpu_count()
         else:
-            connect, package = {"dask": (self._connect_dask, "distributed"), "ray": (self._connect_ray, "ray")}[self.name]
-            require("distributed", f"--backend {self.name}", package)
+            require("distributed", f"--backend {self.name}", "distributed" if self.name == "dask" else "ray")
+            connect = self._connect_dask if self.name == "dask" else self._connect_ray
             try:
                 slots = connect()
             except (OSError, TimeoutError, ConnectionError, RuntimeError, ValueError) as error:

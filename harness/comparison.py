@@ -13,6 +13,7 @@ from tabulate import tabulate
 from harness.errors import HarnessError
 from harness.records import Record, Versions, natural_order, read_records
 from harness.tables import in_a_cell
+from torchorbit.extras import is_installed
 
 REMOVABLE_TOLERANCE = 0.01
 """By how much `removable_flops` may differ without anybody being told."""
@@ -222,7 +223,7 @@ def _removable_changed(was: Record, now: Record) -> bool:
 
 def _names_in_timm(records: Sequence[Record]) -> Collection[str]:
     """The models of the installed timm if the records were made with it, and none if with another one."""
-    if {record.timm for record in records} != {importlib.metadata.version("timm")}:
+    if not is_installed("timm") or {record.timm for record in records} != {importlib.metadata.version("timm")}:
         return ()
     # Here, because it takes seconds and is hardly ever needed.
     from harness.models import model_names

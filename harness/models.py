@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import torchorbit
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError, one_line
 from harness.records import Versions
 from harness.timm_import import timm
 from harness.weights import SkippedInitialization, fill_with_random_weights
@@ -101,13 +103,17 @@ def build(name: str, *, weights: Path | None = None, pretrained: bool = False) -
 
     Raises:
         UsageError: timm has no such model.
+        HarnessError: The checkpoint holds something else.
     """
     if weights is None:
         return _create(name, pretrained=pretrained)
     with SkippedInitialization():
         model = _create(name)
-    # Strict, and tensors only: a checkpoint that would run code is refused.
-    timm.models.load_checkpoint(model, str(weights))
+    try:
+        # Strict, and tensors only: a checkpoint that would run code is refused.
+        timm.models.load_checkpoint(model, str(weights))
+    except (RuntimeError, OSError, ValueError, LookupError, EOFError, UnpicklingError, SafetensorError) as error:
+        raise HarnessError(f"{weights} holds no weights of {name}: {one_line(error, named=False)}") from error
     return model
 
 
