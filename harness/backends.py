@@ -14,6 +14,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from harness.errors import HarnessError, UsageError
 from harness.jobs import Job, Outcome
+from torchorbit.extras import require
 
 CONNECT_SECONDS = 30
 """How long a cluster may take to answer."""
@@ -21,7 +22,7 @@ CONNECT_SECONDS = 30
 BackendName = Literal["loky", "dask", "ray"]
 
 
-class WorkersLostError(Exception):
+class WorkersLostError(HarnessError):
     """Workers died, and the results of what they were doing are lost."""
 
 
@@ -52,18 +53,16 @@ class Backend:
         """Find the cluster.
 
         Raises:
-            HarnessError: There is none at the address, or what it takes is not installed.
+            HarnessError: There is none at the address.
+            MissingExtraError: What it takes is not installed.
         """
         if self.name == "loky":
             self.jobs = self._jobs or joblib.cpu_count()
         else:
+            require("distributed", f"--backend {self.name}", "distributed" if self.name == "dask" else "ray")
             connect = self._connect_dask if self.name == "dask" else self._connect_ray
             try:
                 slots = connect()
-            except ImportError as error:
-                raise HarnessError(
-                    f"--backend {self.name} needs {error.name}: pip install 'torchorbit[distributed]'"
-                ) from None
             except (OSError, TimeoutError, ConnectionError, RuntimeError, ValueError) as error:
                 where = self.address or "this machine"
                 raise HarnessError(f"no {self.name} cluster at {where}: {' '.join(str(error).split())}") from None

@@ -12,7 +12,8 @@ from tabulate import tabulate
 
 from harness.errors import HarnessError
 from harness.records import Record, Versions, natural_order, read_records
-from harness.tables import cell
+from harness.tables import in_a_cell
+from torchorbit.extras import is_installed
 
 REMOVABLE_TOLERANCE = 0.01
 """By how much `removable_flops` may differ without anybody being told."""
@@ -222,7 +223,7 @@ def _removable_changed(was: Record, now: Record) -> bool:
 
 def _names_in_timm(records: Sequence[Record]) -> Collection[str]:
     """The models of the installed timm if the records were made with it, and none if with another one."""
-    if {record.timm for record in records} != {importlib.metadata.version("timm")}:
+    if not is_installed("timm") or {record.timm for record in records} != {importlib.metadata.version("timm")}:
         return ()
     # Here, because it takes seconds and is hardly ever needed.
     from harness.models import model_names
@@ -301,7 +302,7 @@ def _table_of_models(records: Sequence[Record]) -> tuple[tuple[str, ...], list[t
 
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str | None]]) -> str:
     alignment = ["right" if name in ("old", "new", "removable") else "left" for name in columns]
-    cells = [[cell(value) for value in row] for row in rows]
+    cells = [[in_a_cell(value) for value in row] for row in rows]
     return str(tabulate(cells, columns, tablefmt="pipe", disable_numparse=True, colalign=alignment))
 
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from harness.errors import UsageError
-from harness.timm_import import create_dataset
+from torchorbit.extras import require
 from zoo.manifest import Preprocessing
-from zoo.preprocessing import transforms_of
 
 _SPLITS = ("train", "training", "val", "valid", "validation", "eval", "evaluation", "test")
 _PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
@@ -59,7 +58,9 @@ class Images:
 
         Raises:
             UsageError: there is no such data set, or no image in it.
+            MissingExtraError: timm or torchvision is not installed.
         """
+        require("harness", "--data", "timm", "torchvision")
         data = self._open(preprocessing)
         generator = torch.Generator().manual_seed(seed)
         if self.samples is not None and not isinstance(data, IterableDataset):
@@ -68,6 +69,9 @@ class Images:
         return DataLoader(data, self.batch_size, num_workers=self.workers)
 
     def _open(self, preprocessing: Preprocessing) -> Dataset[Any]:
+        from harness.timm_import import create_dataset
+        from zoo.preprocessing import transforms_of
+
         path = Path(self.name)
         if not path.exists() and not self.name.lower().startswith(_PREFIXES):
             raise UsageError(

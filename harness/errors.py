@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 from harness.redaction import redacted
+from torchorbit.errors import ArgumentError, TorchorbitError
 
 
-class HarnessError(Exception):
+class HarnessError(TorchorbitError):
     """Something could not be done. The command line prints it without a traceback and exits with code 1."""
 
 
-class UsageError(HarnessError):
+class UsageError(HarnessError, ArgumentError):
     """What was asked for makes no sense as it was written. The command line exits with code 2."""
 
 
-def one_line(error: BaseException) -> str:
-    """An error as one line of text, its type included where the message alone would say little.
+def one_line(error: BaseException, *, named: bool = True) -> str:
+    """An error as one line of text.
 
     Args:
         error: Any exception.
+        named: Begin with its type, without which the message of many an error says little.
 
     Returns:
         The message with its line breaks made spaces, without tokens and the name of the user's folder, shortened where
         it is very long.
     """
     message = redacted(" ".join(str(error).split()))
-    text = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    kind = type(error).__name__
+    text = message or kind if not named else f"{kind}: {message}" if message else kind
     return text if len(text) <= 500 else text[:497] + "..."

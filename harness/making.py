@@ -1,8 +1,9 @@
-"""From the name of a model in timm, or from a checkpoint, to a pruned checkpoint."""
+"""From the name of a model in timm, or from a checkpoint, to a pruned checkpoint. The latter needs no timm."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -13,14 +14,12 @@ import torch
 import torchorbit
 from harness.data import Images, cross_entropy, dtype_of
 from harness.errors import UsageError
-from harness.models import VERSIONS, build, check_name, example_input
-from harness.timm_import import timm
 from torchorbit.criteria import CRITERIA, Random, WeightCriterion
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.files import GRAPH_FILE
 from torchorbit.selectors import Bounds, Optimal
-from zoo.checkpoint import load_checkpoint, manifest_of, save_checkpoint, sha256, step_of
-from zoo.manifest import MANIFEST_FILE, Manifest, Preprocessing, Source
+from zoo.checkpoint import load_checkpoint, manifest_of, save_checkpoint, step_of
+from zoo.manifest import MANIFEST_FILE, Manifest
 
 
 @dataclass(frozen=True)
@@ -111,7 +110,8 @@ def make_checkpoint(
     """
     stage("load")
     dag = graph_of(model, weights=weights, pretrained=pretrained, seed=seed)
-    drawn = weights is None and not pretrained and not is_checkpoint(model)
+    from_timm = not is_checkpoint(model)
+    drawn = weights is None and not pretrained and from_timm
     manifest = dag.manifest = manifest_of(dag)
     stage("prune")
     pruned = recipe.prune(dag, seed=seed)
@@ -123,7 +123,7 @@ def make_checkpoint(
             dataclasses.replace(pruning, seed=seed if random else None),
             data=str(recipe.data) if pruning.data else None,
             command=command,
-            timm=VERSIONS["timm"],
+            timm=importlib.metadata.version("timm") if from_timm or pruning.data else None,
         )
     stage("save")
     stem = manifest.name if not manifest.steps else manifest.source.model
@@ -154,46 +154,10 @@ def graph_of(model: str, *, weights: Path | None = None, pretrained: bool = Fals
         CheckpointError: the checkpoint cannot be loaded.
     """
     if not is_checkpoint(model):
-        return _converted(model, weights=weights, pretrained=pretrained, seed=seed)
+        from harness.sources import converted  # which needs timm
+
+        return converted(model, weights=weights, pretrained=pretrained, seed=seed)
     if weights is not None or pretrained:
         raise UsageError(f"{model} is a checkpoint, which has its weights: leave --weights and --pretrained out")
     folder = Path(model)
     return load_checkpoint(folder) if (folder / MANIFEST_FILE).exists() else torchorbit.load(folder)
-
-
-def _converted(name: str, *, weights: Path | None, pretrained: bool, seed: int) -> DagModule:
-    """Build a model of timm and convert it; the graph carries what is known of the model."""
-    if weights is not None and pretrained:
-        raise UsageError("--weights and --pretrained exclude each other: both say which weights to load")
-    check_name(name)
-    torch.manual_seed(seed)
-    model = build(name, weights=weights, pretrained=pretrained)
-    dag = torchorbit.convert(model, example_input(model))
-    configuration = getattr(model, "pretrained_cfg", None) or {}
-    tag = configuration.get("tag")
-    architecture = configuration.get("architecture") or name
-    repository = configuration.get("hf_hub_id")
-    full_name = f"{architecture}.{tag}" if pretrained and tag else name
-    if weights is not None:
-        origin, base = f"{weights.name} (SHA-256 {sha256(weights)})", None
-    elif pretrained:
-        origin = str(repository or configuration.get("url") or "timm")
-        base = repository
-    else:
-        origin, base = f"as timm initializes them, seed {seed}", None
-    source = Source(
-        model=full_name, weights=origin, base_model=base, license=configuration.get("license") if pretrained else None
-    )
-    found = timm.data.resolve_model_data_config(model)  # type: ignore[attr-defined]
-    preprocessing = Preprocessing(
-        input_size=tuple(found["input_size"]),
-        interpolation=found["interpolation"],
-        mean=tuple(map(float, found["mean"])),
-        std=tuple(map(float, found["std"])),
-        crop_pct=float(found["crop_pct"]),
-        crop_mode=found["crop_mode"],
-    )
-    dag.manifest = manifest_of(dag).model_copy(
-        update={"name": full_name, "source": source, "preprocessing": preprocessing}
-    )
-    return dag

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import torchorbit
-from harness.errors import UsageError
+from harness.errors import HarnessError, UsageError, one_line
 from harness.records import Versions
 from harness.timm_import import timm
 from harness.weights import SkippedInitialization, fill_with_random_weights
+from torchorbit.suggesting import close_to
 
 VERSIONS = Versions(timm=timm.__version__, torch=torch.__version__, torchorbit=torchorbit.__version__)
 """The versions that a record made by this process carries."""
@@ -66,12 +68,10 @@ def check_name(name: str) -> None:
         name: A name, with or without a tag.
 
     Raises:
-        UsageError: timm has no such model; the message names the one whose name is most like it.
+        UsageError: timm has no such model; the message names those whose names are like it.
     """
     if not timm.is_model(name):
-        similar = difflib.get_close_matches(name, timm.list_models(), n=1)
-        hint = f"; did you mean {similar[0]!r}?" if similar else ""
-        raise UsageError(f"timm {timm.__version__} has no model {name!r}{hint}")
+        raise UsageError(f"timm {timm.__version__} has no model {name!r}{close_to(name, timm.list_models())}")
 
 
 def build_on_meta(name: str) -> nn.Module:
@@ -103,13 +103,17 @@ def build(name: str, *, weights: Path | None = None, pretrained: bool = False) -
 
     Raises:
         UsageError: timm has no such model.
+        HarnessError: The checkpoint holds something else.
     """
     if weights is None:
         return _create(name, pretrained=pretrained)
     with SkippedInitialization():
         model = _create(name)
-    # Strict, and tensors only: a checkpoint that would run code is refused.
-    timm.models.load_checkpoint(model, str(weights))
+    try:
+        # Strict, and tensors only: a checkpoint that would run code is refused.
+        timm.models.load_checkpoint(model, str(weights))
+    except (RuntimeError, OSError, ValueError, LookupError, EOFError, UnpicklingError, SafetensorError) as error:
+        raise HarnessError(f"{weights} holds no weights of {name}: {one_line(error, named=False)}") from error
     return model
 
 

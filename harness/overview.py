@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 from tabulate import tabulate
 
+from harness.columns import COLUMNS, Column
 from harness.errors import HarnessError, one_line
 from harness.records import Record, read_records
 
@@ -41,7 +39,7 @@ def record_page(record: Record) -> str:
     Returns:
         The table, and below it the error and the note where there are any.
     """
-    rows = [_row(record, field.name) for field in fields(record) if field.name not in _BELOW]
+    rows = [(column.words, _value(record, column)) for column in COLUMNS if not column.below]
     page = tabulate(rows, tablefmt="plain", disable_numparse=True)
     if record.failed:
         page += f"\n\nfailed ({record.stage}): {record.error}"
@@ -84,45 +82,9 @@ def orbits_page(model: str) -> str:
     return f"{len(orbits)} orbits, {orbits.units} units ({versions})\n\n{table}"
 
 
-def _row(record: Record, column: str) -> tuple[str, str]:
-    """A column's name in words, and its value with the unit."""
-    words, written = _COLUMNS.get(column, (column.replace("_", " "), str))
-    value = getattr(record, column)
-    if column == "verified":
-        # Here null says that it was not, elsewhere that nobody knows.
-        value = value or "no"
-    known = value is not None and not (column == "prunable" and record.says_nothing_of_pruning)
-    return words, written(value) if known else "not known"
-
-
-def _yes_or_no(value: bool) -> str:
-    return "yes" if value else "no"
-
-
-def _of_all_flops(share: float) -> str:
-    return f"{share:.2%} of all FLOPs"
-
-
-def _of_the_largest_output(difference: float) -> str:
-    return f"{difference:.1e} of the largest output"
-
-
-_BELOW = ("stage", "error", "note")
-"""Columns whose text is too long for a table."""
-
-_COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
-    "input_size": ("input size", lambda size: "x".join(map(str, size)) + " (channels, height, width)"),
-    "params_m": ("parameters", lambda millions: f"{millions:.3f} M"),
-    "gflops": ("FLOPs of one sample", lambda billions: f"{billions:.3f} G, two per multiply-accumulate"),
-    "converted": ("converted", _yes_or_no),
-    "verified": ("verified", lambda how: {"numeric": "by numbers", "shape": "by shape"}.get(how, how)),
-    "max_diff": ("difference of the graph", _of_the_largest_output),
-    "prunable": ("prunable", _yes_or_no),
-    "prunable_proportion": ("touched by orbits", _of_all_flops),
-    "removable_flops": ("removable", _of_all_flops),
-    "removal_max_diff": ("difference after removal", _of_the_largest_output),
-    "unruled_operators": ("operators without a rule", lambda names: ", ".join(names) or "none"),
-    "seconds": ("time of the job", lambda seconds: f"{seconds:.1f} s"),
-    "peak_rss_mb": ("peak memory of the job", lambda mebibytes: f"{mebibytes:.0f} MiB"),
-}
-"""What a column is called and how its values are written, where that is not its name and `str`."""
+def _value(record: Record, column: Column) -> str:
+    """A value with its unit, or that it is not known."""
+    value = getattr(record, column.name)
+    if value is None or (column.about_pruning and record.says_nothing_of_pruning):
+        return column.unknown
+    return column.written(value)

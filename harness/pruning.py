@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext, suppress
-from typing import Any
+from typing import Protocol
 from zlib import crc32
 
 import torch
 from torch import Tensor
 
 import torchorbit
+from harness.columns import Moment
+from harness.findings import Findings
 from harness.meta import QuickNormalizations
-from harness.records import Record
 from harness.verification import VerificationError, check_shapes, random_input
 from torchorbit.orbits.orbit import Orbit, Orbits
 
@@ -24,54 +24,52 @@ _SMALL_SIDE = 128
 """Side of the images with which a removal is proved where the graph takes any size."""
 
 
-def find_out(
-    record: Record,
-    graph: torchorbit.DagModule,
-    size: Sequence[int],
-    expected: Any,
-    *,
-    numeric: bool,
-    seed: str,
-    enter: Callable[[str], None],
-) -> None:
-    """Fill in what a record says about pruning; the stage in which something is raised stays in the record.
+class Progress(Protocol):
+    """Takes note of how far a worker has come."""
+
+    def enter(self, stage: str) -> None:
+        """Begin a stage; it stays in the record if something is raised."""
+
+    def finish(self, moment: Moment) -> None:
+        """Something was done, after which columns can be filled."""
+
+    def remark(self, note: str) -> None:
+        """Add to what a reader of the record should know."""
+
+
+def find_out(found: Findings, progress: Progress) -> None:
+    """Find out how far a model can be pruned, and whether what is left is right.
+
+    Where the graph has weights, it is proved by numbers that half of every orbit can be removed; otherwise what is left
+    runs on the `meta` device.
 
     Args:
-        record: The record of a model that was converted.
-        graph: Its graph.
-        size: `(channels, height, width)` of its input.
-        expected: What the whole model gives for one sample; the smaller one must give the like.
-        numeric: The graph has weights: prove by numbers that half of every orbit can be removed. Otherwise it is on
-            the `meta` device, and what is left is run there.
-        seed: Of the image and of the removal.
-        enter: Begins a stage.
+        found: What is known of a model that was verified. What is found here is added to it.
+        progress: Told of every stage that begins, and of what was done.
     """
-    enter("orbits")
-    orbits = torchorbit.find_orbits(graph)
-    total = orbits.costs.total()
-    record.gflops = round(total / 1e9, 4)
-    record.orbits = len(orbits)
-    record.units = orbits.units
-    record.unruled_operators = list(orbits.unruled)
-    record.prunable_proportion = round(orbits.prunable_proportion, 6)
+    graph, numeric = found.graph, found.numeric
+    progress.enter("orbits")
+    orbits = found.orbits = torchorbit.find_orbits(graph)
+    progress.finish("orbits")
 
-    enter("prune")
+    progress.enter("prune")
     if not len(orbits):
-        nothing = "nothing can be removed: every channel is frozen"
-        record.note = f"{record.note}; {nothing}" if record.note else nothing
-        record.removable_flops = 0.0
+        progress.remark("nothing can be removed: every channel is frozen")
+        found.smallest_flops = orbits.costs.total()
+        progress.finish("prune")
         return
-    inputs = random_input(size, seed) if numeric else torch.empty(1, *size, device="meta")
+    inputs = random_input(found.input_size, found.seed) if numeric else torch.empty(1, *found.input_size, device="meta")
     smallest = torchorbit.remove_channels(graph, {orbit: range(1, orbit.width) for orbit in orbits})
     with nullcontext() if numeric else QuickNormalizations():
         output = smallest(inputs)
-    record.removable_flops = round(1 - torchorbit.flops(smallest).total / total, 6)
+    found.smallest_flops = torchorbit.flops(smallest).total
+    progress.finish("prune")
     del smallest
-    check_shapes(expected, output)
+    check_shapes(found.output, output)
     if numeric:
-        enter("prove")
-        record.removal_max_diff = _proved(seed, graph, orbits, inputs)
-    record.prunable = True
+        progress.enter("prove")
+        found.removal_difference = _proved(found.seed, graph, orbits, inputs)
+    progress.finish("prove")
 
 
 def _proved(seed: str, graph: torchorbit.DagModule, orbits: Orbits, inputs: Tensor) -> float:

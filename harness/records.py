@@ -13,6 +13,7 @@ from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import TypedDict
 
+from harness.columns import Columns
 from harness.errors import HarnessError
 from torchorbit.errors import ArgumentError
 from torchorbit.files import replace_text
@@ -30,59 +31,8 @@ class Versions(TypedDict):
 
 
 @dataclass(kw_only=True)
-class Record:
-    """What one sweep found out about one model. Another column is another field here.
-
-    Attributes:
-        model: Name in timm, without a tag.
-        timm: Version of timm.
-        torch: Version of torch.
-        torchorbit: Version of this project.
-        input_size: `[channels, height, width]`; null if the model could not be built.
-        params_m: Parameters in millions; null if the model could not be built.
-        gflops: FLOPs of one sample in 10^9, two per multiply-accumulate; null if orbits could not be looked for.
-        converted: Whether it became a `DagModule`.
-        verified: How the graph was shown to be the model: `"numeric"` by outputs of real weights, `"shape"` by the
-            shapes and types of the outputs; null if it was not.
-        max_diff: Largest difference between the outputs of model and graph, over the largest output.
-        prunable: Whether channels were removed, the smaller graph ran, and, where there were weights, was proved right.
-        prunable_proportion: FLOPs of the vertices that an orbit touches, over all FLOPs (torch-dag's figure).
-        removable_flops: 1 - FLOPs of the smallest graph that was built and run, over the FLOPs of the whole one.
-        removal_max_diff: Half of every orbit removed at random: largest difference between the pruned graph and the
-            whole one in which those channels are zero, over the largest output.
-        orbits: How many orbits there are.
-        units: How many units are in them.
-        unruled_operators: Operators that freeze what they touch because there is no rule for them.
-        stage: The first stage that failed (`"build"`, `"convert"`, `"verify"`, `"orbits"`, `"prune"`, `"prove"`, or
-            `"worker"` where the process died); null if none did.
-        error: Why it failed, in one line.
-        note: What a reader of the record should know though nothing failed, in one line.
-        seconds: How long the model took.
-        peak_rss_mb: Peak resident memory of the worker while it had this model, in MiB.
-    """
-
-    model: str
-    timm: str
-    torch: str
-    torchorbit: str
-    input_size: list[int] | None = None
-    params_m: float | None = None
-    gflops: float | None = None
-    converted: bool = False
-    verified: str | None = None
-    max_diff: float | None = None
-    prunable: bool = False
-    prunable_proportion: float | None = None
-    removable_flops: float | None = None
-    removal_max_diff: float | None = None
-    orbits: int | None = None
-    units: int | None = None
-    unruled_operators: list[str] | None = None
-    stage: str | None = None
-    error: str | None = None
-    note: str | None = None
-    seconds: float | None = None
-    peak_rss_mb: float | None = None
+class Record(Columns):
+    """What one sweep found out about one model: its columns, and what follows from them."""
 
     @property
     def versions(self) -> Versions:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pandas as pd
+from tabulate import tabulate
 
+from harness.columns import COLUMNS, Table
 from harness.errors import HarnessError
 from harness.records import Record, natural_order, read_records
 from torchorbit.files import replace_text
@@ -59,14 +60,8 @@ def coverage_table(records: Sequence[Record]) -> str:
     if _tell_of_pruning(records):
         rows["channel prunable"] = sum(record.prunable for record in records)
         rows["removal proved by numbers"] = sum(record.removal_max_diff is not None for record in records)
-    table = pd.DataFrame(
-        {
-            "num models": rows.values(),
-            "percentage": [f"{count / max(len(records), 1):.2%}" for count in rows.values()],
-        },
-        index=list(rows),
-    )
-    return str(table.to_markdown(disable_numparse=True, colalign=("left", "right", "left")))
+    shares = [(name, count, f"{count / max(len(records), 1):.2%}") for name, count in rows.items()]
+    return _markdown(("", "num models", "percentage"), shares, ("left", "right", "left"))
 
 
 def supported_models(records: Sequence[Record]) -> str:
@@ -79,28 +74,13 @@ def supported_models(records: Sequence[Record]) -> str:
         The page in Markdown.
     """
     parts = ["# Supported models", _origin(records), coverage_table(records)]
-    failures = [record for record in records if record.failed]
+    failures = [(record.model, record.stage, in_a_cell(record.error)) for record in records if record.failed]
     if failures:
-        table = pd.DataFrame(
-            {
-                "model": [record.model for record in failures],
-                "stage": [record.stage for record in failures],
-                "error": [cell(record.error) for record in failures],
-            }
-        )
-        parts += ["## Failures", _markdown(table)]
-    noted = [record for record in records if record.note]
-    if noted:
-        table = pd.DataFrame(
-            {"model": [record.model for record in noted], "note": [cell(record.note) for record in noted]}
-        )
-        parts += ["## Notes", _markdown(table)]
-    parts += [
-        "## Models",
-        "`params` in millions; `max diff` is the largest difference between the outputs of the model and its graph, "
-        "over the largest output.",
-        _markdown(_models(records)),
-    ]
+        parts += ["## Failures", _markdown(("model", "stage", "error"), failures)]
+    notes = [(record.model, in_a_cell(record.note)) for record in records if record.note]
+    if notes:
+        parts += ["## Notes", _markdown(("model", "note"), notes)]
+    parts += ["## Models", *_models("supported_models", records)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -124,32 +104,8 @@ def channel_pruning_supported_models(records: Sequence[Record]) -> str:
     unruled = sorted({name for record in records for name in record.unruled_operators or ()})
     if unruled:
         parts.append(f"Operators without a rule, which freeze what they touch: {', '.join(unruled)}.")
-    parts += [
-        "`removable` is the share of the FLOPs that go when every orbit is shrunk to one unit, of a model that was "
-        "built and run; `proportion` the share of the FLOPs in vertices that an orbit touches (torch-dag's figure); "
-        "`max diff` the largest difference, over the largest output, between the model with a random half of every "
-        "orbit removed and the whole one with zeros there.",
-        _markdown(
-            pd.DataFrame(
-                {
-                    "model": [record.model for record in records],
-                    "GFLOPs": _known([record.gflops for record in records], ".3f"),
-                    "prunable": ["yes" if record.prunable else "no" for record in records],
-                    "removable": _known([record.removable_flops for record in records], ".2%"),
-                    "proportion": _known([record.prunable_proportion for record in records], ".2%"),
-                    "orbits": _known([record.orbits for record in records], "d"),
-                    "units": _known([record.units for record in records], "d"),
-                    "max diff": _known([record.removal_max_diff for record in records], ".1e"),
-                }
-            )
-        ),
-    ]
+    parts += _models("channel_pruning_supported_models", records)
     return "\n\n".join(parts) + "\n"
-
-
-def _known(values: Sequence[float | None], form: str) -> list[str]:
-    """Numbers as text, with nothing for those that are not known."""
-    return ["" if value is None else f"{value:{form}}" for value in values]
 
 
 def _origin(records: Sequence[Record]) -> str:
@@ -158,20 +114,19 @@ def _origin(records: Sequence[Record]) -> str:
     return f"Made by `torchorbit tables` from the records of a sweep with {made_with}; not to be edited."
 
 
-def _models(records: Sequence[Record]) -> pd.DataFrame:
-    """The columns of the list of models: one line here for each."""
-    table = pd.DataFrame(
-        {
-            "model": [record.model for record in records],
-            "params": ["" if record.params_m is None else f"{record.params_m:.2f}" for record in records],
-            "input size": ["x".join(map(str, record.input_size or ())) for record in records],
-            "converted": ["yes" if record.converted else "no" for record in records],
-            "verified": [record.verified or "no" for record in records],
-            "max diff": ["" if record.max_diff is None else f"{record.max_diff:.1e}" for record in records],
-            "prunable": ["yes" if record.prunable else "no" for record in records],
-        }
-    )
-    return table if _tell_of_pruning(records) else table.drop(columns="prunable")
+def _models(page: Table, records: Sequence[Record]) -> tuple[str, str]:
+    """What the headers of a page's columns mean, and the table of models."""
+    about_pruning = _tell_of_pruning(records)
+    shown = [
+        (column.name, cell)
+        for column in COLUMNS
+        for cell in column.cells
+        if cell.table == page and (about_pruning or not column.about_pruning)
+    ]
+    rows = [(record.model, *[cell.text(getattr(record, name)) for name, cell in shown]) for record in records]
+    headers = ("model", *[cell.header for _, cell in shown])
+    legend = "; ".join([cell.legend for _, cell in shown if cell.legend])
+    return f"{legend}.", _markdown(headers, rows, ("left", *[cell.alignment for _, cell in shown]))
 
 
 def _tell_of_pruning(records: Sequence[Record]) -> bool:
@@ -179,12 +134,12 @@ def _tell_of_pruning(records: Sequence[Record]) -> bool:
     return any(record.orbits is not None for record in records)
 
 
-def _markdown(table: pd.DataFrame) -> str:
-    numbers = ("params", "max diff", "GFLOPs", "removable", "proportion", "orbits", "units")
-    alignment = ["right" if name in numbers else "left" for name in table.columns]
-    return str(table.to_markdown(index=False, disable_numparse=True, colalign=alignment))
+def _markdown(headers: Sequence[str], rows: Sequence[Sequence[object]], alignment: Sequence[str] | None = None) -> str:
+    """A table; columns stand to the left where nothing else is said."""
+    alignment = alignment or ["left"] * len(headers)
+    return str(tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=alignment))
 
 
-def cell(text: str | None) -> str:
+def in_a_cell(text: str | None) -> str:
     """Text that may stand in a cell of a table in Markdown."""
     return (text or "").replace("|", "\\|")

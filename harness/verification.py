@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import torchorbit
+from harness.errors import HarnessError
 from torchorbit import comparing
 from torchorbit.graph.loading import unpack
 from torchorbit.graph.saving import pack
@@ -19,7 +20,7 @@ TOLERANCE = 1e-5
 """Largest difference between two outputs, over the largest output, at which they count as equal."""
 
 
-class VerificationError(Exception):
+class VerificationError(HarnessError):
     """A graph does not do what its source does, or the comparison would prove nothing. The message is one line."""
 
 

@@ -18,7 +18,9 @@ from torch import nn
 import torchorbit
 from harness import memory, pruning
 from harness.cache import Cache, fingerprint_of
+from harness.columns import Moment, fill
 from harness.errors import one_line
+from harness.findings import Findings
 from harness.jobs import Job, Outcome
 from harness.meta import QuickNormalizations
 from harness.models import VERSIONS, build_on_meta, build_with_random_weights, example_input, input_size
@@ -56,13 +58,16 @@ def run(job: Job, progress: Progress = lambda record: None) -> Outcome:
     inquiry = _Inquiry(job, record, progress)
     try:
         inquiry.find_out()
-    except (torchorbit.TorchorbitError, VerificationError) as error:
+    except torchorbit.TorchorbitError as error:
         record.error = redacted(" ".join(str(error).split()))
     except Exception as error:
         record.error = one_line(error)
     if not inquiry.cached:
-        record.seconds = round(time.perf_counter() - started, 3)
-        record.peak_rss_mb = round(memory.peak_rss_mb(), 1)
+        inquiry.found.seconds = time.perf_counter() - started
+        inquiry.found.peak_rss_mb = memory.peak_rss_mb()
+        inquiry.finish("done")
+    # The graph and its orbits go before memory is given back.
+    inquiry.found = Findings()
     if job.cache is not None and inquiry.fingerprint is not None and not inquiry.put_off:
         # Here, so that the next model finds it, which may start before anybody else has seen this record.
         Cache(Path(job.cache)).put(record, inquiry.fingerprint, job.verify)
@@ -88,6 +93,7 @@ class _Inquiry:
         self.job = job
         self.record = record
         self.progress = progress
+        self.found = Findings()
         self.put_off = False
         self.cached = False
         self.needed_bytes: int | None = None
@@ -98,46 +104,59 @@ class _Inquiry:
         self.record.stage = stage
         self.progress(self.record)
 
+    def finish(self, moment: Moment) -> None:
+        """Fill the columns that are known by now."""
+        fill(self.record, self.found, moment)
+
+    def remark(self, note: str) -> None:
+        """Add to the note of the record."""
+        self.record.note = f"{self.record.note}; {note}" if self.record.note else note
+
     def find_out(self) -> None:
-        job, record = self.job, self.record
+        job, found = self.job, self.found
         self.enter("build")
-        model = build_on_meta(job.model)
-        size = input_size(model)
-        record.input_size = list(size)
-        record.params_m = round(sum(parameter.numel() for parameter in model.parameters()) / 1e6, 3)
+        model = found.model = build_on_meta(job.model)
+        found.input_size = input_size(model)
+        self.finish("build")
         if self.known(model):
             return
+        # What is the same has the same weights and images, whatever its name.
+        found.seed = self.fingerprint or job.model
 
         # From here on a model that cannot run is found out, which conversion would be the first to do otherwise.
         self.enter("convert")
         spare = self.spare_bytes(model) if job.verify == "numeric" else None
         if self.put_off:
             return
-        numeric = spare is not None
-        # What is the same has the same weights and images, whatever its name.
-        seed = self.fingerprint or job.model
-        if numeric:
-            model = build_with_random_weights(job.model, seed)
-        graph = torchorbit.convert(model, example_input(model))
-        record.converted = True
+        found.numeric = spare is not None
+        if found.numeric:
+            model = build_with_random_weights(job.model, found.seed)
+        found.graph = torchorbit.convert(model, example_input(model))
+        self.finish("convert")
 
         self.enter("verify")
         with torch.no_grad():
-            if spare is not None:
-                record.max_diff, output = _difference(model, graph, random_input(size, seed), spare)
-            else:
-                if job.verify == "numeric":
-                    # Too large for numbers; that its graph survives being saved can be shown all the same.
-                    graph = packed_and_unpacked(graph)
-                inputs = torch.empty(1, *size, device="meta")
-                output = model(inputs)
-                with QuickNormalizations():
-                    check_shapes(output, graph(inputs))
-        record.verified = "numeric" if numeric else "shape"
+            self.verify(model, spare)
+        self.finish("verify")
 
         with torch.no_grad():
-            pruning.find_out(record, graph, size, output, numeric=numeric, seed=seed, enter=self.enter)
-        record.stage = None
+            pruning.find_out(found, self)
+        self.record.stage = None
+
+    def verify(self, model: nn.Module, spare_bytes: int | None) -> None:
+        """Compare a model with its graph, by numbers where there is memory for them."""
+        found = self.found
+        if spare_bytes is not None:
+            inputs = random_input(found.input_size, found.seed)
+            found.difference, found.output = _difference(model, found.graph, inputs, spare_bytes)
+            return
+        if self.job.verify == "numeric":
+            # Too large for numbers; that its graph survives being saved can be shown all the same.
+            found.graph = packed_and_unpacked(found.graph)
+        inputs = torch.empty(1, *found.input_size, device="meta")
+        found.output = model(inputs)
+        with QuickNormalizations():
+            check_shapes(found.output, found.graph(inputs))
 
     def known(self, model: nn.Module) -> bool:
         """Whether the same was found out before, of this model or of another with the same graph."""
@@ -157,14 +176,14 @@ class _Inquiry:
         Where that is because others have their share the job is put off; otherwise a note says why.
         """
         job = self.job
-        needed = memory.needed_bytes(model, torch.empty(1, *self.record.input_size or (), device="meta"))
+        needed = memory.needed_bytes(model, torch.empty(1, *self.found.input_size, device="meta"))
         self.needed_bytes = needed
         allowed = math.inf if job.memory_bytes is None else job.memory_bytes
         total = allowed if job.memory_total is None else job.memory_total
         self.put_off = job.measure or allowed < needed <= total
         if needed <= allowed:
             return int(min(allowed - needed, 2**40))
-        self.record.note = (
+        self.remark(
             f"verified by shape only: by numbers it needs about {needed / 2**30:.1f} GiB of memory, "
             f"and {total / 2**30:.1f} GiB may be used"
         )

@@ -59,7 +59,10 @@ def expr(operator, *operands):
 
 NUMBERS = st.recursive(
     st.one_of(
-        *[expr(symbol, POSITIVE, POSITIVE) for symbol in ("//", "%", "/", "&", "|", "^", "<", "<=", ">", ">=", "==", "!=")],
+        *[
+            expr(symbol, POSITIVE, POSITIVE)
+            for symbol in ("//", "%", "/", "&", "|", "^", "<", "<=", ">", ">=", "==", "!=")
+        ],
         *[expr(symbol, POSITIVE, st.integers(0, 3)) for symbol in ("**", "<<", ">>")],
         *[expr(symbol, POSITIVE) for symbol in ("int", "float", "bool", "floor", "ceil", "round", "abs", "neg")],
     ),

@@ -41,18 +41,19 @@ class ArgumentKeyError(TorchorbitError, KeyError):
 
 
 class MissingExtraError(TorchorbitError, ImportError):
-    """Something needs packages that are not installed.
+    """Something needs a package that is not installed.
 
     Attributes:
-        extra: the extra of torchorbit that brings them, as in ``pip install 'torchorbit[harness]'``.
+        what: what needs it.
+        extra: the extra of torchorbit that brings it, as in ``pip install 'torchorbit[harness]'``.
+        missing: the package.
     """
 
-    def __init__(self, what: str, extra: str, missing: str = ""):
+    def __init__(self, what: str, extra: str, missing: str):
         self.what = what
         self.extra = extra
         self.missing = missing
-        because = f" ({missing} is not installed)" if missing else ""
-        super().__init__(f"{what} needs more packages{because}: pip install 'torchorbit[{extra}]'")
+        super().__init__(f"{what} needs {missing}, which is not installed: pip install 'torchorbit[{extra}]'")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.what, self.extra, self.missing))

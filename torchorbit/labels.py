@@ -27,8 +27,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 Array = NDArray[np.int32]
 #: For every position of a dimension whether it is kept.
@@ -301,6 +299,9 @@ class Labels:
             second.append(np.array([FROZEN_HERE], np.int32))
         if not first:
             return node
+        from scipy.sparse import coo_array  # takes long to import
+        from scipy.sparse.csgraph import connected_components
+
         rows, columns = (node[np.concatenate(side)] for side in (first, second))
         graph = coo_array((np.ones(len(rows), np.int8), (rows, columns)), shape=(nodes, nodes))
         units: Array = connected_components(graph, directed=False)[1]

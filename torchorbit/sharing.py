@@ -65,6 +65,7 @@ def transforms(dag: DagModule) -> Callable[[Any], Tensor]:
 
     Raises:
         ArgumentError: nothing is known of the model's preprocessing.
+        MissingExtraError: torchvision is not installed.
     """
     if dag.manifest is None or dag.manifest.preprocessing is None:
         raise ArgumentError(

@@ -4,6 +4,10 @@ timm imports torchvision, and torchvision registers meta kernels for its compile
 imported. Beside a CPU-only torch the compiled library of a CUDA build of torchvision does not load, the
 operators do not exist, and the import fails with "operator torchvision::nms does not exist". timm needs only
 torchvision's Python parts, so declaring the two schemas that the import looks up is enough.
+
+`harness.timm_import` and `zoo.preprocessing` do it before they import timm and torchvision. Whoever imports timm
+themselves in such an environment writes ``import harness.timm_import`` before it; that an import has failed already
+does no harm.
 """
 
 from __future__ import annotations
@@ -14,10 +18,10 @@ from pathlib import Path
 
 import torch
 
-_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
+_SCHEMAS = {
+    "nms": "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
 
 # A torch.library.Library takes its declarations back when it is collected.
 _library: torch.library.Library | None = None
@@ -28,7 +32,7 @@ def declare_missing_operators() -> bool:
 
     Returns:
         True when schemas were declared, False when nothing was missing (torchvision is absent, already
-        imported, or its compiled library loads).
+        imported, its compiled library loads, or somebody else has declared them).
     """
     global _library
     if _library is not None or "torchvision" in sys.modules:
@@ -43,7 +47,10 @@ def declare_missing_operators() -> bool:
         except OSError:
             continue
         return False
-    _library = torch.library.Library("torchvision", "DEF")
-    for schema in _SCHEMAS:
+    missing = [schema for name, schema in _SCHEMAS.items() if not hasattr(torch.ops.torchvision, name)]
+    if not missing:
+        return False
+    _library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in missing:
         _library.define(schema)
     return True

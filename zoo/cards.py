@@ -53,7 +53,7 @@ def card(manifest: Manifest, repo: str, hub: str | None = None, *, published: bo
         f"---\n{data.to_yaml()}\n---",
         f"# {_plain(manifest.name)}",
         _summary(manifest),
-        f"![Width of every layer before and after]({PLOT_FILE})",
+        f"![Width of every layer before and after]({PLOT_FILE})" if PLOT_FILE in manifest.files else "",
         figures_table(manifest),
         "## Use",
         _snippet(manifest, repo, hub, published),

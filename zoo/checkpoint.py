@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import os
 import shutil
@@ -13,10 +12,12 @@ from pathlib import Path
 
 import torch
 
-import torchorbit
+from torchorbit._version import __version__
 from torchorbit.errors import CheckpointError
+from torchorbit.files import digest
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.files import CARD_FILE, GRAPH_FILE, WEIGHTS_FILE, opened, permitted
+from torchorbit.graph.loading import load
 from torchorbit.removal.history import Figures, Pruning, figures
 from zoo.cards import card
 from zoo.manifest import (
@@ -39,12 +40,11 @@ CHECKPOINT_FILES = (MANIFEST_FILE, GRAPH_FILE, WEIGHTS_FILE, PLOT_FILE)
 """What a checkpoint consists of, apart from its card, which depends on where it is."""
 
 _DTYPES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float64: "float64"}
-_CHUNK = 2**20
 
 
 def versions(timm: str | None = None) -> Versions:
     """Of what runs here."""
-    return Versions(torchorbit=torchorbit.__version__, torch=torch.__version__, timm=timm)
+    return Versions(torchorbit=__version__, torch=torch.__version__, timm=timm)
 
 
 def step_of(
@@ -121,7 +121,8 @@ def save_checkpoint(
     preprocessing: Preprocessing | None = None,
     dtype: torch.dtype | None = None,
 ) -> Manifest:
-    """Save a graph as a checkpoint: ``checkpoint.json``, ``graph.json``, ``model.safetensors``, a card and a plot.
+    """Save a graph as a checkpoint: ``checkpoint.json``, ``graph.json``, ``model.safetensors``, a card and, where
+    matplotlib is installed, a plot.
 
     What the graph's manifest says is kept where nothing else is given.
 
@@ -179,14 +180,17 @@ def save_checkpoint(
         made = Path(aside) / "checkpoint"
         dag.save(made)
         write_plot(manifest, made / PLOT_FILE)
-        files = {name: _file(made / name) for name in (GRAPH_FILE, WEIGHTS_FILE, PLOT_FILE)}
+        there = [name for name in (GRAPH_FILE, WEIGHTS_FILE, PLOT_FILE) if (made / name).exists()]
+        files = {name: _file(made / name) for name in there}
         manifest = manifest.model_copy(update={"files": files})
         (made / MANIFEST_FILE).write_text(manifest.text(), encoding="utf-8")
         (made / CARD_FILE).write_text(card(manifest, folder.name, published=False), encoding="utf-8")
         if folder.exists():
             # The manifest last: before it is there, the checkpoint is one whose files are not those that it names.
-            for file in (GRAPH_FILE, WEIGHTS_FILE, PLOT_FILE, CARD_FILE, MANIFEST_FILE):
+            for file in (*there, CARD_FILE, MANIFEST_FILE):
                 (made / file).replace(folder / file)
+            if PLOT_FILE not in there:  # an earlier one is of another model
+                (folder / PLOT_FILE).unlink(missing_ok=True)
         else:
             made.replace(folder)
     return manifest
@@ -208,7 +212,7 @@ def load_checkpoint(folder: str | Path, *, device: torch.device | str | None = N
     folder = Path(folder)
     manifest = read_manifest(folder)
     check_files(folder, manifest)
-    dag = torchorbit.load(folder)
+    dag = load(folder)
     dag.manifest = manifest
     return dag if device is None else dag.to(device)
 
@@ -240,11 +244,8 @@ def check_files(folder: Path, manifest: Manifest, spoiled: Callable[[Path], obje
 
 def sha256(path: Path) -> str:
     """The SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
     with opened(path) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return digest(file)
 
 
 def copy_checkpoint(source: Path, folder: Path) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import filecmp
 import json
 import logging
-import os
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,8 +31,8 @@ from filelock import FileLock
 from typing_extensions import override
 
 from torchorbit.errors import HubError
-from torchorbit.files import replace_text
-from zoo.hubs import MAIN, Content, Hub, RemoteFile, RepoType, check_repo, check_revision, digest
+from torchorbit.files import digest, replace_text, replacing
+from zoo.hubs import MAIN, Content, Hub, RemoteFile, RepoType, check_repo, check_revision
 from zoo.manifest import MANIFEST_FILE
 
 _LOG = logging.getLogger(__name__)
@@ -226,18 +225,12 @@ class DirectoryHub(Hub):
         blob = place / "blobs" / sha256
         size = content.stat().st_size if isinstance(content, Path) else len(content)
         if not blob.exists() or digest(blob, "sha256") != sha256:
-            handle, name = tempfile.mkstemp(prefix=".", dir=blob.parent)
-            os.close(handle)
-            aside = Path(name)
-            try:
+            with replacing(blob) as aside:
                 if isinstance(content, Path):
                     shutil.copyfile(content, aside)
                 else:
                     aside.write_bytes(content)
                 aside.chmod(0o444)
-                aside.replace(blob)
-            finally:
-                aside.unlink(missing_ok=True)
         return {"sha256": sha256, "size": size}
 
     def _lay_out(self, place: Path, commit: str, files: Mapping[str, _File]) -> None:

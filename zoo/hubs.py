@@ -1,9 +1,7 @@
-"""What publishing and pulling need of a hub, and which hub is meant."""
+"""What publishing and pulling need of a hub."""
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from torchorbit.errors import HubError
+from torchorbit.files import digest
 
 RepoType = Literal["model", "dataset"]
 Content = Path | bytes
@@ -22,8 +21,6 @@ MAIN = "main"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _LAST = tuple("-.")
 """What the name of a repository does not end with: beside a separator it would be taken for another name."""
-
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -168,23 +165,6 @@ class Hub(ABC):
         return
 
 
-def choose(hub: str | Path | None, token: str | None = None) -> Hub:
-    """The hub that is meant.
-
-    Args:
-        hub: None or ``"hf"`` for the Hugging Face Hub, the address of another server that speaks its language, or a
-            folder.
-        token: for the server.
-    """
-    if hub is None or hub == "hf" or str(hub).startswith(("http://", "https://")):
-        from zoo.hugging_face import HuggingFaceHub
-
-        return HuggingFaceHub(None if hub in (None, "hf") else str(hub), token)
-    from zoo.directory import DirectoryHub
-
-    return DirectoryHub(Path(os.path.expanduser(hub)))  # noqa: PTH111 - of whatever kind it is
-
-
 def check_repo(repo: str) -> None:
     """Make sure that a name can be one of a repository.
 
@@ -205,15 +185,3 @@ def check_revision(revision: str) -> None:
     """
     if not _NAME.fullmatch(revision) or ".." in revision:
         raise HubError(f"{revision!r} is no name of a revision; expected letters, digits and ._-")
-
-
-def digest(content: Content, algorithm: str, prefix: bytes = b"") -> str:
-    """A hash of a file or of bytes, in hexadecimal digits."""
-    found = hashlib.new(algorithm, prefix, usedforsecurity=False)
-    if isinstance(content, bytes):
-        found.update(content)
-        return found.hexdigest()
-    with content.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            found.update(chunk)
-    return found.hexdigest()

@@ -26,8 +26,9 @@ from tenacity import RetryCallState, Retrying, retry_if_exception, stop_after_at
 from typing_extensions import override
 
 from torchorbit.errors import HubError
+from torchorbit.files import digest
 from zoo.cards import LIBRARY
-from zoo.hubs import MAIN, Content, Hub, RemoteFile, RepoType, check_repo, check_revision, digest
+from zoo.hubs import MAIN, Content, Hub, RemoteFile, RepoType, check_repo, check_revision
 
 _LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")

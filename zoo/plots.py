@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from torchorbit.extras import is_installed
 from zoo.manifest import Manifest
 
 PLOT_FILE = "widths.png"
@@ -13,12 +14,14 @@ _GREY, _BLUE, _TEXT = "#d5d9e0", "#2f6fde", "#4a5261"
 
 
 def write_plot(manifest: Manifest, path: Path) -> None:
-    """Draw the width of every layer before and after.
+    """Draw the width of every layer before and after, where matplotlib is installed; a card does without it.
 
     Args:
         manifest: of the model.
         path: of the image, a PNG. The same manifest gives the same bytes.
     """
+    if not is_installed("matplotlib"):
+        return
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

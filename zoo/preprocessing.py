@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
+from torchorbit.extras import require
 from torchorbit.torchvision_parts import declare_missing_operators
 from zoo.manifest import Preprocessing
 
+require("harness", "the preprocessing of images", "torchvision")
 declare_missing_operators()
 
 from torchvision import transforms  # noqa: E402

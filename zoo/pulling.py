@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 
-import torchorbit
 from torchorbit.errors import CheckpointError, HubError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.files import CARD_FILE
+from torchorbit.graph.loading import load
 from zoo.checkpoint import CHECKPOINT_FILES, check_files, copy_checkpoint, load_checkpoint
-from zoo.hubs import MAIN, Hub, choose
+from zoo.choosing import choose
+from zoo.hubs import MAIN, Hub
 from zoo.manifest import MANIFEST_FILE, Manifest, read_manifest
 
 _LOG = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def pull(
         local_files_only=local_files_only,
         cache_dir=cache_dir,
     )
-    dag = torchorbit.load(folder)
+    dag = load(folder)
     dag.manifest = manifest
     return dag if device is None else dag.to(device)
 

@@ -17,6 +17,7 @@ from harness.backends import Backend
 from harness.errors import HarnessError
 from harness.records import read_records
 from harness.sweep import sweep
+from torchorbit.errors import MissingExtraError
 
 NAMES = """
     test_vit test_resnet test_convnext test_convnext2 test_convnext3 test_efficientnet test_nfnet test_mambaout
@@ -116,6 +117,7 @@ def test_what_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "distributed", None)
 
     with pytest.raises(
-        HarnessError, match=r"--backend dask needs distributed: pip install 'torchorbit\[distributed\]'"
+        MissingExtraError,
+        match=r"--backend dask needs distributed, which is not installed: pip install 'torchorbit\[distributed\]'",
     ):
         sweep(["test_vit"], tmp_path / "records.jsonl", backend=Backend("dask"))

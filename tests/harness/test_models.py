@@ -46,7 +46,7 @@ def test_excluding_everything_is_a_mistake() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_nearest() -> None:
-    with pytest.raises(UsageError, match="has no model 'resnet_18'; did you mean 'resnet18'"):
+    with pytest.raises(UsageError, match="has no model 'resnet_18'; close to it: resnet18"):
         build_on_meta("resnet_18")
 
 

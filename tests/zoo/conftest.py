@@ -10,7 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import tenacity.nap
-from huggingface_hub import constants
+from huggingface_hub import constants, file_download
 from huggingface_hub.utils import _http as client_http
 
 from tests.zoo.hub import Hub, running_hub
@@ -60,6 +60,6 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     clock = Clock()
     monkeypatch.setattr(client_http, "time", clock)
-    monkeypatch.setattr(huggingface_hub.file_download, "time", clock)
+    monkeypatch.setattr(file_download, "time", clock)
     monkeypatch.setattr(tenacity.nap, "time", clock)
     return waited

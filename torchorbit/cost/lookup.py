@@ -23,6 +23,7 @@ from tqdm import tqdm
 from torchorbit.cost.base import CostFunction, Keep
 from torchorbit.cost.measured import limited_threads, timed
 from torchorbit.errors import ArgumentError, ArgumentTypeError, LatencyMeasurementError, LookupTableError
+from torchorbit.files import replace_text
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.vertices import Vertex
 from torchorbit.orbits.orbit import Orbit, Orbits
@@ -280,7 +281,7 @@ class LookupTable:
         return LookupCheck(np.array(predicted), np.array(measured))
 
     def save(self, path: str | Path) -> None:
-        """Write the table as JSON."""
+        """Write the table as JSON; a file that is there is replaced in one step."""
         document = {
             "format": _FORMAT,
             "version": 1,
@@ -289,7 +290,7 @@ class LookupTable:
             "levels": list(self.levels),
             "seconds": self.seconds,
         }
-        Path(path).write_text(json.dumps(document, indent=1), encoding="utf-8")
+        replace_text(Path(path), json.dumps(document, indent=1))
 
     @classmethod
     def load(cls, path: str | Path, *, measure: Measure | None = None) -> LookupTable:

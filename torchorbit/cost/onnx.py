@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import logging
 import tempfile
@@ -19,7 +18,8 @@ from torch.utils import _pytree as pytree
 
 from torchorbit.comparing import evaluating
 from torchorbit.cost.measured import STATISTICS, Statistic, arguments, check_options, timed
-from torchorbit.errors import LatencyMeasurementError, MissingExtraError
+from torchorbit.errors import LatencyMeasurementError
+from torchorbit.extras import require
 
 
 @dataclass(frozen=True)
@@ -136,11 +136,7 @@ def require_onnx() -> None:
     Raises:
         MissingExtraError: something is missing; the message says what, and how to get it.
     """
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        try:
-            importlib.import_module(package)
-        except ImportError as error:
-            raise MissingExtraError("a latency of ONNX Runtime", "onnx", package) from error
+    require("onnx", "an ONNX Runtime latency")
 
 
 @contextlib.contextmanager

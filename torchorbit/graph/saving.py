@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 
 from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, Visitor
 from torchorbit.errors import CheckpointError
+from torchorbit.files import replace_text, replacing
 from torchorbit.graph.dag import Container, DagModule, Provenance
 from torchorbit.graph.files import CARD_FILE, FORMAT, GRAPH_FILE, VERSION, WEIGHTS_FILE, write_weights
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, Vertex
@@ -278,22 +277,10 @@ def save(dag: DagModule, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(document, indent=1, allow_nan=False)
-    _replace(folder / WEIGHTS_FILE, lambda path: write_weights(path, tensors))
-    _replace(folder / GRAPH_FILE, lambda path: path.write_text(text + "\n", encoding="utf-8"))
-    _replace(folder / CARD_FILE, lambda path: path.write_text(_card(dag, tensors), encoding="utf-8"))
-
-
-def _replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file aside, then put it in place in one step."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    aside = Path(name)
-    try:
-        write(aside)
-        aside.chmod(0o644)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replacing(folder / WEIGHTS_FILE) as aside:
+        write_weights(aside, tensors)
+    replace_text(folder / GRAPH_FILE, text + "\n")
+    replace_text(folder / CARD_FILE, _card(dag, tensors))
 
 
 def _card(dag: DagModule, tensors: dict[str, Tensor]) -> str:

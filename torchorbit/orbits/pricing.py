@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_array
 
 from torchorbit.labels import Dim
 from torchorbit.orbits.lengths import Length, LengthOf, Lengths
@@ -87,6 +86,8 @@ class Pricing:
             for product in length.products
         ]
         self._products = _rows([(coefficient, factors) for _, coefficient, factors in products], len(self._most))
+        from scipy.sparse import coo_array  # takes long to import
+
         self._summed = coo_array(
             (np.ones(len(products)), ([n for n, _, _ in products], np.arange(len(products)))),
             shape=(len(self._lengths) + 1, len(products)),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from tabulate import tabulate
 from torch import nn
 
 from torchorbit.errors import ArgumentError, ScoresError
+from torchorbit.files import replace_bytes
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.removal.history import Description
 
@@ -156,7 +156,6 @@ class Scores(Mapping[Orbit, Array]):
 
     def save(self, path: str | Path) -> None:
         """Write the scores to a file (a zip of numpy arrays, no pickle); one that is there is replaced in one step."""
-        path = Path(path)
         about = {
             "format": _FORMAT,
             "version": 1,
@@ -168,12 +167,7 @@ class Scores(Mapping[Orbit, Array]):
         arrays: dict[str, Any] = {f"orbit{orbit.index}": scores for orbit, scores in self.items()}
         buffer = io.BytesIO()
         np.savez(buffer, about=np.frombuffer(json.dumps(about).encode(), np.uint8), **arrays)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            aside.write_bytes(buffer.getvalue())
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        replace_bytes(Path(path), buffer.getvalue())
 
     @classmethod
     def load(cls, path: str | Path, orbits: Orbits) -> Scores:

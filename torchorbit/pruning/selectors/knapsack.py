@@ -10,8 +10,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import LinearConstraint, milp
-from scipy.sparse import coo_array, csr_array, vstack
 from tqdm import tqdm
 
 from torchorbit.errors import ArgumentError
@@ -245,6 +243,9 @@ def _solved(
     time_limit: float | None,
 ) -> list[int] | None:
     """Which option of each orbit to take, so that values are highest and costs within the slack."""
+    from scipy.optimize import LinearConstraint, milp  # takes long to import
+    from scipy.sparse import coo_array, csr_array, vstack
+
     sizes = [len(value) for value in values]
     variables = sum(sizes)
     rows = np.repeat(np.arange(len(sizes)), sizes)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from torchorbit.cost.measured import limited_threads
-from torchorbit.errors import ArgumentError, MissingExtraError
+from torchorbit.errors import ArgumentError
+from torchorbit.extras import require
 
 Array = NDArray[np.float64]
 
@@ -231,7 +232,4 @@ def require_botorch() -> None:
     Raises:
         MissingExtraError: it is missing; the message says how to get it.
     """
-    try:
-        import botorch  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("the optimal selector", "optimal", "botorch") from error
+    require("optimal", "the optimal selector")

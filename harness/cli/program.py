@@ -1,0 +1,78 @@
+"""The program `torchorbit`: its commands under headings, and what becomes of errors."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import click
+
+from harness.cli.registry import sections
+from harness.cli.stopping import exit_code
+from harness.errors import UsageError, one_line
+from torchorbit.errors import TorchorbitError
+
+
+class _Contents(click.Group):
+    """A group whose help lists its commands under headings, in their order."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        return [str(command.name) for commands in sections().values() for command in commands]
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        for heading, commands in sections().items():
+            with formatter.section(heading):
+                formatter.write_dl([(str(command.name), command.get_short_help_str()) for command in commands])
+
+
+@click.group(
+    cls=_Contents,
+    commands=[command for commands in sections().values() for command in commands],
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.version_option(package_name="torchorbit")
+def program() -> None:
+    """Turn PyTorch models into graphs that can be edited, pruned, and saved without their code.
+
+    Every command tells more with --help.
+    """
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the program's name; by default what it was called with.
+
+    Returns:
+        The exit code: 0, 1 if something failed, 2 if the usage was wrong, 130 after Ctrl-C, 143 after SIGTERM. Errors
+        are one line on stderr.
+    """
+    try:
+        result = program.main(arguments, prog_name="torchorbit", standalone_mode=False)
+    except click.exceptions.Abort as error:
+        return exit_code(error.__cause__)
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "torchorbit"
+        return _fail(f"{error.format_message()} (see {command} --help)", 2)
+    except UsageError as error:
+        return _fail(str(error), 2)
+    except TorchorbitError as error:
+        return _fail(str(error), 1)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; without this Python complains once more while it shuts down.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
+    except Exception as error:
+        return _fail(one_line(error), 1)
+    # Without standalone mode click returns the code of an Exit, and None where nothing was said.
+    return result if isinstance(result, int) else 0
+
+
+def _fail(message: str, code: int) -> int:
+    click.echo(f"torchorbit: {' '.join(message.split())}", err=True)
+    return code
