@@ -1,4 +1,4 @@
-"""The page of operators: which of them knows what. ``nox -s operators`` writes it, and a test holds it to that.
+"""The page of operators: what is known of each. ``nox -s operators`` writes it, and a test holds it to that.
 
 An operator that needs something and lacks it is an empty cell, and stands in the list of gaps at the top. That it needs
 none is declared, by its family or by itself, with the reason.
@@ -21,12 +21,12 @@ PAGE = Path("docs", "operators.md")
 
 _HEAD = """# Operators
 
-What is known of every operator that a graph may hold. A file per family in `torchorbit/operators/` declares it; this page
-is made from the declarations by `nox -s operators`.
+What is known of every operator that a graph may hold. A file per family in `torchorbit/operators/` declares it, and
+`nox -s operators` makes this page from the declarations.
 
 | column | says |
 |---|---|
-| operator | its signature; argument by argument it is what a saved graph holds |
+| operator | its signature, by which graphs and files hold its arguments |
 | also written | other functions, methods and Python operators that become it |
 | modules | the classes of `torch.nn` whose calls are calls of it |
 | shape | whether a `formula` gives the shape of its result, or torch's `kernel` on meta tensors has to run |
@@ -36,7 +36,7 @@ is made from the declarations by `nox -s operators`.
 | contraction | whether it sums over `products` or over one `operand` alone, which is where scores look at channels |
 | oracle | whether the masked run, by which removals are proved, has a meaning of its own for it |
 
-`–` is what an operator does not need, for the reason below its table. An empty cell is a gap.
+`-` is what an operator does not need, for the reason below its table. An empty cell is a gap.
 """
 
 
@@ -71,7 +71,7 @@ def _capabilities(row: Operator) -> dict[str, str]:
 
 
 def _cells(row: Operator) -> list[str]:
-    capabilities = [cell or ("–" if name in row.needless else "") for name, cell in _capabilities(row).items()]
+    capabilities = [cell or ("-" if name in row.needless else "") for name, cell in _capabilities(row).items()]
     leaves = [f"`{name}`" for leaf in row.modules for name in (leaf.name, *leaf.stand_ins)]
     return [
         f"`{_signature(row)}`",

@@ -23,7 +23,7 @@ def test_a_gap_is_an_empty_cell_and_stands_at_the_top(monkeypatch):
     page = operators.page()
     assert "Gaps: `relu` has no rule, `relu` has no resize" in page
     (line,) = [line for line in page.splitlines() if line.startswith("| `relu(input)` ")]
-    assert [cell.strip() for cell in line.split("|")][5:10] == ["–", "", "", "", ""]
+    assert [cell.strip() for cell in line.split("|")][5:10] == ["-", "", "", "", ""]
     assert "- no cost of relu: it is cheap" in page
 
 

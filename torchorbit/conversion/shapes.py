@@ -105,36 +105,32 @@ def module_result(module: nn.Module, leaf: str, args: tuple[Any, ...]) -> Any:
 
 def _laid_out(layout: Layout, shape: Shape, operands: Iterable[Any]) -> Tensor | None:
     """A tensor of a shape, with its elements where the kernel would put them."""
-    tensors = list(_tensors(operands))
-    first = tensors[0]
-    if layout == "contiguous":
-        return torch.empty(shape, dtype=first.dtype, device=_META)
-    if all(tensor.is_contiguous() for tensor in tensors):
+    first = None
+    contiguous = True
+    for operand in operands:
+        if isinstance(operand, Tensor):
+            first = operand if first is None else first
+            contiguous = contiguous and operand.is_contiguous()
+        elif isinstance(operand, list | tuple) and operand and isinstance(operand[0], Tensor):
+            first = operand[0] if first is None else first
+            contiguous = contiguous and all(map(Tensor.is_contiguous, operand))
+    assert first is not None
+    if contiguous or layout == "contiguous":
         if layout == "dense" and first.shape == shape:
             return torch.empty_strided(shape, first.stride(), dtype=first.dtype, device=_META)
         return torch.empty(shape, dtype=first.dtype, device=_META)
-    if layout != "dense" or any(tensor.shape != shape or tensor.stride() != first.stride() for tensor in tensors):
-        return None
-    if not _has_no_gaps(first):
-        return None
-    return torch.empty_strided(shape, first.stride(), dtype=first.dtype, device=_META)
+    return _as_operands(first, shape, operands) if layout == "dense" else None
 
 
-def _tensors(operands: Iterable[Any]) -> Iterable[Tensor]:
-    for operand in operands:
-        if isinstance(operand, Tensor):
-            yield operand
-        elif isinstance(operand, (tuple, list)):
-            yield from _tensors(operand)
-
-
-def _has_no_gaps(x: Tensor) -> bool:
-    """No gaps and no overlaps in memory: the layout that elementwise kernels keep."""
+def _as_operands(first: Tensor, shape: Shape, operands: Iterable[Any]) -> Tensor | None:
+    """A result whose elements lie as those of all operands, which have no gaps and no overlaps in memory."""
+    for tensor in operands:
+        if isinstance(tensor, Tensor) and (tensor.shape != shape or tensor.stride() != first.stride()):
+            return None
     expected = 1
-    for stride, length in sorted(
-        (stride, length) for stride, length in zip(x.stride(), x.shape, strict=True) if length != 1
-    ):
+    lengths = zip(first.stride(), first.shape, strict=True)
+    for stride, length in sorted([(stride, length) for stride, length in lengths if length != 1]):
         if stride != expected:
-            return False
+            return None
         expected *= length
-    return True
+    return torch.empty_strided(shape, first.stride(), dtype=first.dtype, device=_META)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torchorbit.labels import Dim
 from torchorbit.operators.declaring import Arguments, Leaf, module_operator, operator
 from torchorbit.operators.labelling import Operands, elementwise, like_the_first
-from torchorbit.operators.shapes import Shape, same_shape, shaped
+from torchorbit.operators.shapes import Shape, same_shape
 from torchorbit.operators.spelling import Binder, Bound, refused
 
 NEEDLESS = {
@@ -113,7 +113,7 @@ def _softmax_shape(args: Arguments) -> Shape | None:
     x, dim = args["input"], args.get("dim")
     if args.get("dtype") is not None or not isinstance(x, Tensor) or not x.is_floating_point():
         return None
-    return shaped(x) if dim is None or (type(dim) is int and -x.dim() <= dim < x.dim()) else None
+    return x.shape if dim is None or (type(dim) is int and -x.dim() <= dim < x.dim()) else None
 
 
 def _activation(

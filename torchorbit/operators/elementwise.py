@@ -9,7 +9,7 @@ from torch import Tensor
 
 from torchorbit.operators.declaring import Arguments, operator, operators
 from torchorbit.operators.labelling import elementwise
-from torchorbit.operators.shapes import Shape, are_floats, broadcast, same_shape, shaped
+from torchorbit.operators.shapes import Shape, are_floats, broadcast, same_shape
 from torchorbit.operators.spelling import PARAMETER_NAMES, Bound, renamed, unary
 
 NEEDLESS = {
@@ -33,12 +33,12 @@ def _rsub(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bo
 def _arithmetic_shape(args: Arguments) -> Shape | None:
     if len(args) != 2:  # a factor, or a way of rounding
         return None
-    tensors = [value for value in args.values() if isinstance(value, Tensor)]
-    if not are_floats(*tensors):
-        return None
-    if len(tensors) == 2:
-        return broadcast(*map(shaped, tensors))
-    return shaped(tensors[0]) if any(type(value) in (int, float) for value in args.values()) else None
+    first, second = args["input"], args["other"]
+    if type(first) in (int, float):
+        first, second = second, first
+    if type(second) in (int, float):
+        return first.shape if are_floats(first) else None
+    return broadcast(first.shape, second.shape) if second is not None and are_floats(first, second) else None
 
 
 _ARITHMETIC: dict[str, Any] = {

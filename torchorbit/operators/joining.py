@@ -13,7 +13,7 @@ from torchorbit.labels import Dim
 from torchorbit.operators.declaring import Arguments, Leaf, operator
 from torchorbit.operators.labelling import Labelled, Operands
 from torchorbit.operators.resizing import Resized
-from torchorbit.operators.shapes import Shape, misfit, shaped
+from torchorbit.operators.shapes import Shape, misfit
 
 NEEDLESS = {
     "cost": "it computes nothing",
@@ -116,7 +116,7 @@ def _cat_shape(args: Arguments) -> Shape | None:
     dim = args.get("dim", 0)
     if not tensors or not all(isinstance(x, Tensor) and x.dtype is tensors[0].dtype for x in tensors):
         return None
-    first = shaped(tensors[0])
+    first = tensors[0].shape
     rank = len(first)
     if not -rank <= dim < rank or any(x.dim() != rank for x in tensors):
         return None
@@ -133,7 +133,7 @@ def _pad_shape(args: Arguments) -> Shape | None:
         return None
     if len(pad) % 2 or len(pad) > 2 * x.dim() or not all(type(n) is int for n in pad):
         return None
-    shape = list(shaped(x))
+    shape = list(x.shape)
     for position in range(len(pad) // 2):
         shape[-1 - position] += pad[2 * position] + pad[2 * position + 1]
     return tuple(shape) if shape and min(shape) > 0 else None

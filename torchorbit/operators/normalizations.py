@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from torchorbit.labels import Dim
 from torchorbit.operators.declaring import Arguments, Leaf, Shapes, operator
 from torchorbit.operators.labelling import Operands, like_the_first
 from torchorbit.operators.resizing import Resized, kept_groups, scaled
-from torchorbit.operators.shapes import Shape, are_floats, misfit, shaped
+from torchorbit.operators.shapes import Shape, are_floats, misfit
 from torchorbit.operators.spelling import renamed
 
 NEEDLESS = {
@@ -81,55 +81,57 @@ def _local_response_norm_rule(operands: Operands) -> list[Dim]:
 
 def _batch_norm_shape(args: Arguments) -> Shape | None:
     x, mean = args["input"], args.get("running_mean")
-    beside = [args.get(name) for name in ("running_mean", "running_var", "weight", "bias")]
-    if not are_floats(x) or x.dim() < 2 or (mean is None) != (beside[1] is None):
+    if not are_floats(x) or x.dim() < 2 or (mean is None) != (args.get("running_var") is None):
         return None
-    if not all(tensor is None or (are_floats(tensor) and tensor.dim() == 1) for tensor in beside):
-        return None
-    _check_lengths("batch_norm", int(x.shape[1]), beside)
-    training = bool(args.get("training"))
+    for name in _TENSORS:
+        if not _is_per_channel("batch_norm", args.get(name), x):
+            return None
+    training = args.get("training", False)
     if (mean is None and not training) or (training and x.numel() == x.shape[1]):
         return None  # there are no statistics, as there are none of a single number
-    return shaped(x)
+    return x.shape
 
 
-def _check_lengths(name: str, channels: int, beside: list[Any]) -> None:
-    for tensor in beside:
-        if tensor is not None and tuple(tensor.shape) != (channels,):
-            raise misfit(f"{name} of {channels} channels is given {tuple(tensor.shape)}", (channels,))
+def _is_per_channel(name: str, tensor: Tensor | None, x: Tensor) -> bool:
+    """Whether a weight or statistic certainly fits the channels of an operand; raises where it does not."""
+    if tensor is None:
+        return True
+    if tensor.shape == x.shape[1:2]:
+        return tensor.is_floating_point()
+    if tensor.dim() != 1:
+        return False
+    raise misfit(f"{name} of {x.shape[1]} channels is given {tuple(tensor.shape)}", (x.shape[1],))
 
 
 def _layer_norm_shape(args: Arguments) -> Shape | None:
     x, given = args["input"], args["normalized_shape"]
-    beside = [args.get(name) for name in ("weight", "bias")]
-    if not are_floats(x, *beside):
+    weight, bias = args.get("weight"), args.get("bias")
+    if not are_floats(x, weight, bias):
         return None
     shape = (given,) if isinstance(given, int) else tuple(given)
-    if not shape or tuple(x.shape[-len(shape) :]) != shape:
+    if not shape or x.shape[-len(shape) :] != shape:
         raise misfit(f"layer_norm over {shape} is given {tuple(x.shape)}", f"it to end in {shape}")
-    for tensor in beside:
-        if tensor is not None and tuple(tensor.shape) != shape:
+    for tensor in (weight, bias):
+        if tensor is not None and tensor.shape != shape:
             raise misfit(f"layer_norm over {shape} is given {tuple(tensor.shape)}", shape)
-    return shaped(x)
+    return x.shape
 
 
 def _group_norm_shape(args: Arguments) -> Shape | None:
     x, groups = args["input"], args["num_groups"]
-    beside = [args.get(name) for name in ("weight", "bias")]
     if not are_floats(x) or x.dim() < 2:
         return None
-    if not all(tensor is None or (are_floats(tensor) and tensor.dim() == 1) for tensor in beside):
-        return None
-    channels = int(x.shape[1])
-    if groups < 1 or channels % groups:
-        raise misfit(f"group_norm of {channels} channels has {groups} groups", "one that divides them")
-    _check_lengths("group_norm", channels, beside)
-    return None if x.numel() == groups else shaped(x)  # a single number has no statistics
+    if groups < 1 or x.shape[1] % groups:
+        raise misfit(f"group_norm of {x.shape[1]} channels has {groups} groups", "one that divides them")
+    for name in ("weight", "bias"):
+        if not _is_per_channel("group_norm", args.get(name), x):
+            return None
+    return None if x.numel() == groups else x.shape  # a single number has no statistics
 
 
 def _normalize_shape(args: Arguments) -> Shape | None:
     x, dim = args["input"], args.get("dim", 1)
-    return shaped(x) if are_floats(x) and type(dim) is int and -x.dim() <= dim < x.dim() else None
+    return x.shape if are_floats(x) and type(dim) is int and -x.dim() <= dim < x.dim() else None
 
 
 # -- multiply-accumulates

@@ -59,20 +59,34 @@ def shape_of_leaf(
         formula = KNOWN[name].shape
         return None if formula is None else formula({"module": module, **dict(zip("012", args, strict=False))})
     formula = OPERATORS[leaf.operator].shape
-    if formula is None or len(args) != len(leaf.inputs) or not all(isinstance(arg, Tensor) for arg in args):
+    if formula is None or len(args) != len(leaf.inputs):
         return None
+    given = {}
+    for argument, value in zip(leaf.inputs, args, strict=True):
+        if not isinstance(value, Tensor):
+            return None
+        given[argument] = value
     if leaf.ranks and args[0].dim() not in leaf.ranks:
         raise misfit(f"a {name} of {args[0].dim()} dimensions", leaf.ranks)
     if leaf.exact is not None and not leaf.exact(module):
         return None
-    given = dict(zip(leaf.inputs, args, strict=True))
-    for argument in leaf.tensors:
-        tensor = getattr(module, argument)
-        given[argument] = tensor if tensor is None or stand_in is None else stand_in(tensor)
+    if leaf.tensors:
+        _add_tensors(given, leaf.tensors, module, stand_in)
     for argument, attribute in leaf.values:
         given[argument] = getattr(module, attribute)
-    given.update(leaf.fixed)
+    if leaf.fixed:
+        given.update(leaf.fixed)
     return formula(given)
+
+
+def _add_tensors(
+    given: dict[str, Any], names: tuple[str, ...], module: nn.Module, stand_in: Callable[[Tensor], Tensor] | None
+) -> None:
+    parameters, buffers = module._parameters, module._buffers
+    for name in names:
+        tensor = parameters[name] if name in parameters else buffers.get(name)
+        if tensor is not None:
+            given[name] = tensor if stand_in is None else stand_in(tensor)
 
 
 # -- what formulas are made of
@@ -83,34 +97,30 @@ def misfit(given: str, expected: Any) -> ArgumentError:
     return ArgumentError(f"{given}, expected {expected}")
 
 
-def shaped(tensor: Tensor) -> Shape:
-    """The shape of a tensor."""
-    return tuple(tensor.shape)
-
-
-def are_floats(*tensors: Any) -> bool:
-    """Whether all are tensors of the same floating point dtype, those that are None aside."""
-    dtype = None
-    for tensor in tensors:
-        if tensor is None:
-            continue
-        if not isinstance(tensor, Tensor) or tensor.dtype is not (dtype := dtype or tensor.dtype):
+def are_floats(first: Any, *others: Any) -> bool:
+    """Whether all are tensors of the same floating point dtype, those after the first that are None aside."""
+    if not isinstance(first, Tensor) or not first.is_floating_point():
+        return False
+    for tensor in others:
+        if tensor is not None and (not isinstance(tensor, Tensor) or tensor.dtype is not first.dtype):
             return False
-    return dtype is not None and dtype.is_floating_point
+    return True
 
 
 def same_shape(args: Arguments) -> Shape | None:
     """The formula of an operator that works on every number alike."""
     x = args["input"]
-    return tuple(x.shape) if isinstance(x, Tensor) and x.is_floating_point() else None
+    return x.shape if isinstance(x, Tensor) and x.is_floating_point() else None
 
 
-def broadcast(first: Sequence[int], second: Sequence[int]) -> Shape:
+def broadcast(first: Shape, second: Shape) -> Shape:
     """The shape to which two are broadcast.
 
     Raises:
         ArgumentError: they are not.
     """
+    if first == second:
+        return first
     if len(first) < len(second):
         first, second = second, first
     result = list(first)
