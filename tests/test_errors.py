@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import builtins
 import importlib
+import inspect
 import pickle
 import re
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,7 @@ ALLOWED = {
     ("AssertionError", "torchorbit/removal/checking.py"): "what a test expects of check_rule",
     ("KeyboardInterrupt", "torchorbit/pruning/selectors/optimal.py"): "Ctrl-C, pressed again",
     ("RuntimeError", "torchorbit/graph/codegen.py"): "within generated code: the graph makes a GraphRunError of it",
-    ("OverflowError", "torchorbit/graph/codegen.py"): "the same",
+    ("OverflowError", "torchorbit/expressions.py"): "the same",
     ("RuntimeError", "torchorbit/operators"): "an operator of generated code, likewise",
     ("TypeError", "torchorbit/graph/trial.py"): "within a trial run, which makes a CheckpointError of it",
     ("ValueError", "torchorbit/graph/trial.py"): "the same",
@@ -43,8 +45,8 @@ ALLOWED = {
     ("WorkersLostError", "harness"): "the sweep catches it and goes on with other workers",
     ("_NotStartedError", "harness"): "caught within the file",
     ("Exit", "harness"): "click's way to end a command with a code",
+    ("TerminatedError", "harness/cli"): "SIGTERM, which ends a command as Ctrl-C does",
     ("KeyboardInterrupt", "harness"): "Ctrl-C, after a line that says how to go on",
-    ("Exit", "zoo"): "click's way to end a command with a code",
 }
 #: Variables that hold an error: (name, file) -> why.
 VARIABLES = {
@@ -53,7 +55,7 @@ VARIABLES = {
 }
 #: What docstrings may say is raised and is no `TorchorbitError`: by others, or as said above.
 OF_OTHERS = {
-    "OSError", "AttributeError", "AssertionError", "KeyboardInterrupt", "EOFError", "torch.onnx.OnnxExporterError",
+    "OSError", "OverflowError", "AttributeError", "AssertionError", "KeyboardInterrupt", "EOFError", "torch.onnx.OnnxExporterError",
     "DisagreementError", "UnknownOperatorError", "VerificationError", "WorkersLostError", "_NotStartedError",
 }  # fmt: skip
 
@@ -99,6 +101,8 @@ def raised(node: ast.Raise, path: Path, tree: ast.AST) -> Any:
     if any(name == variable and str(path) == file for variable, file in VARIABLES):
         return None
     found = resolved(name, path, tree)
+    if inspect.isfunction(found):
+        found = typing.get_type_hints(found).get("return")
     if not isinstance(found, type):
         found = returned_by(name.rpartition(".")[2], path, tree)
     assert isinstance(found, type), f"{path}:{node.lineno}: what is {name}?"
