@@ -13,9 +13,6 @@ from tests.zoo.hub import running_hub
 
 README = Path(__file__).parent.parent / "README.md"
 
-#: The examples import timm, which by itself does not come up beside a torch that the installed torchvision is not for.
-BEFORE_TIMM = "import harness.timm_import\n"
-
 
 def _blocks(language: str) -> list[str]:
     found = re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
@@ -43,7 +40,7 @@ def test_the_examples_run_as_written_one_after_the_other(tmp_path):
         assert "published" in said[1]
         assert "published" in said[2]
         assert "alice/resnet50-half" in said[3]
-        said = run(sys.executable, "-c", BEFORE_TIMM + here("\n".join(_blocks("python"))))
+        said = run(sys.executable, "-c", here("\n".join(_blocks("python"))))
         assert "parameters will be removed" in said
         assert (tmp_path / "convnextv2_nano" / "graph.json").exists()
         assert hub.api().repo_info("alice/resnet50-smaller", revision="v1").sha
