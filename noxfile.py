@@ -31,7 +31,7 @@ _NIGHTLY_PAGES = (
     "summary.md",
 )
 
-_BENCHMARKS = ("conversion", "orbits", "latency", "loading", "targets", "criteria")
+_BENCHMARKS = ("imports", "conversion", "orbits", "latency", "loading", "targets", "criteria")
 
 
 def _install(session: nox.Session, *extras: str) -> None:
@@ -65,7 +65,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting and types."""
-    _install(session, "lint")
+    _install(session, "lint", "harness")
     _run(session, "ruff", "check", ".")
     _run(session, "ruff", "format", "--check", ".")
     _run(session, "mypy")
@@ -91,14 +91,14 @@ def operators(session: nox.Session) -> None:
 @nox.session
 def sweep(session: nox.Session) -> None:
     """Sweep all of timm into `runs/coverage.jsonl`; what follows `--` goes to `torchorbit sweep`."""
-    _install(session)
+    _install(session, "harness")
     _run(session, "torchorbit", "sweep", *session.posargs)
 
 
 @nox.session
 def tables(session: nox.Session) -> None:
     """Make the tables in `results/` again from the committed records; what follows `--` goes to `torchorbit tables`."""
-    _install(session)
+    _install(session, "harness")
     _run(session, "torchorbit", "tables", *session.posargs)
 
 
@@ -112,7 +112,7 @@ def nightly(session: nox.Session) -> None:
     fails if something was lost. What NIGHTLY_UPGRADE names (`timm`, `timm torch torchvision`, `timm==1.0.20`) is
     upgraded first, past the pinned versions; the next chore brings those back.
     """
-    _install(session)
+    _install(session, "harness")
     upgrades = shlex.split(os.environ.get("NIGHTLY_UPGRADE", ""))
     if upgrades:
         _run(session, "python", "-m", "pip", "install", "--quiet", "--upgrade", *upgrades)
@@ -147,7 +147,7 @@ def _chooses_models(arguments: list[str]) -> bool:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure side by side with the alternatives; after `--`, the name of one benchmark, arguments for it, or both."""
-    _install(session, "bench", "optimal")
+    _install(session, "bench")
     # Without its dependencies, which would replace torch and timm by those of 2023.
     requirements = "benchmarks/requirements-torch-dag.txt"
     _run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", requirements)

@@ -253,7 +253,10 @@ class Pruner:
             isomorphic=option.scope == "isomorphic",
             pruning_ratio=ratio,
             iterative_steps=option.steps,
-            ignored_layers=[model.get_classifier(), *(_writers(model) if option.inner else ())],  # type: ignore[operator]
+            ignored_layers=[
+                model.get_classifier(),  # type: ignore[operator]
+                *(_writers(model) if option.inner else ()),
+            ],
             **arguments,
         )
 
@@ -305,7 +308,10 @@ def gradients(model: nn.Module, data: Data, *, squared: bool = False) -> State:
                 total[name] = total[name].add_(square) if name in total else square
             model.zero_grad()
     if not squared:
-        total = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}  # type: ignore[union-attr]
+        total = {
+            name: parameter.grad.clone()  # type: ignore[union-attr]
+            for name, parameter in model.named_parameters()
+        }
         model.zero_grad()
     return total
 

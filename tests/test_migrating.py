@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-import torchorbit  # noqa: F401, before timm and torchvision in the examples
-
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "migrating.md"
 
