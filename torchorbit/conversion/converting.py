@@ -17,7 +17,8 @@ from torchorbit.collecting import no_garbage_collection
 from torchorbit.containers import leaves_of, map_leaves, placed_leaves
 from torchorbit.conversion.build import build
 from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, reconcile
-from torchorbit.conversion.recorder import CHECK, Recording, Value, record
+from torchorbit.conversion.recorder import record
+from torchorbit.conversion.recording import CHECK, Recording, Value
 from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError
 from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.graph.one_level import one_level

@@ -17,7 +17,7 @@ import torch
 from torchorbit.arguments import Attr, ByMode, Expr, SameDevice, SameDtype, Size, Transformer
 from torchorbit.containers import items_like, items_of, rebuilt
 from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
-from torchorbit.conversion.recorder import CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
+from torchorbit.conversion.recording import CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
 from torchorbit.operators import OPERATORS
 
 # How far a step that exists only in training may be from the next step that both modes share.

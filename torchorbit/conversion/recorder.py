@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -18,74 +17,20 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from torchorbit.arguments import Attr
 from torchorbit.containers import items_of, leaves_of, map_leaves, map_placed, placed_leaves, rebuilt
 from torchorbit.conversion import shapes
-from torchorbit.conversion.numbers import Traced, observer, traced, untraced
+from torchorbit.conversion.numbers import Traced, traced, untraced
+from torchorbit.conversion.patching import lock, meta_twin, patched, preserved, swapped
+from torchorbit.conversion.recording import ASSIGN, MODULE, ModuleCall, Recording, Step, Value, function_name
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
 from torchorbit.operators.modules import leaf_name
 
 _META = torch.device("meta")
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Value:
-    """A tensor seen in a recording: the result of step ``step`` (inputs are -1, -2, ...), or an item inside it."""
-
-    step: int
-    index: tuple[int | str, ...] = ()
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class ModuleCall:
-    """One call of a module that is no leaf."""
-
-    module: nn.Module
-    path: str | None  # None where the module is no submodule of the model
-    parent: ModuleCall | None
-    arguments: tuple[tuple[str, Any], ...] = ()  # names and values of its forward's own arguments
-    unary: bool = False  # given nothing but its forward's first argument
-    result: Any = None  # what the tensor that it returned stands for; None where it returned anything else
-
-    def where(self) -> str:
-        """Path of the innermost submodule of the model that is being called."""
-        call: ModuleCall | None = self
-        while call is not None and call.path is None:
-            call = call.parent
-        return "" if call is None or call.path is None else call.path
-
-
-@dataclasses.dataclass(slots=True, eq=False)
-class Step:
-    """One step of a recording: a torch function, a leaf module, or an assignment to a parameter or buffer."""
-
-    function: Any  # a function, or one of the markers below
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    call: ModuleCall
-    module: nn.Module | None = None
-    path: str | None = None
-    no_grad: bool = False
-    shape: Any = None  # of the result: a torch.Size, or the result's own container of them
-    leaf: str | None = None
-
-
-class _Marker:
-    def __init__(self, name: str):
-        self.__name__ = name
-
-    def __repr__(self) -> str:
-        return self.__name__
-
-
-MODULE = _Marker("module")
-ASSIGN = _Marker("assign")
-CHECK = _Marker("check")
-ALIAS = _Marker("alias")
 
 # What these return is no tensor and takes part in no computation. Sizes are handled apart.
 _SIZE_READS = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
@@ -131,30 +76,6 @@ _IN_PLACE_OPERATORS = {
 _PYTHON_CONSTANTS = {
     int, float, bool, str, complex, type(None), type(Ellipsis), torch.dtype, torch.memory_format, torch.layout,
 }  # fmt: skip
-
-
-@dataclasses.dataclass(slots=True)
-class Recording:
-    """What one run of a model did.
-
-    Attributes:
-        steps: in the order in which they ran.
-        inputs: names of the forward's arguments and what was passed, tensors replaced by `Value`s.
-        input_shapes: the shapes of what was passed, in its own containers.
-        output: what the forward returned, tensors replaced by `Value`s.
-        checks: comparisons of traced numbers with their outcome, and the step before which they were made.
-        constants: tensors that are neither parameters nor buffers nor results, by the name given to them.
-        training_reads: paths of modules, no leaves, whose forward looked at ``self.training``.
-    """
-
-    steps: list[Step]
-    inputs: list[tuple[str, Any, bool]]
-    input_shapes: list[Any]
-    output: Any
-    output_shapes: list[tuple[int, ...]]
-    checks: list[tuple[int, ModuleCall, str, tuple[Any, ...], bool]]
-    constants: dict[str, Tensor]
-    training_reads: list[str]
 
 
 class Recorder(TorchFunctionMode):
@@ -342,7 +263,7 @@ class Recorder(TorchFunctionMode):
         if kwargs.get("device") is not None:
             kwargs = {**kwargs, "device": "cpu"}
         made = func(*_plain(args), **_plain(kwargs))
-        twin = _twin(made)
+        twin = meta_twin(made)
         self.known_constants[id(twin)] = made
         self.capture(twin)
         return twin
@@ -365,7 +286,7 @@ class Recorder(TorchFunctionMode):
         def moved(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or leaf.device.type == "meta":
                 return leaf
-            twin = _twin(leaf)
+            twin = meta_twin(leaf)
             self.values[id(twin)] = self.values[id(leaf)]
             self.alive.append(twin)
             return twin
@@ -562,17 +483,7 @@ def _to_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
     return changed, {key: _META if key == "device" and a is not None else a for key, a in kwargs.items()}
 
 
-def _twin(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A meta tensor that looks like ``tensor``."""
-    if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
-        raise ConversionError("run", "", type(tensor).__name__, "a lazy module has no parameters yet; run it once")
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device=_META)
-
-
 # -- one run
-
-
-_lock = threading.RLock()
 
 
 def record(
@@ -604,7 +515,7 @@ def record(
         ConversionError: the model's forward fails, or does something that cannot be written down.
     """
     recorder = Recorder(model, paths, atomic)
-    with _lock, _preserved(model), _swapped(model, recorder, dtypes), _patched(recorder):
+    with lock, preserved(model), swapped(model, recorder, dtypes), patched(recorder):
         model.train(training)
         for position, (_, value) in enumerate([*enumerate(args), *kwargs.items()]):
             _register_input(recorder, value, -1 - position)
@@ -644,124 +555,5 @@ def _register_input(recorder: Recorder, value: Any, step: int) -> None:
 def on_meta(model: nn.Module) -> Iterator[None]:
     """A model with every parameter and buffer on meta, for as long as the context lasts."""
     paths = {id(module): path for path, module in model.named_modules()}
-    with _lock, _preserved(model), _swapped(model, Recorder(model, paths, ()), {}):
+    with lock, preserved(model), swapped(model, Recorder(model, paths, ()), {}):
         yield
-
-
-@contextmanager
-def _preserved(model: nn.Module) -> Iterator[None]:
-    """Put every module's attributes back, and what its lists, dicts and sets held."""
-    saved = [(module, module.__dict__.copy(), _containers(module.__dict__)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes, containers in saved:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for container, content in containers:
-                container.clear()
-                if isinstance(container, (dict, set)):
-                    container.update(content)
-                else:
-                    container.extend(content)
-
-
-def _containers(holder: Any, depth: int = 4) -> list[tuple[Any, Any]]:
-    """Every list, dict and set inside of one, with a copy of what it holds."""
-    found = []
-    for value in holder.values() if isinstance(holder, dict) else holder:
-        if isinstance(value, (dict, list, set, deque)):
-            found.append((value, value.copy()))
-            if depth and not isinstance(value, set) and value:
-                found += _containers(value, depth - 1)
-    return found
-
-
-@contextmanager
-def _swapped(model: nn.Module, recorder: Recorder, dtypes: Mapping[torch.dtype, torch.dtype]) -> Iterator[None]:
-    """Swap parameters, buffers and other tensors that hang on modules for meta tensors. `_preserved` undoes it."""
-    twins = recorder.twins
-
-    def twin_of(tensor: Tensor) -> Tensor:
-        twin = twins.get(id(tensor))
-        if twin is None:
-            twin = twins[id(tensor)] = _twin(tensor, dtypes.get(tensor.dtype))
-            recorder.originals[id(twin)] = tensor
-            recorder.alive.append(twin)
-        return twin
-
-    hanging: list[tuple[Any, Any, Tensor]] = []
-    for module in model.modules():
-        prefix = recorder.paths[id(module)]
-        prefix = prefix + "." if prefix else ""
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    twin = twin_of(tensor)
-                    recorder.values.setdefault(id(twin), Attr(prefix + name))
-                    recorder.state[twin.untyped_storage()._cdata] = id(twin)
-                    recorder.members.append((tensors, name, twin))
-                    tensors[name] = twin  # type: ignore[assignment]
-        for name, value in module.__dict__.items():
-            if isinstance(value, Tensor):
-                hanging.append((module.__dict__, name, value))
-            elif type(value) is list:
-                hanging.extend((value, i, item) for i, item in enumerate(value) if isinstance(item, Tensor))
-            elif type(value) is dict and name not in ("_parameters", "_buffers"):
-                hanging.extend((value, key, item) for key, item in value.items() if isinstance(item, Tensor))
-    for container, key, tensor in hanging:
-        twin = twin_of(tensor)
-        if id(twin) not in recorder.values:
-            recorder.known_constants[id(twin)] = tensor
-        container[key] = twin
-    yield
-
-
-@contextmanager
-def _patched(recorder: Recorder) -> Iterator[None]:
-    """Intercept module calls, reads of ``training``, and custom autograd functions; in this thread only."""
-    original = nn.Module.__call__
-    apply = vars(torch.autograd.Function)["apply"]  # the classmethod itself, not bound to a class
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-
-    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != recorder.thread or recorder.inside_leaf:
-            return original(module, *args, **kwargs)
-        return recorder.call_module(original, module, args, kwargs)
-
-    def read_training(module: nn.Module) -> bool:
-        if threading.get_ident() == recorder.thread:
-            recorder.note_training_read(module)
-        return module.__dict__["training"]
-
-    def write_training(module: nn.Module, value: bool) -> None:
-        module.__dict__["training"] = value
-
-    def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != recorder.thread or recorder.inside_leaf:
-            return apply.__get__(None, cls)(*args, **kwargs)
-        if cls.__qualname__ == "CheckpointFunction":  # torch.utils.checkpoint: recomputation is no part of a graph
-            return args[0](*args[2:])
-        raise recorder.error(
-            "it is a custom autograd function, whose gradient a graph cannot hold; list its module's class in atomic",
-            cls.__qualname__,
-        )
-
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    nn.Module.training = property(read_training, write_training)  # type: ignore[assignment]
-    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]
-    torch.backends.mha.set_fastpath_enabled(False)
-    observer.listener = recorder.note_check
-    try:
-        yield
-    finally:
-        observer.listener = None
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
-        del nn.Module.training
-        nn.Module.__call__ = original  # type: ignore[method-assign]
-
-
-def function_name(function: Any) -> str:
-    """A readable name of a recorded function."""
-    return resolve_name(function) or getattr(function, "__name__", None) or repr(function)

@@ -125,6 +125,10 @@ class Selection:
             return self.of_tensor(arg.path)
         return self.known(arg.evaluation) if isinstance(arg, ByMode) else None
 
+    def masks_of(self, arg: Any) -> Any:
+        """What is kept of the dimensions of an argument that is a tensor; None where it is no such."""
+        return self.kept(self.known(arg))
+
     def of(self, name: str) -> list[Any]:
         """What every reading knows of a vertex's result."""
         assert self.orbits is not None

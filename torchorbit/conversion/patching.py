@@ -1,0 +1,143 @@
+"""What is changed of a model and of torch while a model is recorded, and put back afterwards."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from torchorbit.arguments import Attr
+from torchorbit.conversion.numbers import observer
+from torchorbit.errors import ConversionError
+
+if TYPE_CHECKING:
+    from torchorbit.conversion.recorder import Recorder
+
+#: Held while torch is patched: one model is recorded at a time.
+lock = threading.RLock()
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Put every module's attributes back, and what its lists, dicts and sets held."""
+    saved = [(module, module.__dict__.copy(), _containers(module.__dict__)) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, containers in saved:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for container, content in containers:
+                container.clear()
+                if isinstance(container, (dict, set)):
+                    container.update(content)
+                else:
+                    container.extend(content)
+
+
+def _containers(holder: Any, depth: int = 4) -> list[tuple[Any, Any]]:
+    """Every list, dict and set inside of one, with a copy of what it holds."""
+    found = []
+    for value in holder.values() if isinstance(holder, dict) else holder:
+        if isinstance(value, (dict, list, set, deque)):
+            found.append((value, value.copy()))
+            if depth and not isinstance(value, set) and value:
+                found += _containers(value, depth - 1)
+    return found
+
+
+@contextmanager
+def swapped(model: nn.Module, recorder: Recorder, dtypes: Mapping[torch.dtype, torch.dtype]) -> Iterator[None]:
+    """Swap parameters, buffers and other tensors that hang on modules for meta tensors. `preserved` undoes it."""
+    twins = recorder.twins
+
+    def twin_of(tensor: Tensor) -> Tensor:
+        twin = twins.get(id(tensor))
+        if twin is None:
+            twin = twins[id(tensor)] = meta_twin(tensor, dtypes.get(tensor.dtype))
+            recorder.originals[id(twin)] = tensor
+            recorder.alive.append(twin)
+        return twin
+
+    hanging: list[tuple[Any, Any, Tensor]] = []
+    for module in model.modules():
+        prefix = recorder.paths[id(module)]
+        prefix = prefix + "." if prefix else ""
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    twin = twin_of(tensor)
+                    recorder.values.setdefault(id(twin), Attr(prefix + name))
+                    recorder.state[twin.untyped_storage()._cdata] = id(twin)
+                    recorder.members.append((tensors, name, twin))
+                    tensors[name] = twin  # type: ignore[assignment]
+        for name, value in module.__dict__.items():
+            if isinstance(value, Tensor):
+                hanging.append((module.__dict__, name, value))
+            elif type(value) is list:
+                hanging.extend((value, i, item) for i, item in enumerate(value) if isinstance(item, Tensor))
+            elif type(value) is dict and name not in ("_parameters", "_buffers"):
+                hanging.extend((value, key, item) for key, item in value.items() if isinstance(item, Tensor))
+    for container, key, tensor in hanging:
+        twin = twin_of(tensor)
+        if id(twin) not in recorder.values:
+            recorder.known_constants[id(twin)] = tensor
+        container[key] = twin
+    yield
+
+
+@contextmanager
+def patched(recorder: Recorder) -> Iterator[None]:
+    """Intercept module calls, reads of ``training``, and custom autograd functions; in this thread only."""
+    original = nn.Module.__call__
+    apply = vars(torch.autograd.Function)["apply"]  # the classmethod itself, not bound to a class
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+
+    def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != recorder.thread or recorder.inside_leaf:
+            return original(module, *args, **kwargs)
+        return recorder.call_module(original, module, args, kwargs)
+
+    def read_training(module: nn.Module) -> bool:
+        if threading.get_ident() == recorder.thread:
+            recorder.note_training_read(module)
+        return module.__dict__["training"]
+
+    def write_training(module: nn.Module, value: bool) -> None:
+        module.__dict__["training"] = value
+
+    def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() != recorder.thread or recorder.inside_leaf:
+            return apply.__get__(None, cls)(*args, **kwargs)
+        if cls.__qualname__ == "CheckpointFunction":  # torch.utils.checkpoint: recomputation is no part of a graph
+            return args[0](*args[2:])
+        raise recorder.error(
+            "it is a custom autograd function, whose gradient a graph cannot hold; list its module's class in atomic",
+            cls.__qualname__,
+        )
+
+    nn.Module.__call__ = call  # type: ignore[method-assign]
+    nn.Module.training = property(read_training, write_training)  # type: ignore[assignment]
+    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]
+    torch.backends.mha.set_fastpath_enabled(False)
+    observer.listener = recorder.note_check
+    try:
+        yield
+    finally:
+        observer.listener = None
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        torch.autograd.Function.apply = apply  # type: ignore[method-assign]
+        del nn.Module.training
+        nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def meta_twin(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """A meta tensor that looks like ``tensor``."""
+    if isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+        raise ConversionError("run", "", type(tensor).__name__, "a lazy module has no parameters yet; run it once")
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=dtype or tensor.dtype, device=torch.device("meta"))

@@ -1,0 +1,94 @@
+"""What one run of a model did: its steps, and the tensors and module calls in them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch import Tensor, nn
+from torch.overrides import resolve_name
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Value:
+    """A tensor seen in a recording: the result of step ``step`` (inputs are -1, -2, ...), or an item inside it."""
+
+    step: int
+    index: tuple[int | str, ...] = ()
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class ModuleCall:
+    """One call of a module that is no leaf."""
+
+    module: nn.Module
+    path: str | None  # None where the module is no submodule of the model
+    parent: ModuleCall | None
+    arguments: tuple[tuple[str, Any], ...] = ()  # names and values of its forward's own arguments
+    unary: bool = False  # given nothing but its forward's first argument
+    result: Any = None  # what the tensor that it returned stands for; None where it returned anything else
+
+    def where(self) -> str:
+        """Path of the innermost submodule of the model that is being called."""
+        call: ModuleCall | None = self
+        while call is not None and call.path is None:
+            call = call.parent
+        return "" if call is None or call.path is None else call.path
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class Step:
+    """One step of a recording: a torch function, a leaf module, or an assignment to a parameter or buffer."""
+
+    function: Any  # a function, or one of the markers below
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    call: ModuleCall
+    module: nn.Module | None = None
+    path: str | None = None
+    no_grad: bool = False
+    shape: Any = None  # of the result: a torch.Size, or the result's own container of them
+    leaf: str | None = None
+
+
+class _Marker:
+    def __init__(self, name: str):
+        self.__name__ = name
+
+    def __repr__(self) -> str:
+        return self.__name__
+
+
+MODULE = _Marker("module")
+ASSIGN = _Marker("assign")
+CHECK = _Marker("check")
+ALIAS = _Marker("alias")
+
+
+@dataclasses.dataclass(slots=True)
+class Recording:
+    """What one run of a model did.
+
+    Attributes:
+        steps: in the order in which they ran.
+        inputs: names of the forward's arguments and what was passed, tensors replaced by `Value`s.
+        input_shapes: the shapes of what was passed, in its own containers.
+        output: what the forward returned, tensors replaced by `Value`s.
+        checks: comparisons of traced numbers with their outcome, and the step before which they were made.
+        constants: tensors that are neither parameters nor buffers nor results, by the name given to them.
+        training_reads: paths of modules, no leaves, whose forward looked at ``self.training``.
+    """
+
+    steps: list[Step]
+    inputs: list[tuple[str, Any, bool]]
+    input_shapes: list[Any]
+    output: Any
+    output_shapes: list[tuple[int, ...]]
+    checks: list[tuple[int, ModuleCall, str, tuple[Any, ...], bool]]
+    constants: dict[str, Tensor]
+    training_reads: list[str]
+
+
+def function_name(function: Any) -> str:
+    """A readable name of a recorded function."""
+    return resolve_name(function) or getattr(function, "__name__", None) or repr(function)
