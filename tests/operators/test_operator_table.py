@@ -408,7 +408,7 @@ CASES["detach"][1].append(lambda x: x.data)
 CASES["trunc"][1].append(torch.fix)
 
 # Not functions of torch that a model calls, but what else the recording of one leads to; tested where they come from.
-ELSEWHERE = {"assign", "check", "keep", "spread"}
+ELSEWHERE = {"assign", "check", "select_positions", "scatter_positions"}
 
 
 def test_every_row_of_the_table_has_a_case():

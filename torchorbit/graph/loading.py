@@ -57,6 +57,8 @@ _ENTRIES = {
 _INPUT_ENTRIES = {"input", "keyword", "fixed", "shape"}
 _MODULE_ENTRIES = {"name", "module", "leaf", "args", "kwargs"}
 _OPERATOR_ENTRIES = {"name", "operator", "args", "training_only", "owner"}
+#: Operators by the names that they had in files of version 0.1.0.
+_FORMER_NAMES = {"keep": "select_positions", "spread": "scatter_positions"}
 
 
 def load(folder: str | Path) -> DagModule:
@@ -397,6 +399,8 @@ class _Unpacker:
             )
         _check_entries(data, _OPERATOR_ENTRIES, at)
         operator = data.get("operator")
+        if isinstance(operator, str):
+            operator = _FORMER_NAMES.get(operator, operator)
         if not isinstance(operator, str) or operator not in OPERATORS:
             raise CheckpointError(
                 f"{at}: operator {operator!r:.200} is not in the table of operators; nothing is imported by name"

@@ -31,12 +31,12 @@ def _checked(condition: bool, message: str) -> None:
         raise RuntimeError(message)
 
 
-def _kept(input: Tensor, dim: int, index: tuple[int, ...]) -> Tensor:
+def _selected(input: Tensor, dim: int, index: tuple[int, ...]) -> Tensor:
     """The positions ``index`` along a dimension."""
     return input.index_select(dim, torch.tensor(index, device=input.device))
 
 
-def _spread_out(input: Tensor, dim: int, index: tuple[int, ...], length: int) -> Tensor:
+def _scattered(input: Tensor, dim: int, index: tuple[int, ...], length: int) -> Tensor:
     """Zeros of another length along a dimension, with ``input`` at the positions ``index``."""
     shape = list(input.shape)
     shape[dim] = length
@@ -56,7 +56,7 @@ def _check_rule(operands: Operands) -> None:
     """Compares sizes of dimensions that have no channels."""
 
 
-def _keep_rule(operands: Operands) -> list[Dim]:
+def _select_rule(operands: Operands) -> list[Dim]:
     dims = list(operands.tensor().dims)
     axis, index = operands.arg("dim"), list(operands.arg("index"))
     dim = dims[axis]
@@ -67,7 +67,7 @@ def _keep_rule(operands: Operands) -> list[Dim]:
     return dims
 
 
-def _spread_rule(operands: Operands) -> list[Dim]:
+def _scatter_rule(operands: Operands) -> list[Dim]:
     dims = list(operands.tensor().dims)
     axis = operands.arg("dim")
     dim = dims[axis]
@@ -80,7 +80,7 @@ def _spread_rule(operands: Operands) -> list[Dim]:
 # -- numbers after a removal
 
 
-def _keep_resize(call: Resized) -> None:
+def _select_resize(call: Resized) -> None:
     axis = call.args["dim"]
     mask = call.masks()[axis]
     if mask is not None:
@@ -88,7 +88,7 @@ def _keep_resize(call: Resized) -> None:
         call.args["index"] = tuple((np.cumsum(mask) - 1)[index[mask[index]]].tolist())
 
 
-def _spread_resize(call: Resized) -> None:
+def _scatter_resize(call: Resized) -> None:
     axis = call.args["dim"]
     mask = call.result[axis]
     if mask is not None:
@@ -107,13 +107,17 @@ OPERATORS = [
         effect=True,
     ),
     operator(
-        "keep(input, dim, index)", function=_kept, kinds={"index": "sections"}, rule=_keep_rule, resize=_keep_resize
+        "select_positions(input, dim, index)",
+        function=_selected,
+        kinds={"index": "sections"},
+        rule=_select_rule,
+        resize=_select_resize,
     ),
     operator(
-        "spread(input, dim, index, length)",
-        function=_spread_out,
+        "scatter_positions(input, dim, index, length)",
+        function=_scattered,
         kinds={"index": "sections"},
-        rule=_spread_rule,
-        resize=_spread_resize,
+        rule=_scatter_rule,
+        resize=_scatter_resize,
     ),
 ]

@@ -289,7 +289,7 @@ def _index_resize(call: Resized) -> None:
                 bounds = _bounds(mask, *entry.indices(shape[axis]))
                 if isinstance(bounds, list):
                     entries[n] = slice(None)
-                    call.after.append(("keep", {"dim": place, "index": tuple(bounds)}))
+                    call.after.append(("select_positions", {"dim": place, "index": tuple(bounds)}))
                 else:
                     entries[n] = slice(*bounds[:2]) if bounds[2] == 1 else slice(*bounds)
             place += 1

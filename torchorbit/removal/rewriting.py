@@ -68,13 +68,16 @@ class Rewriting:
         if self._emptied is not None and not self._emptied.runs(vertex, result, partial(self._resized, vertex, result)):
             return
         call = self._resized(vertex, result)
-        spreads, keeps = self._mixing(vertex, result)
-        swapped = {**self._expanded(name), **self._spread(name, spreads)}
-        after = [*call.after, *[("keep", {"dim": axis, "index": _positions(mask)}) for axis, mask in keeps]]
+        scatters, selects = self._mixing(vertex, result)
+        swapped = {**self._expanded(name), **self._scattered(name, scatters)}
+        after = [
+            *call.after,
+            *[("select_positions", {"dim": axis, "index": _positions(mask)}) for axis, mask in selects],
+        ]
         self._writer.vertices.append(self._written(vertex, call, swapped))
         shape = smaller_shape(self._model.graph.shapes.get(name), result)
         full = list(shape) if after else shape
-        for axis, mask in keeps:
+        for axis, mask in selects:
             full[axis] = len(mask)
         self._writer.shapes[name] = torch.Size(full) if after else shape
         for operator, more in after:
@@ -91,15 +94,15 @@ class Rewriting:
             swapped[value] = Ref(self._writer.add(f"{name}_expand", "expand", args, self._smaller_shape_of(value)))
         return swapped
 
-    def _spread(self, name: str, spreads: list[tuple[Any, int, Mask]]) -> dict[Any, Ref]:
+    def _scattered(self, name: str, scatters: list[tuple[Any, int, Mask]]) -> dict[Any, Ref]:
         """Put operands of a vertex back to their full length; returns what takes their places."""
         swapped: dict[Any, Ref] = {}
-        for value, axis, mask in spreads:
+        for value, axis, mask in scatters:
             lengths = list(self._smaller_shape_of(value))
             lengths[axis] = len(mask)
             args = {"input": map_args(self._sized(value), self._renamed_value), "dim": axis, "index": _positions(mask)}
             args["length"] = len(mask)
-            swapped[value] = Ref(self._writer.add(f"{name}_spread", "spread", args, torch.Size(lengths)))
+            swapped[value] = Ref(self._writer.add(f"{name}_scatter", "scatter_positions", args, torch.Size(lengths)))
         return swapped
 
     def _written(self, vertex: ModuleVertex | OperatorVertex, call: Resized, swapped: dict[Any, Ref]) -> Vertex:
@@ -165,15 +168,15 @@ class Rewriting:
         self, vertex: ModuleVertex | OperatorVertex, result: Any
     ) -> tuple[list[tuple[Any, int, Mask]], list[tuple[int, Mask]]]:
         """Which operands have to be put back to their full length, and what to pick from the result."""
-        spreads, keeps = [], []
+        scatters, selects = [], []
         args = self._model.calls[vertex.name].args
         for mixing in self._all_mixing(vertex.name):
             mask = self._selection.masks_of(args[mixing.argument])[mixing.axis]
             if mask is not None:
-                spreads.append((args[mixing.argument], mixing.axis, mask))
+                scatters.append((args[mixing.argument], mixing.axis, mask))
             if result[mixing.result_axis] is not None:
-                keeps.append((mixing.result_axis, result[mixing.result_axis]))
-        return spreads, keeps
+                selects.append((mixing.result_axis, result[mixing.result_axis]))
+        return scatters, selects
 
 
 class _Restoring(Transformer):
