@@ -419,7 +419,7 @@ class _Nothing:
         ({"loss": lambda o, b: o.sum() / 0}, torchorbit.errors.CalibrationError, "not finite"),
         ({"loss": lambda o, b: o.detach().sum()}, torchorbit.errors.CalibrationError, "does not depend on the model"),
         ({"loss": None}, ValueError, "loss is None, and one of taylor"),
-        ({"criteria": "tailor"}, ValueError, "no criterion 'tailor', only activation_norm, apoz"),
+        ({"criteria": "tailor"}, ValueError, "there is no criterion 'tailor'; close to it: taylor"),
         ({"criteria": [3]}, TypeError, "3 is no criterion"),
         ({"criteria": []}, ValueError, "no criterion is given"),
         ({"place": "before"}, ValueError, "place='before', expected"),
