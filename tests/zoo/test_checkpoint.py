@@ -378,6 +378,18 @@ def test_a_plot_and_a_card_may_be_missing(folder: Path, dag: DagModule) -> None:
     assert torch.equal(outputs(load_checkpoint(folder)), outputs(dag))
 
 
+def test_without_matplotlib_there_is_no_plot_and_none_on_the_card(
+    folder: Path, dag: DagModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "widths.png" in (folder / "README.md").read_text()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    save_checkpoint(torchorbit.prune(dag, ratio=0.4), folder)
+    # The earlier one, which is of another model, is gone as well.
+    assert sorted(path.name for path in folder.iterdir()) == sorted({*CHECKPOINT_FILES, "README.md"} - {"widths.png"})
+    assert "widths.png" not in (folder / "README.md").read_text() + (folder / MANIFEST_FILE).read_text()
+    load_checkpoint(folder)
+
+
 # -- where it is saved
 
 
