@@ -66,7 +66,9 @@ def module_of(path: Path) -> Any:
 def resolved(name: str, path: Path, tree: ast.AST) -> Any:
     """What a name, maybe with dots, means in a file; None where that cannot be told."""
     first, *rest = name.split(".")
-    found = getattr(module_of(path), first, getattr(builtins, first, getattr(errors, first, getattr(harness.errors, first, None))))
+    found = getattr(
+        module_of(path), first, getattr(builtins, first, getattr(errors, first, getattr(harness.errors, first, None)))
+    )
     for node in ast.walk(tree):
         if (
             found is None
