@@ -37,7 +37,7 @@ class Original:
     A cut must not take longer because somebody may ask later what the whole model cost. So only what the figures follow
     from is noted when a graph is cut for the first time: its vertices, which are data and hold no tensors, the shapes
     of its parameters and buffers, and the widths. FLOPs are counted when they are asked for, when the tensors may be
-    gone or smaller.
+    smaller or gone.
 
     Args:
         model: the graph in one level.
