@@ -349,8 +349,8 @@ class _Queue:
                 del self._waiting[name]
                 self._running[name] = 0
                 return name, None
-            # Whoever asks has room for a job. Where as many as there can be seem to run, some have ended and nobody has
-            # said so yet: those that may use least, for all that is known.
+            # A request means that a slot is free. Where all slots seem taken, some jobs have ended and not been
+            # reported yet; count as ended those that need the least memory, which is the safe guess.
             ended = max(len(self._running) - (self._jobs - 1), 0)
             free = self._memory_bytes - sum(sorted(self._running.values())[ended:])
             share = self._memory_bytes // self._jobs

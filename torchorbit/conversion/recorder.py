@@ -321,7 +321,7 @@ class Recorder(TorchFunctionMode):
 
     def composite(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record what a Python function of torch does inside."""
-        # It would hand itself back to this mode: it asks whether anybody overrides it.
+        # The function checks `has_torch_function` and would come back to this mode: switch the check off.
         ask = getattr(F, "has_torch_function")  # noqa: B009 - not part of its declared interface
         setattr(F, "has_torch_function", lambda *_: False)  # noqa: B010
         try:

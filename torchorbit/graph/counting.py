@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
-from torchorbit.arguments import Attr, ByMode, Ref
 from torchorbit.graph.calls import Call
 from torchorbit.graph.costs import first_shape, priced_vertices
 from torchorbit.graph.dag import Graph
-from torchorbit.graph.shapes import pick
+from torchorbit.graph.shapes import ArgumentShapes
 from torchorbit.graph.vertices import OperatorVertex
 
 
@@ -27,17 +25,7 @@ def flops_by_vertex(
     Returns:
         Vertex name -> its FLOPs, in the order of the graph; those that cost nothing are left out.
     """
-
-    def shape_of(arg: Any) -> Any:
-        kind = type(arg)
-        if kind is Ref:
-            return pick(graph.shapes.get(arg.vertex), arg.index)
-        if kind is Attr:
-            return tensor_shape(arg.path)
-        if kind is ByMode:
-            return shape_of(arg.evaluation)
-        return tuple([shape_of(item) for item in arg]) if kind in (tuple, list) else None
-
+    shape_of = ArgumentShapes(graph.shapes, tensor_shape).value
     found = {}
     for priced in priced_vertices(graph, calls):
         operands = {name: shape_of(arg) for name, arg in priced.args.items()}

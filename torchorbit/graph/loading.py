@@ -420,7 +420,7 @@ class _Unpacker:
 
 
 def _check_fits(tensor: Tensor, like: Tensor | None, where: str) -> None:
-    """A tensor of a leaf has the shape that its class gives it, and is of numbers where that is."""
+    """A leaf's tensor must match the shape and the kind of dtype of its class's own."""
     if like is None or like.shape != tensor.shape:
         shape = None if like is None else tuple(like.shape)
         raise CheckpointError(f"{where} has shape {tuple(tensor.shape)}, expected {shape}")

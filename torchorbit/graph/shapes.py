@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,33 @@ def pick(value: Any, index: tuple[int | str, ...]) -> Any:
     for item in index:
         value = value[item]
     return value
+
+
+class ArgumentShapes(Interpreter):
+    """Gives the shapes of the tensors that arguments stand for, in evaluation; None for what is no tensor.
+
+    Args:
+        shapes: vertex name -> the shape of its result, or containers of shapes.
+        tensor_shape: gives the shape of the parameter or buffer at a path.
+    """
+
+    def __init__(self, shapes: Mapping[str, Any], tensor_shape: Callable[[str], Any]):
+        self.shapes = shapes
+        self.tensor_shape = tensor_shape
+
+    def ref(self, arg: Ref) -> Any:
+        """The shape of the result."""
+        return pick(self.shapes.get(arg.vertex), arg.index)
+
+    def attr(self, arg: Attr) -> Any:
+        """The shape of the parameter or buffer."""
+        return self.tensor_shape(arg.path)
+
+    def constant(self, arg: Any) -> None:
+        """There is none."""
+        return None
+
+    size = expr = same_device = same_dtype = constant
 
 
 def complete(

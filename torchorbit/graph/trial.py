@@ -277,7 +277,7 @@ def _first_tensor(values: Iterable[Any]) -> Tensor:
 def _bounded(result: Any) -> Any:
     """A result, if it is a tensor or several, and none is too large."""
     for tensor in result if isinstance(result, (tuple, list)) else (result,):
-        # A product of integers of Python: one of 64 bits may have gone round.
+        # In Python's integers: a product of 64 bits could overflow.
         if isinstance(tensor, Tensor) and (math.prod(tensor.shape) > MAX_ELEMENTS or tensor.dim() > _MAX_RANK):
             raise ValueError(f"a result has shape {tuple(tensor.shape)!s:.200}, more than {MAX_ELEMENTS} elements")
     return result

@@ -25,7 +25,7 @@ _STAND_INS: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     qualified: (name, arguments) for name, leaf in LEAVES.items() for qualified, arguments in leaf.stand_ins.items()
 }
 
-# What a subclass of a leaf may have of its own and still compute the same: what makes, prints, copies and saves it.
+# Attributes that a subclass may override without changing what forward computes: they make, print, copy and save it.
 _HARMLESS = {
     "__init__", "__doc__", "__module__", "__qualname__", "__dict__", "__weakref__", "__annotations__", "__constants__",
     "__annotate__", "__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__",

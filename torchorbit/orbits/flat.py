@@ -9,12 +9,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from torchorbit.arguments import Attr, Interpreter, Ref
+from torchorbit.arguments import Attr, Ref
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.calls import Call, call_of, tensor_of
 from torchorbit.graph.dag import DagModule, Graph
 from torchorbit.graph.one_level import one_level
-from torchorbit.graph.shapes import pick
+from torchorbit.graph.shapes import ArgumentShapes
 from torchorbit.graph.vertices import OperatorVertex
 
 
@@ -91,25 +91,7 @@ class FlatModel:
 
     def shape_of(self, arg: Any) -> Any:
         """The shape of an argument that is a tensor, of a container those of what it holds; None for anything else."""
-        return _Shapes(self).value(arg)
-
-
-class _Shapes(Interpreter):
-    """Gives the shapes of arguments, in evaluation."""
-
-    def __init__(self, model: FlatModel):
-        self.model = model
-
-    def ref(self, arg: Ref) -> Any:
-        return pick(self.model.graph.shapes.get(arg.vertex), arg.index)
-
-    def attr(self, arg: Attr) -> Any:
-        return self.model.tensor_at(arg.path).shape
-
-    def constant(self, arg: Any) -> None:
-        return None
-
-    size = expr = same_device = same_dtype = constant
+        return ArgumentShapes(self.graph.shapes, lambda path: self.tensor_at(path).shape).value(arg)
 
 
 def _tables(graph: Graph) -> dict[tuple[str, int], tuple[int, ...]]:

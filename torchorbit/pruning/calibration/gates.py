@@ -159,7 +159,7 @@ class _Finder:
             passed = self.passed(name) if "transpose" in call.operator else None
             for meeting in meetings:
                 if layer or KNOWN[call.operator].sinks:
-                    # Of a convolution in groups only what it sums over is consumed; the groups go on.
+                    # A grouped convolution consumes the channels within each group; the groups pass through.
                     allowed = [self.allowed(found) for found in consumed]
                     if passed is not None:
                         allowed = [mask & ~passed for mask in allowed]
