@@ -417,7 +417,7 @@ def wrong_removals():
         "no integers": (lambda orbits: {orbits[0]: [0.5]}, TypeError, "integers"),
         "a mask": (lambda orbits: {orbits[0]: [True] * 8}, TypeError, "integers"),
         "two calls": (
-            lambda orbits: {orbits[0]: [0], torchorbit.find_orbits(orbits[0]._orbits.model.dag)[1]: [0]},
+            lambda orbits: {orbits[0]: [0], torchorbit.find_orbits(orbits[0].orbits.model.dag)[1]: [0]},
             ValueError,
             "two calls",
         ),
