@@ -94,7 +94,7 @@ KINDS: dict[type, str] = {
     slice: "slice_",
 }
 #: The kinds of constants that most arguments are.
-PLAIN = frozenset({bool, int, float, str, type(None)})
+PLAIN: frozenset[type] = frozenset({bool, int, float, str, type(None)})
 
 
 class Visitor(ABC):

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 def items_of(value: Any) -> Collection[Any] | None:
     """What a container holds, in its order; None where the value is no container."""
-    look = _look_into(type(value))
+    look = _look_into(type(value))  # type: ignore[arg-type] # a class is hashable
     return None if look is None else look(value)
 
 

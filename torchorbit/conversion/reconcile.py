@@ -371,7 +371,7 @@ class _Merger:
 
 class _Unfolding(
     Transformer,
-    kinds={Value: "ref", TracedInt: "number", TracedFloat: "number", torch.device: "device", torch.dtype: "dtype"},
+    kinds={Value: "tensor", TracedInt: "number", TracedFloat: "number", torch.device: "device", torch.dtype: "dtype"},
 ):
     """Gives arguments of a step that only one recording has: sizes in them stay expressions."""
 
@@ -380,7 +380,7 @@ class _Unfolding(
         self.aligned = aligned
         self.follows = merger.follows
 
-    def ref(self, arg: Value) -> Any:
+    def tensor(self, arg: Value) -> Any:
         return self.merger.value(self.aligned, arg)
 
     def number(self, arg: Any) -> Size | Expr:

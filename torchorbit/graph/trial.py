@@ -217,6 +217,7 @@ class _Block(Interpreter, kinds={torch.dtype: "dtype"}):
 
     def ref(self, arg: Ref) -> Any:
         value = self.values[arg.vertex]
+        item: Any
         for item in arg.index:
             if not isinstance(value, (tuple, list, dict)):
                 raise TypeError(f"'{arg.vertex}' is a {type(value).__name__} where {arg.index} is read from it")

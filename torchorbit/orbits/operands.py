@@ -22,7 +22,8 @@ class KnownValues(Interpreter):
 
     def ref(self, arg: Ref) -> Any:
         """What is known of the result."""
-        return pick(self.reading.values[arg.vertex], arg.index)
+        value = self.reading.values[arg.vertex]
+        return pick(value, arg.index) if arg.index else value
 
     def attr(self, arg: Attr) -> Labelled:
         """What is known of the parameter or buffer."""
