@@ -59,7 +59,10 @@ def expr(operator, *operands):
 
 NUMBERS = st.recursive(
     st.one_of(
-        *[expr(symbol, POSITIVE, POSITIVE) for symbol in ("//", "%", "/", "&", "|", "^", "<", "<=", ">", ">=", "==", "!=")],
+        *[
+            expr(symbol, POSITIVE, POSITIVE)
+            for symbol in ("//", "%", "/", "&", "|", "^", "<", "<=", ">", ">=", "==", "!=")
+        ],
         *[expr(symbol, POSITIVE, st.integers(0, 3)) for symbol in ("**", "<<", ">>")],
         *[expr(symbol, POSITIVE) for symbol in ("int", "float", "bool", "floor", "ceil", "round", "abs", "neg")],
     ),
@@ -214,6 +217,22 @@ def test_a_visitor_that_forgets_a_kind_cannot_be_made(name):
     del everything[name]
     with pytest.raises(TypeError, match=name):
         type("Half", (Visitor,), everything)()
+
+
+def test_a_visitor_meets_further_types_inside_of_containers_too():
+    class Named(Transformer, kinds={float: "number", torch.dtype: "dtype"}):
+        def number(self, arg):
+            return f"the number {arg}"
+
+        def dtype(self, arg):
+            return f"the dtype {arg}"
+
+    class Louder(Named, kinds={str: "text"}):
+        def text(self, arg):
+            return arg.upper()
+
+    assert Named().value([1.5, (torch.int8, 2, "a")]) == ["the number 1.5", ("the dtype torch.int8", 2, "a")]
+    assert Louder().value([1.5, (torch.int8, 2, "a")]) == ["the number 1.5", ("the dtype torch.int8", 2, "A")]
 
 
 def test_shapes_of_containers_are_plain():
