@@ -219,6 +219,22 @@ def test_a_visitor_that_forgets_a_kind_cannot_be_made(name):
         type("Half", (Visitor,), everything)()
 
 
+def test_a_visitor_meets_further_types_inside_of_containers_too():
+    class Named(Transformer, kinds={float: "number", torch.dtype: "dtype"}):
+        def number(self, arg):
+            return f"the number {arg}"
+
+        def dtype(self, arg):
+            return f"the dtype {arg}"
+
+    class Louder(Named, kinds={str: "text"}):
+        def text(self, arg):
+            return arg.upper()
+
+    assert Named().value([1.5, (torch.int8, 2, "a")]) == ["the number 1.5", ("the dtype torch.int8", 2, "a")]
+    assert Louder().value([1.5, (torch.int8, 2, "a")]) == ["the number 1.5", ("the dtype torch.int8", 2, "A")]
+
+
 def test_shapes_of_containers_are_plain():
     value = {"a": Pair(X, [X, 3]), "b": (None,)}
     assert shapes_in(value) == {"a": (X.shape, (X.shape, None)), "b": (None,)}

@@ -100,8 +100,11 @@ PLAIN: frozenset[type] = frozenset({bool, int, float, str, type(None)})
 class Visitor(ABC):
     """Goes through an argument: what it makes of each kind is a method.
 
-    A subclass may meet further types, in places where such stand among arguments: ``class Merger(Transformer,
-    kinds={Value: "ref"})``.
+    A subclass may meet further types by methods of their own, where such stand among arguments::
+
+        class Bits(Interpreter, kinds={torch.dtype: "dtype"}):
+            def dtype(self, arg: torch.dtype) -> int:
+                return arg.itemsize * 8
     """
 
     _kinds: ClassVar[dict[type, str]] = KINDS
@@ -113,7 +116,7 @@ class Visitor(ABC):
         cls._kinds = {**cls._kinds, **(kinds or {})}
         methods = {kind: getattr(cls, name) for kind, name in cls._kinds.items()}
         cls._methods = {**dict.fromkeys(PLAIN, cls.constant), **methods}
-        cls._as_they_are = PLAIN if cls.constant is Visitor.constant else frozenset()
+        cls._as_they_are = PLAIN - cls._kinds.keys() if cls.constant is Visitor.constant else frozenset()
 
     def value(self, arg: Any) -> Any:
         """What this visitor makes of an argument."""
