@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "tests"]
@@ -29,6 +30,14 @@ _NIGHTLY_PAGES = (
     "channel_pruning_supported_models.md",
     "changes.md",
     "summary.md",
+)
+
+# What makes torch and oneDNN run the kernels that they have for other processors than this one.
+_KERNELS = (
+    {"ATEN_CPU_CAPABILITY": "default"},
+    {"ATEN_CPU_CAPABILITY": "avx2"},
+    {"ONEDNN_MAX_CPU_ISA": "SSE41"},
+    {"ONEDNN_MAX_CPU_ISA": "AVX2"},
 )
 
 _BENCHMARKS = ("imports", "conversion", "orbits", "latency", "loading", "targets", "criteria")
@@ -53,13 +62,31 @@ def _run(
     session.run(str(_PROGRAMS / program), *arguments, external=True, success_codes=success_codes, env=env)
 
 
+def _run_tests(session: nox.Session, *arguments: str, env: dict[str, str] | None = None) -> None:
+    """Run pytest: a file at a time for each core, on which torch's own threads would only be in each other's way."""
+    parallel = ("-n", "auto", "--dist", "loadfile")
+    _run(session, "python", "-m", "pytest", *parallel, *arguments, env={"OMP_NUM_THREADS": "1", **(env or {})})
+
+
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the tests; what follows `--` goes to pytest (`-- -m 'not slow'`, `-- tests/harness`)."""
     _install(session, "tests", "distributed")
-    # A file at a time for each core, on which torch's own threads would only be in the way of each other.
-    parallel = ("-n", "auto", "--dist", "loadfile")
-    _run(session, "python", "-m", "pytest", *parallel, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    _run_tests(session, *session.posargs)
+
+
+@nox.session
+def processors(session: nox.Session) -> None:
+    """Run the tests that compare numbers with other processors' kernels; what follows `--` goes to pytest."""
+    _install(session, "tests")
+    failed = []
+    for kernels in _KERNELS:
+        try:
+            _run_tests(session, "-m", "numeric", *session.posargs, env=kernels)
+        except CommandFailed:
+            failed.append(" ".join(f"{name}={value}" for name, value in kernels.items()))
+    if failed:
+        session.error(f"tests failed under {', '.join(failed)}")
 
 
 @nox.session

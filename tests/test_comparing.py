@@ -9,6 +9,8 @@ import torchorbit
 from tests.models import Computes
 from torchorbit.comparing import paired, relative_difference
 
+pytestmark = pytest.mark.numeric
+
 
 def model():
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5), nn.Flatten(), nn.Linear(144, 2))

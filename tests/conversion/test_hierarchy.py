@@ -5,10 +5,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import torchorbit
 from tests.models import Computes, assert_converts, assert_same, module_vertices, reloaded
 from torchorbit.graph.dag import Container, DagModule
+
+pytestmark = pytest.mark.numeric
 
 X = torch.randn(2, 6, 8)
 
@@ -314,7 +317,8 @@ def test_a_graph_converts_again():
     ],
 )  # fmt: skip
 def test_the_attention_layers_of_torch_are_entered(layer, example):
-    dag = assert_converts(layer, example)
+    # In evaluation torch runs such a layer as one fused operator, which does not round as the graph's operators do.
+    dag = assert_converts(layer.double(), pytree.tree_map_only(torch.Tensor, torch.Tensor.double, example))
     assert list(dag.state_dict()) == list(layer.state_dict())
 
 

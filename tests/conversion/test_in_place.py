@@ -21,6 +21,8 @@ from tests.models import (
     reloaded,
 )
 
+pytestmark = pytest.mark.numeric
+
 X = torch.randn(2, 4, 6)
 
 

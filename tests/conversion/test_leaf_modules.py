@@ -25,6 +25,8 @@ from tests.models import (
 from torchorbit.nn import StochasticDepth
 from torchorbit.operators.modules import LEAF_MODULES
 
+pytestmark = pytest.mark.numeric
+
 torch.manual_seed(0)
 LINE = torch.randn(2, 4, 12)
 IMAGE = torch.randn(2, 4, 8, 8)

@@ -11,6 +11,8 @@ from torch import nn
 import torchorbit
 from tests.models import Computes, assert_converts, assert_same, by_source, outcome, stir
 
+pytestmark = pytest.mark.numeric
+
 X = torch.randn(1, 4, 6)
 IMAGE = torch.randn(1, 3, 16, 16)
 BATCHES = [torch.randn(batch, 4, 6) for batch in (1, 2, 3, 5, 8)]

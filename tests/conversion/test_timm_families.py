@@ -6,6 +6,7 @@ import torch
 
 import torchorbit
 from tests.models import assert_equal, assert_same, reloaded, stir
+from tests.numerics import allowed
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.vertices import ModuleVertex
 
@@ -145,12 +146,13 @@ def test_graph_of_a_timm_model_is_the_model(name):
 
     dag = torchorbit.convert(model, torch.randn(2, *size))
 
+    tolerance = allowed(model, x[:1])
     with torch.no_grad():
-        assert_same(dag(x), expected)
+        assert_same(dag(x), expected, tolerance)
         alone = dag(x[:1])
-        assert_same(alone, model(x[:1]))
+        assert_same(alone, model(x[:1]), tolerance)
         assert_equal(reloaded(dag)(x[:1]), alone)
-        assert_same(dag.flatten()(x[:1]), alone)
+        assert_same(dag.flatten()(x[:1]), alone, tolerance)
 
     assert dag.provenance.free_batch
     assert dag.provenance.mode == "both"

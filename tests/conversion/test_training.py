@@ -12,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 import torchorbit
 from tests.models import Computes, assert_equal, assert_same, copies, outcome, reloaded, stir, train_together
 
+pytestmark = pytest.mark.numeric
+
 X = torch.randn(3, 4, 8)
 # One per family in which training differs: norms, gates, stochastic depth, attention, reparametrized branches.
 TRAINED = {
@@ -50,11 +52,11 @@ TRAINED = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TRAINED)
 def test_gradients_and_statistics_of_a_timm_model_in_training(name):
-    model = stir(timm.create_model(name, **TRAINED[name]))
+    model = stir(timm.create_model(name, **TRAINED[name])).double()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    x = torch.randn(2, *model.pretrained_cfg["input_size"])
+    x = torch.randn(2, *model.pretrained_cfg["input_size"], dtype=torch.float64)
     model, dag = copies(model, x)
     assert dag.provenance.mode == "both"
     train_together(model, dag, (x,))
@@ -64,10 +66,10 @@ def test_gradients_and_statistics_of_a_timm_model_in_training(name):
     assert theirs
     for key, gradient in theirs.items():
         # Gradients sum over many terms, in an order that is up to the kernels.
-        assert_same(ours[key], gradient, tolerance=1e-3)
+        assert_same(ours[key], gradient, tolerance=1e-9)
     for buffer, expected in zip(dag.buffers(), model.buffers(), strict=True):
-        assert_same(buffer, expected)
-    assert_same(outcome(dag.eval(), x), outcome(model.eval(), x))
+        assert_same(buffer, expected, tolerance=1e-9)
+    assert_same(outcome(dag.eval(), x), outcome(model.eval(), x), tolerance=1e-9)
 
 
 DROPPING = {
@@ -302,13 +304,14 @@ def test_a_checkpointed_block_converts(reentrant):
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
 def test_a_timm_model_with_gradient_checkpointing_converts(name):
-    model = timm.create_model(name)
+    model = timm.create_model(name).double()
     model.set_grad_checkpointing()
-    x = torch.randn(2, 3, 96, 96) if name == "test_resnet" else torch.randn(2, 3, 160, 160)
+    side = 96 if name == "test_resnet" else 160
+    x = torch.randn(2, 3, side, side, dtype=torch.float64)
     source, dag = copies(model, x)
     train_together(source, dag, (x,))
     for a, b in zip(dag.parameters(), source.parameters(), strict=True):
-        assert_same(a.grad, b.grad, tolerance=1e-3)
+        assert_same(a.grad, b.grad, tolerance=1e-9)
 
 
 def test_frozen_parameters_stay_frozen():

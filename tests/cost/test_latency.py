@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import torchorbit
 from tests.models import stir
+from tests.numerics import allowed
 from torchorbit import Target, find_orbits
 from torchorbit.cost import PredictedCost
 from torchorbit.criteria import Magnitude
@@ -306,6 +307,7 @@ def test_real_times_of_a_graph_and_of_its_operators():
 # -- ONNX Runtime
 
 
+@pytest.mark.numeric
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), [RESNET, VIT])
 def test_graphs_compute_the_same_in_onnx_runtime(name, options):
@@ -316,10 +318,11 @@ def test_graphs_compute_the_same_in_onnx_runtime(name, options):
         with torch.no_grad():
             expected = model(x)
         (output,) = latency.outputs(model)
-        assert (output - expected).abs().max() <= 1e-4 * expected.abs().max()
+        assert (output - expected).abs().max() <= allowed(model, x) * expected.abs().max()
     assert latency(dag) > 0
 
 
+@pytest.mark.numeric
 def test_a_small_graph_computes_the_same_in_onnx_runtime():
     model = graph(8).train()
     x = torch.randn(1, 3, 8, 8)
@@ -329,7 +332,7 @@ def test_a_small_graph_computes_the_same_in_onnx_runtime():
     assert model.training
     with torch.no_grad():
         expected = model.eval()(x)
-    assert (output - expected).abs().max() <= 1e-4 * expected.abs().max()
+    assert (output - expected).abs().max() <= allowed(model, x) * expected.abs().max()
 
 
 def test_what_cannot_be_exported_is_said_to():

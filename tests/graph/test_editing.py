@@ -12,6 +12,8 @@ import torchorbit
 from tests.models import Computes, assert_equal, assert_same, reloaded
 from torchorbit.graph.vertices import OperatorVertex
 
+pytestmark = pytest.mark.numeric
+
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -44,7 +46,7 @@ def test_all_activations_of_a_timm_model_are_switched(name, kind, which):
     assert_equal(reloaded(dag)(X), dag(X))
     assert any(isinstance(module, kind) for module in model.modules())
     half = torchorbit.prune(dag, flops=0.5)
-    assert torchorbit.verify_removal(dag, dag, {}) < 1e-5
+    assert torchorbit.verify_removal(dag.double(), dag, {}) < 1e-9
     assert torchorbit.flops(half).total < 0.51 * torchorbit.flops(dag).total
 
 
@@ -119,7 +121,7 @@ def test_a_batch_norm_behind_every_convolution_that_has_none():
     dag.eval()
     orbits = torchorbit.find_orbits(dag)
     removed = {orbit: [0] for orbit in orbits}
-    assert torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, removed), removed) < 1e-5
+    assert torchorbit.verify_removal(dag.double(), torchorbit.remove_channels(dag, removed), removed) < 1e-12
 
 
 def test_a_layer_behind_the_last_vertex_is_in_the_output():

@@ -10,6 +10,8 @@ import torchorbit
 from tests.models import Computes, assert_equal, assert_same, reloaded
 from torchorbit.graph.dag import Container
 
+pytestmark = pytest.mark.numeric
+
 X = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
@@ -21,7 +23,7 @@ def assert_is_the_same(dag, before, parameters):
     assert_equal(dag.flatten()(X), before)
     orbits = torchorbit.find_orbits(dag)
     removed = {orbit: [0] for orbit in orbits}
-    assert torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, removed), removed) < 1e-4
+    assert torchorbit.verify_removal(dag.double(), torchorbit.remove_channels(dag, removed), removed) < 1e-9
 
 
 def test_the_stem_of_a_timm_model():

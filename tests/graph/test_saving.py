@@ -18,6 +18,8 @@ from torchorbit.graph import saving
 from torchorbit.graph.loading import unpack
 from torchorbit.graph.saving import pack
 
+pytestmark = pytest.mark.numeric
+
 X = torch.randn(2, 4, 8)
 
 
@@ -115,11 +117,12 @@ def test_weights_in_any_memory_layout_survive(tmp_path):
     )
     model[2].weight = nn.Parameter(torch.randn(12, 4, 3, 3)[::2])
     model.register_buffer("part", torch.randn(10)[2:5])
-    dag = torchorbit.convert(model, torch.randn(1, 3, 16, 16))
+    x = torch.ones(1, 3, 16, 16, dtype=torch.float64)
+    dag = torchorbit.convert(model.double(), x)
     dag.save(tmp_path)
     again = torchorbit.load(tmp_path)
     assert_equal(dict(again.state_dict()), dict(dag.state_dict()))
-    assert_same(again(torch.ones(1, 3, 16, 16)), dag(torch.ones(1, 3, 16, 16)))
+    assert_same(again(x), dag(x))
 
 
 def test_tensors_that_share_memory_are_saved_apart(tmp_path):
@@ -166,12 +169,12 @@ def test_packing_shares_tensors_and_takes_only_a_whole_graph(dag):
 )
 def test_the_file_of_a_timm_model(name, tmp_path):
     options = {"swin_s3_tiny_224": {"embed_dim": 24, "depths": (2, 2), "num_heads": (1, 2), "window_size": (7, 7)}}
-    model = stir(timm.create_model(name, **options.get(name, {}))).eval()
-    x = torch.randn(2, *model.pretrained_cfg["input_size"])
+    model = stir(timm.create_model(name, **options.get(name, {}))).double().eval()
+    x = torch.randn(2, *model.pretrained_cfg["input_size"], dtype=torch.float64)
     dag = torchorbit.convert(model, x)
     dag.save(tmp_path)
     again = torchorbit.load(tmp_path)
-    assert_same(outcome(again, x), outcome(dag, x))
+    assert_same(outcome(again, x), outcome(dag, x), tolerance=1e-9)
     assert list(again.state_dict()) == list(model.state_dict())
     again.load_state_dict(model.state_dict(), strict=True)
 
@@ -193,10 +196,10 @@ FRESH = """
         saved = torch.load(folder + ".pt")
         dag = torchorbit.load(folder)
         with torch.no_grad():
-            torch.testing.assert_close(dag(saved["x"]), saved["y"], rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(dag(saved["x"]), saved["y"], rtol=1e-9, atol=1e-9)
             dag.train()
             torch.manual_seed(3)
-            torch.testing.assert_close(dag(saved["x"]), saved["trained"], rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(dag(saved["x"]), saved["trained"], rtol=1e-9, atol=1e-9)
     assert "timm" not in sys.modules
     print("done")
 """
@@ -217,8 +220,8 @@ def test_a_fresh_process_without_timm_gives_the_same_output(tmp_path):
         "test_vit_relpos": {},
         "fastvit_t8": {},
     }.items():
-        model = stir(timm.create_model(name, **options)).eval()
-        x = torch.randn(2, *model.pretrained_cfg["input_size"])
+        model = stir(timm.create_model(name, **options)).double().eval()
+        x = torch.randn(2, *model.pretrained_cfg["input_size"], dtype=torch.float64)
         torchorbit.convert(model, x).save(tmp_path / name)
         y, trained = outcome(model, x), outcome(model.train(), x, seed=3)
         torch.save({"x": x, "y": y, "trained": trained}, tmp_path / f"{name}.pt")

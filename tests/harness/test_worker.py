@@ -37,6 +37,7 @@ def test_verification_by_shape_needs_no_weights() -> None:
     assert record.peak_rss_mb > 100
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(
     "name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet_evos", "levit_128s", "odd_structured"]
 )
@@ -89,6 +90,7 @@ def test_a_graph_that_computes_something_else_is_caught(monkeypatch: pytest.Monk
     assert "differs from the source's by" in record.error
 
 
+@pytest.mark.numeric
 def test_where_tokens_are_removed_that_is_proved_at_the_recorded_size() -> None:
     record = record_of("odd_registers", "numeric")
 

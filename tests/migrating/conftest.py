@@ -7,6 +7,14 @@ import torchvision.models
 import torchorbit
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _in_float64():
+    """Formulas are compared, and in float64 no kernel's rounding is seen in them."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 @pytest.fixture(scope="module")
 def mobilenet():
     """The graph of ENOT's examples, and its orbits."""

@@ -13,13 +13,13 @@ from torchorbit.selectors import Task
 
 ROOT = Path(__file__).parent.parent.parent
 
-X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
 
 
 #: Three batches of four images and their classes.
 LOADER = list(
     zip(
-        torch.randn(3, 4, 3, 8, 8, generator=torch.Generator().manual_seed(2)),
+        torch.randn(3, 4, 3, 8, 8, generator=torch.Generator().manual_seed(2)).double(),
         torch.randint(5, (3, 4), generator=torch.Generator().manual_seed(3)),
         strict=True,
     )

@@ -19,6 +19,8 @@ from tests.models import Computes, assert_same
 from torchorbit.graph.vertices import ModuleVertex, OperatorVertex
 from torchorbit.operators.modules import LEAF_MODULES
 
+pytestmark = pytest.mark.numeric
+
 
 def test_torch_dag_conversion():
     assert torchorbit.convert is torchorbit.convert

@@ -11,6 +11,8 @@ from tests.migrating.helpers import LOADER, Doubled, X, graph, loss, parameters
 from tests.models import assert_same, stir
 from torchorbit.operators import RULES
 
+pytestmark = pytest.mark.numeric
+
 
 def test_torch_pruning_plan(resnet):
     """The table of the document, with the numbers that stand there."""
@@ -33,7 +35,7 @@ def test_torch_pruning_plan(resnet):
     assert {cut.indices for cut in plan.cuts} == {(2, 6, 9)}
     smaller = plan.execute(inplace=False)
     assert parameters(dag) - parameters(smaller) == 11_211
-    assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-4
+    assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-9
     with pytest.raises(torchorbit.errors.PlanError, match="was executed already"):
         plan.execute()
 
@@ -92,7 +94,7 @@ def test_torch_pruning_split_and_cat():
         plan = torchorbit.plan(dag, module, indices)
         assert {(cut.tensor, cut.dim, cut.indices) for cut in plan.cuts} == expected
         smaller = plan.execute(inplace=False)
-        assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-5
+        assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-12
 
 
 @pytest.mark.parametrize(
@@ -130,7 +132,7 @@ def test_torch_pruning_aspp():
     plan = torchorbit.plan(dag, "convs.1.0", [0, 5])
     (columns,) = [cut for cut in plan.cuts if cut.tensor == "project.0.weight"]
     assert (columns.dim, columns.indices) == (1, (6, 11))
-    assert torchorbit.verify_removal(dag, plan.execute(inplace=False), plan.removed) < 1e-5
+    assert torchorbit.verify_removal(dag, plan.execute(inplace=False), plan.removed) < 1e-12
 
 
 def test_torch_pruning_groups():
@@ -146,7 +148,7 @@ def test_torch_pruning_groups():
     plan = torchorbit.plan(dag, "1", [0])
     assert len(plan.removed) > 0
     smaller = plan.execute(inplace=False)
-    assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-5
+    assert torchorbit.verify_removal(dag, smaller, plan.removed) < 1e-12
     assert parameters(smaller) < parameters(dag)
 
 

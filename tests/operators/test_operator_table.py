@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from tests.models import assert_converts, operators, refusal
 from torchorbit.operators.table import OPERATORS
 
+pytestmark = pytest.mark.numeric
+
 torch.manual_seed(0)
 X = torch.randn(2, 4, 6)
 IMAGE = torch.randn(2, 4, 8, 8)

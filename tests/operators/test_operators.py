@@ -9,6 +9,8 @@ import torchorbit
 from tests.models import Computes
 from tests.orbits.helpers import kinds
 
+pytestmark = pytest.mark.numeric
+
 X = torch.randn(2, 3, 8, 8)
 T = torch.randn(2, 6, 12)
 INDICES = torch.randint(0, 10, (2, 5))
@@ -282,7 +284,8 @@ CASES = {
 def test_between_two_layers(name):
     given, expected = CASES[name]
     model, x = given if isinstance(given, tuple) else (given, X)
-    dag = torchorbit.convert(model.eval(), x)
+    x = x.double() if x.is_floating_point() else x
+    dag = torchorbit.convert(model.double().eval(), x)
     orbits = torchorbit.find_orbits(dag)
     assert orbits.unruled == ()
     assert kinds(orbits) == expected
@@ -292,7 +295,7 @@ def test_between_two_layers(name):
         return
     removed = {orbit: range(1, orbit.width) for orbit in orbits}
     pruned = torchorbit.remove_channels(dag, removed)
-    assert torchorbit.verify_removal(dag, pruned, removed, x) < 1e-4
+    assert torchorbit.verify_removal(dag, pruned, removed, x) < 1e-12
     # One channel is still a dimension: whatever is left computes for any number of samples.
     more = x.repeat(3, *[1] * (x.dim() - 1))
     with torch.no_grad():

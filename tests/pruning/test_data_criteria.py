@@ -39,6 +39,8 @@ from torchorbit.criteria import (
     TaylorWeights,
 )
 
+pytestmark = pytest.mark.numeric
+
 models = pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)
 
 
@@ -119,7 +121,7 @@ def test_sampled_shapley_values_approach_the_exact_ones_and_always_add_up():
     few = Shapley(sv_samples=5).per_sample(game)[0]
     assert (many - exact).abs().max() < 0.05 * exact.abs().max()
     for values in (exact, many, few):
-        assert values.sum().item() == pytest.approx(loss(set(range(6))) - loss(set()))
+        assert values.sum().item() == pytest.approx(loss(set(range(6))) - loss(set()), rel=1e-12)
 
 
 def test_sampling_shapley_values_takes_at_most_so_many_evaluations_and_depends_on_the_seed():
@@ -150,9 +152,9 @@ def test_activations_are_those_that_hooks_before_the_consuming_layers_see():
     right = torch.cat([seen["c"][:, 3:].flatten(2), seen["side"].flatten(2)], 2)  # it is consumed twice
     for name, values in (("a", seen["c"][:, :3].flatten(2)), ("b", right)):
         orbit = the(orbits, f"{name}.weight")
-        close(scores[APoZ()][orbit], (values > 0).double().mean((0, 2)))
-        close(scores[ActivationNorm()][orbit], values.abs().mean((0, 2)).detach())
-        close(scores[ActivationNorm(p=2)][orbit], values.square().mean(2).sqrt().mean(0).detach())
+        close(scores[APoZ()][orbit], (values > 0).double().mean((0, 2)), 1e-12)
+        close(scores[ActivationNorm()][orbit], values.abs().mean((0, 2)).detach(), 1e-12)
+        close(scores[ActivationNorm(p=2)][orbit], values.square().mean(2).sqrt().mean(0).detach(), 1e-12)
 
 
 def test_sensitivity_is_the_sum_of_absolute_gradients_of_each_sample():
@@ -173,7 +175,7 @@ def test_where_units_are_produced_activations_come_before_normalization():
     images, labels = data()
     scores = torchorbit.calibrate(dag, [(images, labels)], None, "activation_norm", orbits=orbits, place="produced")
     produced = model.a(images)
-    close(scores["activation_norm"][the(orbits, "a.weight")], produced.abs().mean((0, 2, 3)).detach())
+    close(scores["activation_norm"][the(orbits, "a.weight")], produced.abs().mean((0, 2, 3)).detach(), 1e-12)
 
 
 # -- weights

@@ -22,6 +22,8 @@ from torchorbit.errors import LatencyMeasurementError, TargetError
 from torchorbit.pruning.selectors.width_space import Boundary, WidthSpace
 from torchorbit.selectors import SELECTORS, Optimal, ScboOptions, Task, Uniform
 
+pytestmark = pytest.mark.numeric
+
 
 def orbits_of(*widths):
     layers, before = [], 3

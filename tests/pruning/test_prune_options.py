@@ -18,6 +18,8 @@ from torchorbit.criteria import Magnitude
 from torchorbit.errors import TargetError
 from torchorbit.selectors import Global, Uniform
 
+pytestmark = pytest.mark.numeric
+
 
 def chain(width=32):
     return stir(
@@ -346,38 +348,39 @@ def test_scores_made_before_are_used():
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0", "regnetz_b16", "mobilenetv3_small_050"])
 def test_statistics_of_batch_norms_are_those_that_torch_estimates(name):
-    model = timm.create_model(name, drop_path_rate=0.0, drop_rate=0.0).eval()
-    batch = torch.randn(8, 3, 64, 64) * 2 + 1
+    model = timm.create_model(name, drop_path_rate=0.0, drop_rate=0.0).double().eval()
+    batch = torch.randn(8, 3, 64, 64, dtype=torch.float64) * 2 + 1
     expected = copy.deepcopy(model)
     update_bn([batch], expected)
-    dag = torchorbit.convert(copy.deepcopy(model), torch.empty(2, 3, 64, 64))
+    dag = torchorbit.convert(copy.deepcopy(model), torch.empty(2, 3, 64, 64, dtype=torch.float64))
     count = torchorbit.finetune_batch_norm(dag, [batch])
     state = dag.state_dict()
     running = [key for key in state if "running_" in key]
     assert count == len(running) // 2
     for key in running:
-        torch.testing.assert_close(state[key], expected.state_dict()[key], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(state[key], expected.state_dict()[key], rtol=1e-9, atol=1e-9)
 
 
 def test_statistics_are_those_of_all_batches_together_whatever_the_order():
     """Batches of one class each: the variance between them is part of the variance of the data."""
-    x = torch.cat([torch.randn(40, 3) * 0.1 + level for level in (-2.0, 0.0, 3.0)])
-    model = nn.Sequential(nn.BatchNorm1d(3)).eval()
+    x = torch.cat([torch.randn(40, 3).double() * 0.1 + level for level in (-2.0, 0.0, 3.0)])
+    model = nn.Sequential(nn.BatchNorm1d(3)).double().eval()
     torchorbit.finetune_batch_norm(model, [x[:50], x[50:52], x[52:]])
-    torch.testing.assert_close(model[0].running_mean, x.mean(0))
-    torch.testing.assert_close(model[0].running_var, x.var(0))
+    torch.testing.assert_close(model[0].running_mean, x.mean(0), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(model[0].running_var, x.var(0), rtol=1e-12, atol=1e-12)
 
 
 def test_a_last_batch_of_one_sample_does_not_stop_the_estimation():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.LazyLinear(6), nn.BatchNorm1d(6))
-    x = torch.randn(9, 3, 5, 5)
-    model.eval()(x)
+    x = torch.randn(9, 3, 5, 5, dtype=torch.float64)
+    model.eval().double()(x)
     twin = copy.deepcopy(model)
     assert torchorbit.finetune_batch_norm(model, [x[:8], x[8:]]) == 2
     torchorbit.finetune_batch_norm(twin, [x[:8]])
-    torch.testing.assert_close(model[4].running_mean, twin[4].running_mean)
+    torch.testing.assert_close(model[4].running_mean, twin[4].running_mean, rtol=1e-12, atol=1e-12)
     made = model[0](x).detach()
-    torch.testing.assert_close(model[1].running_var, made.transpose(0, 1).flatten(1).var(1))
+    variances = made.transpose(0, 1).flatten(1).var(1)
+    torch.testing.assert_close(model[1].running_var, variances, rtol=1e-12, atol=1e-12)
 
 
 def test_a_model_in_training_mode_counts_no_batches_while_statistics_are_estimated():

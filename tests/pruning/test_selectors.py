@@ -428,15 +428,17 @@ class Even(Selector):
         return {orbit: range(0, orbit.width, 2) for orbit in task.orbits}
 
 
+@pytest.mark.numeric
 def test_a_selector_of_the_users():
     dag = chain(10, 7)
     orbits = torchorbit.find_orbits(dag)
     removed = Even().select(Task(random_scores(orbits, 0)))
     smaller = torchorbit.remove_channels(dag, removed)
     assert torch.equal(smaller.get_parameter("0.weight"), dag.get_parameter("0.weight")[1::2])
-    assert torchorbit.verify_removal(dag, smaller, removed) <= 1e-5
+    assert torchorbit.verify_removal(dag.double(), smaller.double(), removed) < 1e-12
 
 
+@pytest.mark.numeric
 @settings(KEPT, max_examples=30)
 @given(
     specifications,

@@ -19,8 +19,8 @@ MODELS = [
 @pytest.mark.parametrize("name", MODELS)
 def test_targets_are_met_closely_and_every_removal_is_proved(name):
     model = build_with_random_weights(name)
-    x = torch.randn(1, *input_size(model))
-    dag = torchorbit.convert(model, x)
+    x = torch.randn(1, *input_size(model), dtype=torch.float64)
+    dag = torchorbit.convert(model.double(), x)
     orbits = torchorbit.find_orbits(dag)
     scores = Magnitude().scores(orbits)
     total = torchorbit.flops(dag).total
@@ -33,4 +33,4 @@ def test_targets_are_met_closely_and_every_removal_is_proved(name):
                 reached = torchorbit.flops(smaller).total / (target * total)
                 assert within <= reached <= 1, f"{selector} to {target}, multiples of {round_to}"
                 if target == 0.5:
-                    assert torchorbit.verify_removal(dag, smaller, removed, x) <= 1e-4
+                    assert torchorbit.verify_removal(dag, smaller, removed, x) < 1e-9

@@ -14,6 +14,8 @@ from tests.models import Computes, stir
 from torchorbit.criteria import CRITERIA, L1, L2, BatchNormScale, GeometricMedian, Lamp, Magnitude, Random, WeightNorm
 from torchorbit.pruning.criteria.magnitude import magnitude
 
+pytestmark = pytest.mark.numeric
+
 
 def residual():
     """Two producers of one orbit, a depthwise and a grouped convolution, norms with and without scales, a gate."""
@@ -99,8 +101,8 @@ def test_norms_of_sources_are_those_of_the_filters_of_the_producing_layers(orbit
 def test_the_filters_of_a_plain_convolution_are_ranked_as_by_li_et_al():
     model = stir(nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 1))).eval()
     (orbit,) = of(model, 3, 8, 8)
-    expected = model[0].weight.detach().abs().sum((1, 2, 3))
-    np.testing.assert_allclose(L1(over="sources").scores(orbit.orbits)[orbit], expected, rtol=1e-6)
+    expected = model[0].weight.detach().double().abs().sum((1, 2, 3))
+    np.testing.assert_allclose(L1(over="sources").scores(orbit.orbits)[orbit], expected, rtol=1e-12)
 
 
 def test_kernels_that_are_standardized_in_forward_are_those_of_the_producing_layers():
@@ -111,8 +113,8 @@ def test_kernels_that_are_standardized_in_forward_are_those_of_the_producing_lay
         weight=nn.Parameter(torch.randn(8, 3, 3, 3)), last=nn.Conv2d(8, 2, 1),
     )  # fmt: skip
     (orbit,) = of(model, 3, 6, 6)
-    expected = model.weight.detach().abs().sum((1, 2, 3))
-    np.testing.assert_allclose(L1(over="sources").scores(orbit.orbits)[orbit], expected, rtol=1e-6)
+    expected = model.weight.detach().double().abs().sum((1, 2, 3))
+    np.testing.assert_allclose(L1(over="sources").scores(orbit.orbits)[orbit], expected, rtol=1e-12)
 
 
 def test_an_orbit_that_no_layer_produces_counts_all_of_its_slices():
@@ -140,7 +142,7 @@ def test_norms_of_tensors_are_normalized_before_they_are_reduced(small, how):
 
 def test_norms_of_orbits_have_equal_means(small):
     for scores in L1(normalize="mean").scores(small).values():
-        assert scores.mean() == pytest.approx(1)
+        assert scores.mean() == pytest.approx(1, rel=1e-12)
 
 
 def test_norms_over_all_orbits_keep_their_proportions(small):
@@ -186,7 +188,7 @@ def test_lamp_of_equal_units_and_of_zeros():
     first, second = orbits = torchorbit.find_orbits(dag)
     scores = Lamp(over="sources").scores(orbits)
     assert scores[first].tolist() == [0, 0, 0, 0]
-    np.testing.assert_allclose(scores[second], [1 / 4, 1 / 3, 1 / 2, 1])
+    np.testing.assert_allclose(scores[second], [1 / 4, 1 / 3, 1 / 2, 1], rtol=1e-12)
 
 
 def test_batch_norm_scales_and_magnitudes_of_the_same_mean_where_there_are_none(small):
@@ -209,25 +211,26 @@ def test_batch_norm_scales_and_magnitudes_of_the_same_mean_where_there_are_none(
             for u in range(orbit.width)
         ]
         gamma = gammas[stem if any(s.tensor == "stem.1.weight" for s in orbit.slices) else skip]
-        np.testing.assert_allclose(scores[orbit], [gamma[p].mean() for p in positions])
+        np.testing.assert_allclose(scores[orbit], [gamma[p].mean() for p in positions], rtol=1e-12)
     usual = np.concatenate([scores[orbit] for orbit in passing]).mean()
     others = [orbit for orbit in small if orbit not in passing]
     assert others
     for orbit in others:
-        np.testing.assert_allclose(scores[orbit], usual * magnitude(orbit) / magnitude(orbit).mean())
+        expected = usual * magnitude(orbit) / magnitude(orbit).mean()
+        np.testing.assert_allclose(scores[orbit], expected, rtol=1e-12)
 
 
 def test_scales_of_other_norms_count_on_request(small):
     (hidden,) = small.of_tensor("head.0.weight")
     gamma = small.model.dag.get_parameter("head.1.weight").detach().abs()
-    np.testing.assert_allclose(BatchNormScale(norms="all").scores(small)[hidden], gamma, rtol=1e-6)
+    np.testing.assert_allclose(BatchNormScale(norms="all").scores(small)[hidden], gamma, rtol=1e-12)
     assert not np.allclose(BatchNormScale().scores(small)[hidden], gamma)
 
 
 def test_without_batch_norms_scales_are_magnitudes(vit):
     scores = BatchNormScale().scores(vit)
     for orbit in vit:
-        np.testing.assert_allclose(scores[orbit], magnitude(orbit))
+        np.testing.assert_allclose(scores[orbit], magnitude(orbit), rtol=1e-12)
 
 
 @pytest.mark.parametrize("over", ["all", "sources"])
@@ -242,7 +245,7 @@ def test_fpgm_sums_distances_to_all_other_filters(orbits, over, reduce):
 
     scores = GeometricMedian(over=over, reduce=reduce).scores(orbits)
     for orbit in orbits:
-        np.testing.assert_allclose(scores[orbit], [expected(orbit, u) for u in range(orbit.width)], rtol=1e-6)
+        np.testing.assert_allclose(scores[orbit], [expected(orbit, u) for u in range(orbit.width)], rtol=1e-12)
 
 
 def test_the_filter_at_the_geometric_median_goes_first_whatever_its_norm():
@@ -309,7 +312,7 @@ def test_what_is_read_under_two_names_counts_once(criterion):
     for model in (tied, once):
         (orbit,) = orbits = torchorbit.find_orbits(torchorbit.convert(model, torch.randn(2, 3)))
         scores.append(criterion().scores(orbits)[orbit])
-    np.testing.assert_allclose(*scores)
+    np.testing.assert_allclose(*scores, rtol=1e-12)
 
 
 @pytest.mark.parametrize("criterion", [*WEIGHTED, Random])
@@ -338,7 +341,7 @@ def test_tables_of_weights_and_positions_of_several_units_are_scored(criterion):
         table = orbits.model.dag.get_parameter("experts").detach().double().reshape(4, 8, 54)
         head = orbits.model.dag.get_parameter("head.weight").detach().double()
         expected = (table.square().sum((0, 2)).sqrt() + head.square().sum((0, 2, 3)).sqrt()) / 2
-        np.testing.assert_allclose(scores[outputs], expected)
+        np.testing.assert_allclose(scores[outputs], expected, rtol=1e-12)
 
 
 @pytest.mark.parametrize("criterion", [*WEIGHTED, Random])

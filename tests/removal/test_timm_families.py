@@ -11,8 +11,11 @@ import torchorbit
 from harness.models import build_with_random_weights, input_size
 from harness.verification import random_input
 from harness.weights import normalize_by_first_run
+from tests.numerics import in_float64
 
-TOLERANCE = 1e-4
+pytestmark = pytest.mark.numeric
+
+TOLERANCE = 1e-9
 
 FAMILIES = """
     bat_resnext26ts coat_lite_tiny dla46x_c dpn48b ecaresnet26t edgenext_xx_small efficientvit_b0 efficientvit_m0
@@ -34,7 +37,8 @@ def test_half_of_every_orbit_can_be_removed(name):
     model = build_with_random_weights(name)
     size = input_size(model)
     x = random_input(size, name)
-    dag = torchorbit.convert(model, torch.empty(2, *size))
+    with in_float64():
+        dag = torchorbit.convert(model, torch.empty(2, *size))
     with torch.no_grad(), normalize_by_first_run(model):
         whole = model(x)
     orbits = torchorbit.find_orbits(dag)
@@ -49,7 +53,8 @@ def test_half_of_every_orbit_can_be_removed(name):
         left = pruned(x)
     assert left.shape == whole.shape
     assert (left - whole).abs().max() > 1e-3 * whole.abs().max(), "the output does not depend on what was removed"
-    assert torchorbit.verify_removal(dag, pruned, removed, x) <= TOLERANCE
+    x = x.double()
+    assert torchorbit.verify_removal(dag.double(), pruned.double(), removed, x) <= TOLERANCE
     assert list(pruned.state_dict()) == list(model.state_dict())
     # Half of every orbit leaves about a quarter of every matrix.
     assert sum(p.numel() for p in pruned.parameters()) < 0.55 * sum(p.numel() for p in model.parameters())

@@ -24,6 +24,8 @@ from torchorbit.selectors import Bounds, Constraint, Knapsack, Overrides, Select
 from zoo.checkpoint import CHECKPOINT_FILES, load_checkpoint, save_checkpoint, versions
 from zoo.manifest import MANIFEST_FILE, Accuracy, Manifest, Method, Preprocessing, Source, Step, read_manifest
 
+pytestmark = pytest.mark.numeric
+
 ROOT = Path(torchorbit.__file__).parents[1]
 FILES = {*CHECKPOINT_FILES, "README.md"}
 X = torch.randn(2, 3, 32, 32)

@@ -55,4 +55,11 @@ class GeometricMedian(WeightCriterion):
 
 def _distances(filters: Tensor) -> Tensor:
     """The sum of distances from every row to all rows, of shape (rows,)."""
-    return torch.cat([torch.cdist(some, filters).sum(1) for some in filters.split(_ROWS)])
+    sums = []
+    for start in range(0, len(filters), _ROWS):
+        distances = torch.cdist(filters[start : start + _ROWS], filters)
+        # Many distances are taken from a matrix product, in which the zero from a row to itself comes out as its norm
+        # times the root of the precision.
+        distances.diagonal(start).zero_()
+        sums.append(distances.sum(1))
+    return torch.cat(sums)
