@@ -19,6 +19,7 @@ from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.operators import binding as canonical
 from torchorbit.operators.modules import leaf_name
+from torchorbit.operators.spelling import UnknownOperatorError
 from torchorbit.operators.table import LEAVES, OPERATORS
 
 # Operators made of nothing but Python values; they are made on the device of the run.
@@ -135,7 +136,7 @@ def _bind(item: Item, follows: Value | Attr | None) -> _Bound:
     rank = len(step.shape) if isinstance(step.shape, torch.Size) else None
     try:
         operator, args = canonical.bind(step.function, item.args, item.kwargs, rank)
-    except canonical.UnknownOperatorError as error:
+    except UnknownOperatorError as error:
         name = function_name(step.function)
         reason = f"{error} is not in the table of operators; list the class of its module in atomic to keep it whole"
         raise ConversionError("build", step.call.where(), name, reason) from error
