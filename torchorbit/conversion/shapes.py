@@ -98,6 +98,8 @@ def module_result(module: nn.Module, leaf: str, args: tuple[Any, ...]) -> Any:
         shape = shape_of_leaf(leaf, module, args)
         if shape is None:
             return None
+        if layout == "dense" and x.is_contiguous():
+            return torch.empty_strided(shape, x.stride(), dtype=x.dtype, device=_META)
         return layout(module, x, shape) if callable(layout) else _laid_out(layout, shape, args)
     except Exception:  # not called as the formula expects, or with what does not fit; the module itself says so
         return None

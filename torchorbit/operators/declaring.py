@@ -19,7 +19,6 @@ A family's file has a list ``OPERATORS``, and beside it the functions that the d
 from __future__ import annotations
 
 import ast
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -243,6 +242,9 @@ def operator(
         style = "infix"
     if function is None:
         function = getattr(Tensor, name) if style == "method" else getattr(torch, name, None) or getattr(F, name)
+    modules = tuple(modules)
+    for leaf in modules:
+        object.__setattr__(leaf, "operator", name)
     return Operator(
         name,
         style,
@@ -254,7 +256,7 @@ def operator(
         names=tuple(names.split()),
         reflected=tuple(reflected.split()),
         calls=calls,
-        modules=tuple([dataclasses.replace(leaf, operator=name) for leaf in modules]),
+        modules=modules,
         **known,
     )
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from torchorbit.labels import Dim
@@ -83,24 +83,24 @@ def _batch_norm_shape(args: Arguments) -> Shape | None:
     x, mean = args["input"], args.get("running_mean")
     if not are_floats(x) or x.dim() < 2 or (mean is None) != (args.get("running_var") is None):
         return None
-    for name in _TENSORS:
-        if not _is_per_channel("batch_norm", args.get(name), x):
-            return None
+    if not _are_per_channel(args, _TENSORS, x.shape[1:2]):
+        return None
     training = args.get("training", False)
     if (mean is None and not training) or (training and x.numel() == x.shape[1]):
         return None  # there are no statistics, as there are none of a single number
     return x.shape
 
 
-def _is_per_channel(name: str, tensor: Tensor | None, x: Tensor) -> bool:
-    """Whether a weight or statistic certainly fits the channels of an operand; raises where it does not."""
-    if tensor is None:
-        return True
-    if tensor.shape == x.shape[1:2]:
-        return tensor.is_floating_point()
-    if tensor.dim() != 1:
+def _are_per_channel(args: Arguments, names: tuple[str, ...], channels: torch.Size) -> bool:
+    """Whether weights and statistics certainly fit the channels of an operand; raises where one does not."""
+    for name in names:
+        tensor = args.get(name)
+        if tensor is None or (tensor.shape == channels and tensor.is_floating_point()):
+            continue
+        if tensor.dim() == 1 and tensor.shape != channels:
+            raise misfit(f"a normalization of {channels[0]} channels is given {tuple(tensor.shape)}", tuple(channels))
         return False
-    raise misfit(f"{name} of {x.shape[1]} channels is given {tuple(tensor.shape)}", (x.shape[1],))
+    return True
 
 
 def _layer_norm_shape(args: Arguments) -> Shape | None:
@@ -123,9 +123,8 @@ def _group_norm_shape(args: Arguments) -> Shape | None:
         return None
     if groups < 1 or x.shape[1] % groups:
         raise misfit(f"group_norm of {x.shape[1]} channels has {groups} groups", "one that divides them")
-    for name in ("weight", "bias"):
-        if not _is_per_channel("group_norm", args.get(name), x):
-            return None
+    if not _are_per_channel(args, ("weight", "bias"), x.shape[1:2]):
+        return None
     return None if x.numel() == groups else x.shape  # a single number has no statistics
 
 

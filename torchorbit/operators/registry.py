@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
@@ -42,14 +41,13 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def _declared() -> list[Operator]:
+def _declared() -> Iterator[Operator]:
     """All operators, each with what its family says of all of its operators."""
-    found = []
     for family, module in FAMILIES.items():
         for row in module.OPERATORS:
-            needless = {**module.NEEDLESS, **row.needless}
-            found.append(dataclasses.replace(row, family=family, needless=needless))
-    return found
+            object.__setattr__(row, "family", family)
+            object.__setattr__(row, "needless", {**module.NEEDLESS, **row.needless})
+            yield row
 
 
 def _fill() -> None:
