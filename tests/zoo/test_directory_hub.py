@@ -22,13 +22,14 @@ from huggingface_hub import snapshot_download
 from torch import nn
 
 import torchorbit
+from harness.publishing import publish_tables
 from harness.records import Record, write_records
 from tests.models import stir
 from torchorbit.errors import HubError
 from zoo.checkpoint import load_checkpoint, save_checkpoint
 from zoo.directory import DirectoryHub
 from zoo.manifest import Accuracy, Preprocessing, Source
-from zoo.publishing import publish, publish_index, publish_tables
+from zoo.publishing import publish, publish_index
 from zoo.pulling import fetch, search
 
 ROOT = Path(torchorbit.__file__).parents[1]

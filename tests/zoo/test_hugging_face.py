@@ -15,10 +15,11 @@ from torch import nn
 
 import torchorbit
 from harness.cli import main
+from harness.publishing import publish_tables
 from torchorbit import CheckpointError
 from torchorbit.errors import HubError
 from zoo.manifest import Accuracy, Preprocessing, Source
-from zoo.publishing import publish, publish_index, publish_tables
+from zoo.publishing import publish, publish_index
 from zoo.pulling import fetch
 
 REPO = "alice/small"
