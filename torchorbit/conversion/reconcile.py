@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from torchorbit.arguments import Attr, ByMode, Expr, SameDevice, SameDtype, Size, Transformer
+from torchorbit.arguments import PLAIN, Attr, ByMode, Expr, SameDevice, SameDtype, Size, Transformer
 from torchorbit.containers import items_like, items_of, rebuilt
 from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
 from torchorbit.conversion.recording import CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
@@ -209,7 +209,7 @@ class _Merger:
             return base if all(m == base for m in mapped) else self.by_mode(base, others)
         if kind in Traced:
             return self.number(base, others)
-        items = items_of(base)
+        items = None if kind in PLAIN else items_of(base)
         if items is not None:
             theirs = [items_like(other, base) if type(other) is kind else None for other in others]
             alike = [found for found in theirs if found is not None]
