@@ -247,7 +247,7 @@ def test_the_example_in_the_documentation_works():
     code = "\n".join(line[4:] for line in source.splitlines() if line.startswith("    ") or not line.strip())
     namespace = {"torch": torch, "nn": nn, "torchorbit": torchorbit, "__name__": "example"}
     exec(code, namespace)
-    assert namespace["torchorbit"].check_rule(namespace["model"], X, atomic=[namespace["Scale"]]) == 9
+    assert namespace["torchorbit"].rules.check_rule(namespace["model"], X, atomic=[namespace["Scale"]]) == 9
 
 
 @pytest.mark.parametrize("wrong", [Scale(3), "Scale", int])

@@ -193,6 +193,28 @@ def test_every_formula_of_more_than_one_number_is_held_to_its_kernel():
 
 
 @pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("layer_norm", {"input": (2, 4), "normalized_shape": (4,), "eps": 1j}),
+        ("layer_norm", {"input": (2, 4), "normalized_shape": (4,), "eps": 10**400}),
+        ("batch_norm", {"input": (2, 4), "running_mean": (4,), "running_var": (4,), "training": 1}),
+        ("batch_norm", {"input": (2, 4), "running_mean": (4,), "running_var": (4,), "eps": True}),
+        ("scaled_dot_product_attention", {"query": (2, 4, 6), "key": (2, 4, 6), "value": (2, 4, 6), "is_causal": 1}),
+        ("normalize", {"input": (2, 4), "p": 2j}),
+        ("sum", {"input": (2, 4), "dim": 1, "keepdim": 1}),
+        ("add", {"input": (2, 4), "other": 1j}),
+        ("mul", {"input": (2, 4), "other": 10**30}),
+        ("conv1d", {"input": (2, 4, 8, 8), "weight": (6, 4, 3, 3)}),
+        ("conv2d", {"input": (2, 4, 8), "weight": (6, 4, 3)}),
+        ("pad", {"input": (2, 4), "pad": (1, 1), "value": 1j}),
+    ],
+)
+def test_numbers_and_ranks_that_torch_may_refuse_are_left_to_its_kernel(name, args):
+    args = {key: tensors_of(key, value) for key, value in args.items()}
+    assert shape_of_call(name, args) is None
+
+
+@pytest.mark.parametrize(
     ("name", "args", "shape", "match"),
     [
         ("BatchNorm2d", (4,), (2, 4, 5), "dimensions"),

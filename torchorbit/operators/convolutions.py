@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -135,12 +136,14 @@ def _col2im_rule(operands: Operands) -> list[Dim]:
 # -- shapes
 
 
-def _convolution_shape(args: Arguments) -> Shape | None:
+def _convolution_shape(args: Arguments, count: int) -> Shape | None:
+    """The shape of a convolution over ``count`` dimensions of space."""
     x, weight, bias, groups = args["input"], args.get("weight"), args.get("bias"), args.get("groups", 1)
-    if weight is None or not are_floats(x, weight, bias) or x.dim() != weight.dim() or type(groups) is not int:
+    if weight is None or not are_floats(x, weight, bias) or type(groups) is not int:
+        return None
+    if not count + 2 == x.dim() == weight.dim():
         return None
     outside, inside, *kernel = map(int, weight.shape)
-    count = len(kernel)
     stride, dilation = per_axis(args.get("stride", 1), count), per_axis(args.get("dilation", 1), count)
     if stride is None or dilation is None or not x.numel() or not weight.numel():
         return None
@@ -261,7 +264,7 @@ OPERATORS = [
                 )
             ],
             rule=_convolution_rule,
-            shape=_convolution_shape,
+            shape=partial(_convolution_shape, count=n),
             cost=_convolution_cost,
             resize=_convolution_resize,
             contraction=_contraction,

@@ -131,6 +131,8 @@ def _pad_shape(args: Arguments) -> Shape | None:
     x, pad = args["input"], args["pad"]
     if args.get("mode", "constant") != "constant" or not isinstance(pad, (tuple, list)):
         return None
+    if type(args.get("value", 0)) not in (int, float, type(None)):
+        return None
     if len(pad) % 2 or len(pad) > 2 * x.dim() or not all(type(n) is int for n in pad):
         return None
     shape = list(x.shape)

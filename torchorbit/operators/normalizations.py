@@ -81,7 +81,7 @@ def _local_response_norm_rule(operands: Operands) -> list[Dim]:
 
 def _batch_norm_shape(args: Arguments) -> Shape | None:
     x, mean = args["input"], args.get("running_mean")
-    if not are_floats(x) or x.dim() < 2 or (mean is None) != (args.get("running_var") is None):
+    if not are_floats(x) or not x.numel() or x.dim() < 2 or (mean is None) != (args.get("running_var") is None):
         return None
     if not _are_per_channel(args, _TENSORS, x.shape[1:2]):
         return None
@@ -119,7 +119,7 @@ def _layer_norm_shape(args: Arguments) -> Shape | None:
 
 def _group_norm_shape(args: Arguments) -> Shape | None:
     x, groups = args["input"], args["num_groups"]
-    if not are_floats(x) or x.dim() < 2:
+    if not are_floats(x) or not x.numel() or x.dim() < 2:
         return None
     if groups < 1 or x.shape[1] % groups:
         raise misfit(f"group_norm of {x.shape[1]} channels has {groups} groups", "one that divides them")

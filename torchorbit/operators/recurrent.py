@@ -83,8 +83,8 @@ def _results(operands: Operands, x: Labelled, output: Dim, state: Dim) -> tuple[
 def _shape(args: Arguments) -> Any:
     """The shapes of the output and the states, which torch finds on meta by walking through every step."""
     module, x, given = args["module"], args["0"], args.get("1")
-    if x.dim() not in (2, 3) or x.shape[-1] != module.input_size:
-        raise misfit(f"the input has shape {tuple(x.shape)}", f"{module.input_size} features")
+    if x.dim() not in (2, 3) or x.shape[-1] != module.input_size or not x.is_floating_point():
+        raise misfit(f"the input is of shape {tuple(x.shape)} and {x.dtype}", f"{module.input_size} features")
     batch = () if x.dim() == 2 else (int(x.shape[0 if module.batch_first else 1]),)
     directions = 2 if module.bidirectional else 1
     width = module.proj_size or module.hidden_size

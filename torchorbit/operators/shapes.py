@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from torchorbit.errors import ArgumentError
 from torchorbit.operators.declaring import Arguments
+from torchorbit.operators.schema import MAX_INT, kind_of
 from torchorbit.operators.table import KNOWN, LEAVES, OPERATORS
 
 Shape = tuple[int, ...]
@@ -34,7 +35,20 @@ def shape_of_call(operator: str, args: Arguments) -> Shape | None:
         ArgumentError: the operands do not fit.
     """
     formula = OPERATORS[operator].shape
-    return None if formula is None else formula(args)
+    if formula is None or any(_may_be_refused(operator, name, value) for name, value in args.items()):
+        return None
+    return formula(args)
+
+
+def _may_be_refused(operator: str, name: str, value: Any) -> bool:
+    """Whether it is a number that torch does not take for every number, or every flag."""
+    kind = type(value)
+    if kind not in (bool, int, complex):
+        return False
+    expected = kind_of(operator, name)
+    if "number" in expected:
+        return kind is not int or abs(value) > MAX_INT
+    return kind is int and expected == "bool"
 
 
 def shape_of_leaf(
