@@ -249,6 +249,7 @@ def with_text(text: str) -> Manifest:
         after=MANIFEST.after,
         accuracy=(accuracy,),
         preprocessing=MANIFEST.preprocessing,
+        files=MANIFEST.files,
     )
 
 
