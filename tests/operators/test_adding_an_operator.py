@@ -52,7 +52,8 @@ assert torchorbit.flops(dag).total == torchorbit.flops(torchorbit.convert(Model(
 removed = {orbit: [1, 4] for orbit in orbits}
 smaller = torchorbit.remove_channels(dag, removed)
 assert smaller.weight.shape == (4, 6)
-assert torchorbit.verify_removal(dag, smaller, removed, x) < 1e-5
+assert torchorbit.verify_removal(dag.double(), smaller.double(), removed, x.double()) < 1e-12
+dag.float()
 
 pruned = torchorbit.prune(dag, x, [x], lambda output, batch: output.square().mean(), flops=0.6, criterion="taylor")
 assert torchorbit.flops(pruned).total < torchorbit.flops(dag).total

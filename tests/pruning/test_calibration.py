@@ -318,6 +318,7 @@ def test_calibrate_leaves_gradients_statistics_and_modes_as_they_were():
 
 _WORKER = """
     import sys, torch, torchorbit
+    import tests.conftest  # which is not read here otherwise, and lets timm be imported beside a CPU-only torch
     from tests.pruning.gated import Concat, made, mean_loss
     torch.manual_seed(0)
     _, dag, orbits = made(Concat)

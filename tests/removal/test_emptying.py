@@ -47,7 +47,9 @@ def test_a_residual_branch_becomes_what_it_adds(bias):
     dag, orbits = graph(model, X.double())
     inside = the(orbits, "first.weight")
     pruned = without(dag, inside)
-    added = F.gelu(model.last_norm(model.second.bias.reshape(1, -1, 1, 1) if bias else torch.zeros(1, 6, 1, 1).double()))
+    added = F.gelu(
+        model.last_norm(model.second.bias.reshape(1, -1, 1, 1) if bias else torch.zeros(1, 6, 1, 1).double())
+    )
     for x in (X.double(), torch.randn(3, 3, 6, 5).double()):
         with torch.no_grad():
             assert_equal(pruned(x), model.head((model.stem(x) + added).mean((2, 3))))
