@@ -375,7 +375,8 @@ assert not [name for name in sys.modules if name.startswith("timm")]
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     again = torchorbit.from_pretrained(tmp_path / "smaller")
-    assert [step.target for step in again.manifest.steps] == ["ratio=0.25", "flops=0.8"]
+    steps = [(step.target, str(step.selector)) for step in again.manifest.steps]
+    assert steps == [("", "uniform(ratio=0.25)"), ("flops=0.8", "uniform")]
 
 
 def test_on_the_command_line(hub, folder, tmp_path, capsys, monkeypatch):
