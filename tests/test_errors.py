@@ -50,6 +50,7 @@ ALLOWED = {
 }
 #: Variables that hold an error: (name, file) -> why.
 VARIABLES = {
+    ("recorder.error", "torchorbit/conversion/patching.py"): "a ConversionError that says where it happened",
     ("kind", "zoo/hugging_face.py"): "HubError or the subclass of it for hubs that do not answer",
     ("silence", "zoo/hugging_face.py"): "an error that was caught before",
 }
