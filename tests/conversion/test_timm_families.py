@@ -10,6 +10,8 @@ from tests.numerics import allowed
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.vertices import ModuleVertex
 
+pytestmark = pytest.mark.numeric
+
 # Where even the smallest variant is large, a shallower one does: the blocks are the same.
 _TINY = {"depth": 2, "embed_dim": 192, "num_heads": 3}
 FAMILIES = {
