@@ -1,7 +1,7 @@
 """What conversion and orbit discovery cost in this tree, beside what they cost in another commit's.
 
-Both trees answer in turn, in two processes of one thread each, model by model and pass by pass, so that whatever else the
-machine does meets both alike; of every model the least time of each counts. The other commit is checked out into a
+Both trees answer in turn, in two processes of one thread each, model by model and pass by pass, so that whatever else
+the machine does meets both alike; of every model the least time of each counts. The other commit is checked out into a
 temporary folder, and runs with the packages that are installed for this one.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import statistics
@@ -28,10 +29,10 @@ def answer() -> None:
     """Answer on standard output what is asked on standard input: a model's name, then an empty line for each pass."""
     warnings.filterwarnings("ignore")
     # Of the tree that is measured, as is `torchorbit`.
-    from harness.models import build_on_meta, example_input
-
     import torch
+
     import torchorbit
+    from harness.models import build_on_meta, example_input
 
     torch.set_num_threads(1)
     model = x = None
@@ -42,14 +43,15 @@ def answer() -> None:
             x = example_input(model)
             print(json.dumps(None), flush=True)
             continue
-        assert model is not None and x is not None
+        assert model is not None
+        assert x is not None
         gc.collect()
         times = [time.perf_counter()]
         dag = torchorbit.convert(model, x)
         times.append(time.perf_counter())
         torchorbit.find_orbits(dag)
         times.append(time.perf_counter())
-        print(json.dumps([after - before for before, after in zip(times, times[1:], strict=False)]), flush=True)
+        print(json.dumps([after - before for before, after in itertools.pairwise(times)]), flush=True)
 
 
 class Tree:
@@ -97,8 +99,9 @@ def compare(before: Tree, after: Tree, name: str, passes: int) -> list[tuple[flo
 
 
 def main() -> None:
-    from families import FAMILIES
     from tabulate import tabulate
+
+    from families import FAMILIES
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commit", nargs="?", default="HEAD", help="what to compare this tree with (default: HEAD)")

@@ -16,6 +16,7 @@ from torchorbit.arguments import Attr
 from torchorbit.collecting import no_garbage_collection
 from torchorbit.containers import leaves_of, map_leaves, placed_leaves
 from torchorbit.conversion.build import build
+from torchorbit.conversion.preserving import Snapshot
 from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, reconcile
 from torchorbit.conversion.recorder import record
 from torchorbit.conversion.recording import CHECK, Recording, Value
@@ -188,6 +189,7 @@ class _Recordings:
 
     def __init__(self, model: nn.Module, inputs: _Inputs, paths: dict[int, str], atomic: tuple[type[nn.Module], ...]):
         self.model = model
+        self.snapshot = Snapshot(model)
         self.inputs = inputs
         self.paths = paths
         self.atomic = atomic
@@ -246,6 +248,7 @@ class _Recordings:
             self.inputs.names,
             self.paths,
             self.atomic,
+            snapshot=self.snapshot,
             training=variation.training,
             dtypes=dtypes,
         )

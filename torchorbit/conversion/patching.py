@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from torchorbit.arguments import Attr
 from torchorbit.conversion.numbers import observer
+from torchorbit.conversion.preserving import Snapshot, put
 from torchorbit.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -23,37 +23,8 @@ lock = threading.RLock()
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Put every module's attributes back, and what its lists, dicts and sets held."""
-    saved = [(module, module.__dict__.copy(), _containers(module.__dict__)) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes, containers in saved:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            for container, content in containers:
-                container.clear()
-                if isinstance(container, (dict, set)):
-                    container.update(content)
-                else:
-                    container.extend(content)
-
-
-def _containers(holder: Any, depth: int = 4) -> list[tuple[Any, Any]]:
-    """Every list, dict and set inside of one, with a copy of what it holds."""
-    found = []
-    for value in holder.values() if isinstance(holder, dict) else holder:
-        if isinstance(value, (dict, list, set, deque)):
-            found.append((value, value.copy()))
-            if depth and not isinstance(value, set) and value:
-                found += _containers(value, depth - 1)
-    return found
-
-
-@contextmanager
-def swapped(model: nn.Module, recorder: Recorder, dtypes: Mapping[torch.dtype, torch.dtype]) -> Iterator[None]:
-    """Swap parameters, buffers and other tensors that hang on modules for meta tensors. `preserved` undoes it."""
+def swapped(snapshot: Snapshot, recorder: Recorder, dtypes: Mapping[torch.dtype, torch.dtype]) -> Iterator[None]:
+    """Swap parameters, buffers and other tensors that hang on a model for meta tensors. `preserved` undoes it."""
     twins = recorder.twins
 
     def twin_of(tensor: Tensor) -> Tensor:
@@ -64,8 +35,7 @@ def swapped(model: nn.Module, recorder: Recorder, dtypes: Mapping[torch.dtype, t
             recorder.alive.append(twin)
         return twin
 
-    hanging: list[tuple[Any, Any, Tensor]] = []
-    for module in model.modules():
+    for module in snapshot.modules:
         prefix = recorder.paths[id(module)]
         prefix = prefix + "." if prefix else ""
         for tensors in (module._parameters, module._buffers):
@@ -76,18 +46,11 @@ def swapped(model: nn.Module, recorder: Recorder, dtypes: Mapping[torch.dtype, t
                     recorder.state[twin.untyped_storage()._cdata] = id(twin)
                     recorder.members.append((tensors, name, twin))
                     tensors[name] = twin  # type: ignore[assignment]
-        for name, value in module.__dict__.items():
-            if isinstance(value, Tensor):
-                hanging.append((module.__dict__, name, value))
-            elif type(value) is list:
-                hanging.extend((value, i, item) for i, item in enumerate(value) if isinstance(item, Tensor))
-            elif type(value) is dict and name not in ("_parameters", "_buffers"):
-                hanging.extend((value, key, item) for key, item in value.items() if isinstance(item, Tensor))
-    for container, key, tensor in hanging:
+    for container, key, tensor in snapshot.hanging:
         twin = twin_of(tensor)
         if id(twin) not in recorder.values:
             recorder.known_constants[id(twin)] = tensor
-        container[key] = twin
+        put(container, key, twin)
     yield
 
 
@@ -121,18 +84,19 @@ def patched(recorder: Recorder) -> Iterator[None]:
             cls.__qualname__,
         )
 
-    nn.Module.__call__ = call  # type: ignore[method-assign]
-    nn.Module.training = property(read_training, write_training)  # type: ignore[assignment]
-    torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]
-    torch.backends.mha.set_fastpath_enabled(False)
-    observer.listener = recorder.note_check
     try:
+        nn.Module.__call__ = call  # type: ignore[method-assign]
+        nn.Module.training = property(read_training, write_training)  # type: ignore[assignment]
+        torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]
+        torch.backends.mha.set_fastpath_enabled(False)
+        observer.listener = recorder.note_check
         yield
     finally:
         observer.listener = None
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
-        del nn.Module.training
+        if "training" in vars(nn.Module):
+            del nn.Module.training
         nn.Module.__call__ = original  # type: ignore[method-assign]
 
 

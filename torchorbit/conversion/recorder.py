@@ -24,7 +24,8 @@ from torchorbit.arguments import Attr
 from torchorbit.containers import items_of, leaves_of, map_leaves, map_placed, placed_leaves, rebuilt
 from torchorbit.conversion import shapes
 from torchorbit.conversion.numbers import Traced, traced, untraced
-from torchorbit.conversion.patching import lock, meta_twin, patched, preserved, swapped
+from torchorbit.conversion.patching import lock, meta_twin, patched, swapped
+from torchorbit.conversion.preserving import Snapshot, preserved
 from torchorbit.conversion.recording import ASSIGN, MODULE, ModuleCall, Recording, Step, Value, function_name
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
@@ -494,6 +495,7 @@ def record(
     paths: Mapping[int, str],
     atomic: tuple[type[nn.Module], ...],
     *,
+    snapshot: Snapshot,
     training: bool,
     dtypes: Mapping[torch.dtype, torch.dtype],
 ) -> Recording:
@@ -508,6 +510,7 @@ def record(
         names: name of every input and whether it is passed by keyword, in order.
         paths: id of every submodule -> its path.
         atomic: classes that stay whole.
+        snapshot: what hangs on the model, and is put back.
         training: record in training mode, else in evaluation mode.
         dtypes: floating-point dtypes to be replaced, old -> new.
 
@@ -515,8 +518,8 @@ def record(
         ConversionError: the model's forward fails, or does something that cannot be written down.
     """
     recorder = Recorder(model, paths, atomic)
-    with lock, preserved(model), swapped(model, recorder, dtypes), patched(recorder):
-        model.train(training)
+    with lock, preserved(snapshot), swapped(snapshot, recorder, dtypes), patched(recorder):
+        snapshot.train(training)
         for position, (_, value) in enumerate([*enumerate(args), *kwargs.items()]):
             _register_input(recorder, value, -1 - position)
         inputs = [
@@ -555,5 +558,6 @@ def _register_input(recorder: Recorder, value: Any, step: int) -> None:
 def on_meta(model: nn.Module) -> Iterator[None]:
     """A model with every parameter and buffer on meta, for as long as the context lasts."""
     paths = {id(module): path for path, module in model.named_modules()}
-    with lock, preserved(model), swapped(model, Recorder(model, paths, ()), {}):
+    snapshot = Snapshot(model)
+    with lock, preserved(snapshot), swapped(snapshot, Recorder(model, paths, ()), {}):
         yield
