@@ -30,8 +30,8 @@ class Recipe:
     parameters: float | None = None
     ratio: float | None = None
     round_to: int = 1
-    least: int = 1
-    least_share: float = 0.0
+    min_width: int = 1
+    min_share: float = 0.0
     criterion: str = "magnitude"
     selector: str = "uniform"
     steps: int = 1
@@ -50,8 +50,8 @@ class Recipe:
             ArgumentError: as `torchorbit.prune`.
         """
         options = {field.name: getattr(self, field.name) for field in fields(self)}
-        images, least, share = options.pop("data"), options.pop("least"), options.pop("least_share")
-        round_to = options.pop("round_to")
+        images = options.pop("data")
+        constraint = Bounds(options.pop("min_width"), options.pop("min_share"), options.pop("round_to"))
         loader = None
         if images is None and self.criterion in CRITERIA and not issubclass(CRITERIA[self.criterion], WeightCriterion):
             raise UsageError(f"--criterion {self.criterion} looks at data: give --data")
@@ -66,7 +66,7 @@ class Recipe:
             dag,
             loader=loader,
             loss=None if loader is None else cross_entropy,
-            constraint=Bounds(least, share, round_to),
+            constraint=constraint,
             sample_to_model_inputs=lambda sample: ((sample[0].to(dtype),), {}),
             seed=seed,
             progress=sys.stderr.isatty(),

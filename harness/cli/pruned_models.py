@@ -58,10 +58,15 @@ _DTYPES = ("float32", "float16", "bfloat16")
     help="Numbers of channels are multiples of this.",
 )
 @click.option(
-    "--least", type=click.IntRange(min=1), default=1, show_default=True, metavar="N", help="Units that an orbit keeps."
+    "--min-width",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Units that an orbit keeps.",
 )
 @click.option(
-    "--least-share",
+    "--min-share",
     type=click.FloatRange(min=0, max=1),
     default=0.0,
     show_default=True,
