@@ -41,6 +41,8 @@ _KERNELS = (
 )
 
 _BENCHMARKS = ("imports", "conversion", "orbits", "latency", "loading", "targets", "criteria")
+# Those that want to be told what to compare with.
+_COMPARISONS = ("commits",)
 
 
 def _install(session: nox.Session, *extras: str) -> None:
@@ -178,7 +180,7 @@ def bench(session: nox.Session) -> None:
     # Without its dependencies, which would replace torch and timm by those of 2023.
     requirements = "benchmarks/requirements-torch-dag.txt"
     _run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", requirements)
-    chosen = [name for name in session.posargs[:1] if name in _BENCHMARKS]
+    chosen = [name for name in session.posargs[:1] if name in (*_BENCHMARKS, *_COMPARISONS)]
     for name in chosen or _BENCHMARKS:
         _run(session, "python", f"benchmarks/{name}.py", *session.posargs[len(chosen) :])
 

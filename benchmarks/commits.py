@@ -104,8 +104,9 @@ def main() -> None:
     from families import FAMILIES
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("commit", nargs="?", default="HEAD", help="what to compare this tree with (default: HEAD)")
-    parser.add_argument("models", nargs="*", default=FAMILIES.split())
+    parser.add_argument("commit", help="what to compare this tree with")
+    parser.add_argument("--models", type=int, help="only so many")
+    parser.add_argument("--only", action="append", metavar="NAME", help="only this model; may be given repeatedly")
     parser.add_argument("--passes", type=int, default=5, help="measurements of each, of which the least counts")
     arguments = parser.parse_args()
 
@@ -115,7 +116,8 @@ def main() -> None:
         subprocess.run([*git, "add", "--quiet", "--detach", str(worktree), arguments.commit], check=True)
         try:
             before, after = Tree(worktree), Tree(ROOT)
-            measured = {name: compare(before, after, name, arguments.passes) for name in arguments.models}
+            names = (arguments.only or FAMILIES.split())[: arguments.models]
+            measured = {name: compare(before, after, name, arguments.passes) for name in names}
         finally:
             subprocess.run([*git, "remove", "--force", str(worktree)], check=True)
 
