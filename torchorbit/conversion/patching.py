@@ -43,7 +43,8 @@ def swapped(snapshot: Snapshot, recorder: Recorder, dtypes: Mapping[torch.dtype,
                 if tensor is not None:
                     twin = twin_of(tensor)
                     recorder.values.setdefault(id(twin), Attr(prefix + name))
-                    recorder.state[twin.untyped_storage()._cdata] = id(twin)
+                    recorder.attributes.setdefault(prefix + name, twin)
+                    recorder.state.setdefault(twin.untyped_storage()._cdata, prefix + name)
                     recorder.members.append((tensors, name, twin))
                     tensors[name] = twin  # type: ignore[assignment]
     for container, key, tensor in snapshot.hanging:

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from torchorbit.arguments import Attr
 from torchorbit.containers import items_of, leaves_of, map_leaves, map_placed, placed_leaves, rebuilt
 from torchorbit.conversion import shapes
+from torchorbit.conversion.memory import Memory
 from torchorbit.conversion.numbers import Traced, traced, untraced
 from torchorbit.conversion.patching import lock, meta_twin, patched, swapped
 from torchorbit.conversion.preserving import Snapshot, preserved
@@ -95,10 +96,12 @@ class Recorder(TorchFunctionMode):
         self.originals: dict[int, Tensor] = {}  # and back
         self.checks: list[tuple[int, ModuleCall, str, tuple[Any, ...], bool]] = []
         self.training_reads: dict[int, nn.Module] = {}
-        self.mutated: dict[int, tuple[int, int]] = {}  # storage -> (step of the last write, id of the tensor)
-        self.state: dict[int, int] = {}  # storage of a parameter or buffer -> id of its meta tensor
+        self.memory = Memory(self)
+        self.inputs: list[Any] = []
+        self.attributes: dict[str, Tensor] = {}  # path of a parameter, buffer or constant -> its meta tensor
+        self.state: dict[int, str] = {}  # storage of a parameter or buffer -> its path
         self.members: list[tuple[dict[str, Any], str, Tensor]] = []  # where parameters and buffers hang
-        self.through_view: set[int] = set()  # storages of state written to through a view, and not put back
+        self.unassigned: dict[str, None] = {}  # paths of parameters and buffers that were written into
         self.stack: list[ModuleCall] = [ModuleCall(model, "", None)]
         self.failed_in: str | None = None
         self.running: str | None = None  # what torch was asked for last, until it answers
@@ -143,13 +146,16 @@ class Recorder(TorchFunctionMode):
     def lookup(self, tensor: Tensor) -> Value | Attr:
         """What a tensor stands for."""
         found = self.values.get(id(tensor))
-        if found is None:
-            found = self.capture(tensor)
-        elif self.mutated and type(found) is Value:
-            written = self.mutated.get(tensor.untyped_storage()._cdata)
-            if written is not None and written[1] != id(tensor) and found.step < written[0]:
-                raise self.error("a tensor is used after memory that it shares was written in place through a view")
-        return found
+        return self.memory.current(tensor, self.capture(tensor) if found is None else found)
+
+    def tensor_of(self, value: Value | Attr) -> Tensor | None:
+        """The meta tensor for which a value was recorded."""
+        if isinstance(value, Attr):
+            return self.attributes.get(value.path)
+        result = self.steps[value.step].result if value.step >= 0 else self.inputs[-1 - value.step]
+        for place in value.index:
+            result = result[place]
+        return result if isinstance(result, Tensor) else None
 
     def capture(self, tensor: Tensor) -> Attr:
         """A tensor that no step made: it hangs somewhere on the model, or in a closure."""
@@ -172,6 +178,7 @@ class Recorder(TorchFunctionMode):
             attr = Attr(f"_constant_{number}")
             self.constants[attr.path] = source
         self.values[id(tensor)] = attr
+        self.attributes.setdefault(attr.path, tensor)
         self.alive.append(tensor)
         return attr
 
@@ -222,10 +229,8 @@ class Recorder(TorchFunctionMode):
 
         if name == "__setitem__" and isinstance(args[2], Tensor):
             # `x[0] += y` writes into a view and then puts the view where it came from.
-            storage = args[0].untyped_storage()._cdata
-            if self.mutated.get(storage, (0, 0))[1] == id(args[2]):
-                del self.mutated[storage]
-                self.through_view.discard(storage)
+            if self.memory.unchanged_view(args[2], args[0], self.freeze(args[1])):
+                self.memory.forget(args[2])
         self.saw_traced = False
         out_argument = kwargs.pop("out", None)
         frozen_args = tuple([self.freeze(a) for a in args])
@@ -256,8 +261,10 @@ class Recorder(TorchFunctionMode):
                 self.steps.append(Step(Tensor.to, (Value(len(self.steps) - 1), target.dtype), {}, self.stack[-1]))
             self.write(target)
             return result if result is None else target
-        self.steps[-1].shape = shapes_in(result)
-        return self.register(result)
+        step = self.steps[-1]
+        step.shape = shapes_in(result)
+        step.result = self.register(result)
+        return step.result
 
     def literal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """A tensor made of Python numbers or an array: its values are kept."""
@@ -301,12 +308,11 @@ class Recorder(TorchFunctionMode):
         self.values[id(target)] = Value(step)
         self.alive.append(target)
         self.steps[-1].shape = target.shape
-        storage = target.untyped_storage()._cdata
-        self.mutated[storage] = (step, id(target))
-        if storage in self.state and self.state[storage] != id(target):
-            self.through_view.add(storage)
-        if isinstance(before, Attr):
-            self.steps.append(Step(ASSIGN, (before, Value(step)), {}, self.stack[-1], no_grad=True))
+        self.steps[-1].result = target
+        self.memory.write(target, before, step)
+        path = self.state.get(target.untyped_storage()._cdata)
+        if path is not None:
+            self.unassigned[path] = None
 
     def sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``x.shape`` and ``x.size()``, with numbers that remember where they come from."""
@@ -348,6 +354,8 @@ class Recorder(TorchFunctionMode):
         try:
             result = original(module, *args, **kwargs)
             call.result = self.values.get(id(result))
+            if self.unassigned and path is not None:
+                self.assign(path)
             return result
         except Exception:
             if self.failed_in is None:
@@ -407,10 +415,10 @@ class Recorder(TorchFunctionMode):
             self.steps.append(step)
             step.shape = shapes_in(result)
             if getattr(module, "inplace", False) and args and result is args[0]:
-                # Later uses of the argument see what was written into it.
-                self.values[id(result)] = Value(len(self.steps) - 1)
+                self.write(result)  # later uses of the argument see what was written into it
                 return result
-            return self.register(result)
+            step.result = self.register(result)
+            return step.result
 
     def run_atomic(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run a module that is kept whole: on meta, or where it depends on values, a copy of it on ones."""
@@ -428,18 +436,39 @@ class Recorder(TorchFunctionMode):
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: torch.ones_like(t, device="cpu"), (args, kwargs))
             return pytree.tree_map_only(Tensor, lambda t: t.to(_META), copied(*args, **kwargs))
 
-    def note_rebound(self) -> None:
-        """After the run: buffers that forward replaced by another tensor are assigned to."""
-        if self.through_view:
-            raise self.error("a parameter or buffer is written in place through a view of it")
-        for members, name, twin in self.members:
-            now = members.get(name)
-            attr = self.values[id(twin)]
-            if now is twin or not isinstance(attr, Attr):
-                continue
-            if not isinstance(now, Tensor) or now.shape != twin.shape:
-                continue  # a table that is made when it is first needed; the graph makes it every time
-            self.steps.append(Step(ASSIGN, (attr, self.lookup(now)), {}, self.stack[0], no_grad=True))
+    def assign(self, scope: str) -> None:
+        """Assign what was written in place into parameters and buffers of a module to them, when its call ends."""
+        prefix = f"{scope}." if scope else ""
+        for path in [path for path in self.unassigned if path.startswith(prefix)]:
+            del self.unassigned[path]
+            value = self.lookup(self.attributes[path])
+            self.steps.append(Step(ASSIGN, (Attr(path), value), {}, self.stack[-1], no_grad=True))
+
+    def outcome(self, result: Any) -> Any:
+        """What the model returned, frozen; buffers that forward replaced by another tensor are assigned to."""
+        rebound = [(path, now) for path, now in map(self.rebound, self.members) if path]
+        for path, _ in rebound:
+            # The graph writes into the buffer: what still stands for its old value must be a copy of that.
+            old = self.attributes[path]
+            self.steps.append(Step(Tensor.clone, (self.lookup(old),), {}, self.stack[0]))
+            self.write(old)
+            self.unassigned.pop(path, None)
+        output = self.freeze(result)
+        self.assign("")
+        values = [(Attr(path), self.lookup(now)) for path, now in rebound]
+        self.steps += [Step(ASSIGN, pair, {}, self.stack[0], no_grad=True) for pair in values]
+        return output
+
+    def rebound(self, member: tuple[dict[str, Any], str, Tensor]) -> tuple[str, Tensor]:
+        """The path of a parameter or buffer and the tensor that is there now; no path where it is the same."""
+        members, name, twin = member
+        now = members.get(name)
+        if now is twin or not isinstance(now, Tensor) or now.shape != twin.shape:
+            return (
+                "",
+                twin,
+            )  # of another shape it is a table made when it is first needed; the graph makes it every time
+        return self.state[twin.untyped_storage()._cdata], now
 
     def note_check(self, symbol: str, operands: tuple[Any, ...], outcome: bool) -> None:
         """A comparison of traced numbers was made."""
@@ -520,7 +549,8 @@ def record(
     recorder = Recorder(model, paths, atomic)
     with lock, preserved(snapshot), swapped(snapshot, recorder, dtypes), patched(recorder):
         snapshot.train(training)
-        for position, (_, value) in enumerate([*enumerate(args), *kwargs.items()]):
+        recorder.inputs = [*args, *kwargs.values()]
+        for position, value in enumerate(recorder.inputs):
             _register_input(recorder, value, -1 - position)
         inputs = [
             (name, recorder.freeze(value), keyword)
@@ -538,8 +568,7 @@ def record(
         except Exception as error:
             where = recorder.failed_in if recorder.failed_in is not None else ""
             raise ConversionError("run", where, recorder.running, f"{type(error).__name__}: {error}") from error
-        recorder.note_rebound()
-        output = recorder.freeze(result)
+        output = recorder.outcome(result)
         output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
     reads = [paths[identity] for identity in recorder.training_reads]
     return Recording(

@@ -48,6 +48,7 @@ class Step:
     path: str | None = None
     no_grad: bool = False
     shape: Any = None  # of the result: a torch.Size, or the result's own container of them
+    result: Any = None  # tensors on meta; of a write the tensor that was written into
     leaf: str | None = None
 
 
