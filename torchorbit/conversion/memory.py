@@ -1,8 +1,8 @@
 """What tensors hold after something was written in place into memory that they share.
 
-A graph computes new tensors and writes into none. What a model writes into a tensor becomes that tensor's new value, and
-views follow it: a write into a view is written back into the tensor of which it is a view, up to the one that is no
-view, and every other view of that is taken anew when it is next read. Nothing is done before it is read.
+A graph computes new tensors and writes into none. What a model writes into a tensor becomes that tensor's new value,
+and views follow it: a write into a view is written back into the tensor of which it is a view, up to the one that is
+no view, and every other view of that is taken anew when it is next read. Nothing is done before it is read.
 """
 
 from __future__ import annotations
@@ -98,19 +98,20 @@ class Memory:
         self._write_back(written.target, storage)
         return self._taken_anew(tensor, storage)
 
-    def unchanged_view(self, view: Tensor, base: Tensor, index: Any) -> bool:
-        """Whether a tensor is ``base[index]`` after the last write went into it, and ``base`` has not changed since it was.
+    def unchanged_view(self, view: Any, base: Tensor, index: Any) -> bool:
+        """Whether a tensor is ``base[index]`` and the last write went into it, with ``base`` unchanged before.
 
         Then ``base[index] = view``, which Python does after ``base[index] += y``, is all there is to write back.
         """
-        storage = view.untyped_storage()._cdata
-        written = self._written.get(storage)
+        if not self._written or not isinstance(view, Tensor):
+            return False
+        written = self._written.get(view.untyped_storage()._cdata)
         if written is None or written.target is not view:
             return False
         found = self._view(view)
-        if found is None or found.of is not base or function_name(found.step.function) != "torch.Tensor.__getitem__":
+        if found is None or found.of is not base or found.step.function is not Tensor.__getitem__:
             return False
-        return found.step.args == (self._recorder.values.get(id(base)), index)
+        return found.step.args == (self._recorder.values.get(id(base)), self._recorder.freeze(index))
 
     def forget(self, tensor: Tensor) -> None:
         """Take the last write into a tensor's memory for written back already."""

@@ -227,10 +227,9 @@ class Recorder(TorchFunctionMode):
         if func in _LITERALS and not _has_tensor((args, kwargs)):
             return self.literal(func, args, kwargs)
 
-        if name == "__setitem__" and isinstance(args[2], Tensor):
+        if name == "__setitem__" and self.memory.unchanged_view(args[2], args[0], args[1]):
             # `x[0] += y` writes into a view and then puts the view where it came from.
-            if self.memory.unchanged_view(args[2], args[0], self.freeze(args[1])):
-                self.memory.forget(args[2])
+            self.memory.forget(args[2])
         self.saw_traced = False
         out_argument = kwargs.pop("out", None)
         frozen_args = tuple([self.freeze(a) for a in args])
