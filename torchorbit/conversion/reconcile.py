@@ -18,9 +18,10 @@ from torchorbit.arguments import PLAIN, Attr, ByMode, Expr, SameDevice, SameDtyp
 from torchorbit.containers import items_like, items_of, rebuilt
 from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
 from torchorbit.conversion.recording import CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
+from torchorbit.graph.vertices import Mode
 from torchorbit.operators import OPERATORS
 
-# How far a step that exists only in training may be from the next step that both modes share.
+# How far a step that exists only in one mode may be from the next step that both modes share.
 _LOOK_AHEAD = 64
 # Functions with an argument that depends on the training flag.
 _MODE_DEPENDENT = {name for row in OPERATORS.values() if row.by_mode for name in (row.name, *row.names)}
@@ -28,11 +29,18 @@ _NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
 
 class DisagreementError(Exception):
-    """Two recordings cannot be explained by one graph."""
+    """Two recordings cannot be explained by one graph.
 
-    def __init__(self, step: Step | None, reason: str):
+    Attributes:
+        step: where they differ; None for the output.
+        reason: why.
+        mode: whether the mode, which is not all that varied, may be the reason.
+    """
+
+    def __init__(self, step: Step | None, reason: str, *, mode: bool = False):
         self.step = step
         self.reason = reason
+        self.mode = mode
         super().__init__(reason)
 
 
@@ -45,17 +53,22 @@ class Variation:
     dtype: bool = False
     training: bool = False
 
+    def without_mode(self, other: Variation) -> bool:
+        """Whether another recording, in evaluation, has what is different in this one apart from the mode."""
+        mine, theirs = (self.batch, self.lengths, self.dtype), (other.batch, other.lengths, other.dtype)
+        return not other.training and all(b or not a for a, b in zip(mine, theirs, strict=True))
+
 
 @dataclasses.dataclass(slots=True)
 class Item:
-    """A step of the reconciled recording. ``number`` is what `Value`s refer to."""
+    """A step of the reconciled recording. ``number`` is what `Value`s refer to; ``mode`` as in vertices."""
 
     number: int
     step: Step
     call: ModuleCall
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    training_only: bool = False
+    mode: Mode = ""
 
 
 @dataclasses.dataclass(slots=True)
@@ -68,12 +81,17 @@ class Reconciled:
     output: Any
     constants: dict[str, torch.Tensor]
 
+    @property
+    def only_evaluated(self) -> bool:
+        """Whether some steps run in evaluation alone."""
+        return any(item.mode == "evaluation" for item in self.items)
+
 
 @dataclasses.dataclass(slots=True)
 class _Aligned:
     recording: Recording
     variation: Variation
-    partner: list[int]  # step of the first recording -> step of this one
+    partner: list[int]  # step of the first recording -> step of this one; -1 where only evaluation has it
     number: dict[int, int]  # step of this one -> number in the result
     extras: dict[int, list[int]]  # step of the first recording -> steps of this one before its partner
     calls: dict[int, ModuleCall]  # id of a call in this recording -> the same call in the first one
@@ -133,12 +151,12 @@ def _align(first: Recording, other: Recording, variation: Variation) -> _Aligned
         if j < len(theirs) and _key(theirs[j]) == key:
             found = j
         elif variation.training:
-            ahead = range(j + 1, min(j + _LOOK_AHEAD, len(theirs)))
-            found = next((k for k in ahead if _key(theirs[k]) == key), -1)
+            found = _ahead(steps, i, theirs, j)
         else:
-            found = -1
-        if found < 0:
             raise DisagreementError(step, f"the model takes another path after {_name(step)}")
+        if found < 0:
+            result.partner.append(-1)
+            continue
         if found > j:
             result.extras[i] = list(range(j, found))
         result.partner.append(found)
@@ -154,6 +172,18 @@ def _align(first: Recording, other: Recording, variation: Variation) -> _Aligned
             raise DisagreementError(theirs[j], "the model goes on differently at the end")
         result.extras[len(steps)] = list(range(j, len(theirs)))
     return result
+
+
+def _ahead(steps: list[Step], i: int, theirs: list[Step], j: int) -> int:
+    """Where the other recording has step ``i`` of the first, from ``j`` on; -1 where the first alone has it."""
+    key = _key(steps[i])
+    ahead = range(j + 1, min(j + _LOOK_AHEAD, len(theirs)))
+    found = next((k for k in ahead if _key(theirs[k]) == key), -1)
+    if found < 0 or j == len(theirs):
+        return -1
+    # What comes first is the next step that both have.
+    wanted = _key(theirs[j])
+    return -1 if any(_key(step) == wanted for step in steps[i + 1 : i + found - j]) else found
 
 
 def _name(step: Step) -> str:
@@ -173,8 +203,11 @@ class _Merger:
         self.first = first
         self.batch = batch
         self.aligned = aligned
+        self.having = aligned  # the recordings that have the step that is looked at
         self.follows = follows
         self.step: Step | None = None
+        self.shared = {id(call) for other in aligned for call in other.calls.values()}
+        self.alone: dict[int, ModuleCall] = {}  # number of a step that one mode alone has -> the call it stands in
 
     def merge(self) -> Reconciled:
         first = self.first
@@ -184,15 +217,11 @@ class _Merger:
             for other in self.aligned:
                 items.extend(self.extra(other, k) for k in other.extras.get(i, ()))
             items.extend(checks.get(i, ()))
-            self.step = step
-            partners = [other.recording.steps[other.partner[i]] for other in self.aligned]
-            args = tuple([self.arg(a, [p.args[n] for p in partners]) for n, a in enumerate(step.args)])
-            kwargs = {key: self.arg(a, [p.kwargs[key] for p in partners]) for key, a in step.kwargs.items()}
-            items.append(Item(i, step, step.call, args, kwargs))
+            items.append(self.own(i, step))
         for other in self.aligned:
             items.extend(self.extra(other, k) for k in other.extras.get(len(first.steps), ()))
         items.extend(checks.get(len(first.steps), ()))
-        self.step = None
+        self.step, self.having = None, self.aligned
         output = self.arg(first.output, [other.recording.output for other in self.aligned])
         inputs = [
             (name, self.arg(value, [other.recording.inputs[n][1] for other in self.aligned]), keyword)
@@ -200,12 +229,27 @@ class _Merger:
         ]
         return Reconciled(items, inputs, first.input_shapes, output, first.constants)
 
+    def own(self, number: int, step: Step) -> Item:
+        """A step of the first recording, with what those say of its arguments that have it, too."""
+        self.step = step
+        self.having = [other for other in self.aligned if other.partner[number] >= 0]
+        partners = [other.recording.steps[other.partner[number]] for other in self.having]
+        args = tuple([self.arg(a, [p.args[n] for p in partners]) for n, a in enumerate(step.args)])
+        kwargs = {key: self.arg(a, [p.kwargs[key] for p in partners]) for key, a in step.kwargs.items()}
+        if len(self.having) == len(self.aligned):
+            return Item(number, step, step.call, args, kwargs)
+        call = step.call
+        while id(call) not in self.shared and call.parent is not None:
+            call = call.parent
+        self.alone[number] = call
+        return Item(number, step, call, args, kwargs, "evaluation")
+
     # -- arguments
 
     def arg(self, base: Any, others: list[Any]) -> Any:
         kind = type(base)
         if kind is Value:
-            mapped = [self.value(aligned, other) for aligned, other in zip(self.aligned, others, strict=True)]
+            mapped = [self.value(aligned, other) for aligned, other in zip(self.having, others, strict=True)]
             return base if all(m == base for m in mapped) else self.by_mode(base, others)
         if kind in Traced:
             return self.number(base, others)
@@ -228,11 +272,11 @@ class _Merger:
     def differ(self, base: Any, others: list[Any]) -> Any:
         """A constant that is not the same in every recording."""
         if isinstance(base, torch.dtype):
-            changed = [a.variation for a, other in zip(self.aligned, others, strict=True) if other != base]
+            changed = [a.variation for a, other in zip(self.having, others, strict=True) if other != base]
             if self.follows is not None and all(variation.dtype for variation in changed):
                 return SameDtype(self.follows)
         if type(base) in (int, float):
-            pairs = zip(self.aligned, others, strict=True)
+            pairs = zip(self.having, others, strict=True)
             changed = [a.variation for a, other in pairs if type(untraced(other)) is not type(base) or other != base]
             if all(variation == Variation(batch=True) for variation in changed):
                 return self.unexplained(base, others)
@@ -240,23 +284,31 @@ class _Merger:
 
     def by_mode(self, base: Any, others: list[Any]) -> Any:
         training = None
-        for aligned, other in zip(self.aligned, others, strict=True):
+        for aligned, other in zip(self.having, others, strict=True):
             plain = self.value(aligned, other) if type(base) is Value else untraced(other)
             if type(base) is type(plain) and base == plain:
                 continue
-            # Where other things than the mode differ, too, they may be the reason.
-            only = aligned.variation == Variation(training=True)
+            # Where other things than the mode differ, too, they may be the reason, unless that was tried.
+            tried = [Variation(), *[other.variation for other in self.having]]
+            only = aligned.variation.training and any(map(aligned.variation.without_mode, tried))
             name = getattr(self.step.function, "__name__", "") if self.step is not None else ""
             known = aligned.variation.training and name in _MODE_DEPENDENT and type(base) is not Value
             if not only and not known:
-                self.fail(f"{base} became {other}")
+                self.fail(f"{base} became {other}", mode=aligned.variation.training)
             training = _Unfolding(self, aligned).value(other)
-        return ByMode(training, base, self.step.call.where() if self.step is not None else "")
+        return ByMode(training, base, self.owner(base, training))
 
-    def fail(self, reason: str) -> Any:
-        raise DisagreementError(
-            self.step, f"an argument of {_name(self.step) if self.step else 'the output'}: {reason}"
-        )
+    def owner(self, *values: Any) -> str:
+        """The module whose flag decides between two arguments: where a step was made, or is looked at."""
+        for value in values:
+            call = self.alone.get(value.step) if type(value) is Value else None
+            if call is not None:
+                return call.where()
+        return self.step.call.where() if self.step is not None else ""
+
+    def fail(self, reason: str, *, mode: bool = False) -> Any:
+        where = _name(self.step) if self.step else "the output"
+        raise DisagreementError(self.step, f"an argument of {where}: {reason}", mode=mode)
 
     def value(self, aligned: _Aligned, other: Any) -> Any:
         """A value of another recording, in the numbering of the result."""
@@ -292,7 +344,7 @@ class _Merger:
             if equal:
                 return untraced(base)
             value, dim = operands
-            mapped = [self.value(a, origin[1][0]) for a, origin in zip(self.aligned, origins, strict=True)]
+            mapped = [self.value(a, origin[1][0]) for a, origin in zip(self.having, origins, strict=True)]
             if any(m != value or origin[1][1] != dim for m, origin in zip(mapped, origins, strict=True)):
                 return self.unexplained(untraced(base), others)
             return Size(value, dim)
@@ -308,7 +360,7 @@ class _Merger:
 
     def unexplained(self, base: Any, others: list[Any]) -> Any:
         """A number that differs and has lost its origin: an affine function of the batch, or its reciprocal?"""
-        pairs = list(zip(self.aligned, [untraced(other) for other in others], strict=True))
+        pairs = list(zip(self.having, [untraced(other) for other in others], strict=True))
         changed = [(aligned.variation, other) for aligned, other in pairs if other != base]
         if self.batch is not None and all(v == Variation(batch=True) for v, _ in changed):
             tensor, length, longer = self.batch
@@ -326,7 +378,8 @@ class _Merger:
         unfolding = _Unfolding(self, aligned)
         args, kwargs = unfolding.tuple_(step.args), unfolding.dict_(step.kwargs)
         number = len(self.first.steps) + position
-        return Item(number, step, aligned.call(step.call), args, kwargs, training_only=True)
+        call = self.alone[number] = aligned.call(step.call)
+        return Item(number, step, call, args, kwargs, "training")
 
     # -- checks
 
