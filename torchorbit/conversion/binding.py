@@ -11,7 +11,7 @@ from torch import nn
 
 from torchorbit.arguments import ArgumentMap, Attr, SameDevice, walk_args
 from torchorbit.conversion.reconcile import Item, Reconciled
-from torchorbit.conversion.recording import ASSIGN, CHECK, MODULE, ModuleCall, Value, function_name
+from torchorbit.conversion.recording import ALIAS, ASSIGN, CHECK, MODULE, ModuleCall, Value, function_name
 from torchorbit.errors import ConversionError
 from torchorbit.graph.vertices import Mode
 from torchorbit.operators import OPERATORS
@@ -72,6 +72,8 @@ def _bind(item: Item, follows: Value | Attr | None) -> BoundStep:
     if step.function is ASSIGN:
         args = {"target": item.args[0], "value": item.args[1]}
         return BoundStep(item.number, item.call, args, "assign", mode=item.mode)
+    if step.function is ALIAS:
+        return BoundStep(item.number, item.call, {"input": item.args[0]}, "alias", shape=step.shape)
     if step.function is CHECK:
         message = "the model was recorded with other sizes, for which it takes another path here"
         return BoundStep(item.number, item.call, {"condition": item.args[0], "message": message}, "check")

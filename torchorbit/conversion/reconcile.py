@@ -15,14 +15,17 @@ from typing import Any
 import torch
 
 from torchorbit.arguments import PLAIN, Attr, ByMode, Expr, SameDevice, SameDtype, Size, Transformer
-from torchorbit.containers import items_like, items_of, rebuilt
+from torchorbit.containers import items_like, items_of, leaves_of, rebuilt
 from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
-from torchorbit.conversion.recording import CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
+from torchorbit.conversion.recording import ALIAS, CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
+from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Mode
 from torchorbit.operators import OPERATORS
 
 # How far a step that exists only in one mode may be from the next step that both modes share.
 _LOOK_AHEAD = 64
+# Choices between the values of two modes are numbered from here on, behind the steps of all recordings.
+_FIRST_CHOICE = 1_000_000_000
 # Functions with an argument that depends on the training flag.
 _MODE_DEPENDENT = {name for row in OPERATORS.values() if row.by_mode for name in (row.name, *row.names)}
 _NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
@@ -192,6 +195,14 @@ def _name(step: Step) -> str:
     return function_name(step.function)
 
 
+def _within(call: ModuleCall, outer: ModuleCall) -> bool:
+    """Whether a call is another one or was made in it."""
+    inner: ModuleCall | None = call
+    while inner is not None and inner is not outer:
+        inner = inner.parent
+    return inner is not None
+
+
 class _Merger:
     def __init__(
         self,
@@ -208,6 +219,8 @@ class _Merger:
         self.step: Step | None = None
         self.shared = {id(call) for other in aligned for call in other.calls.values()}
         self.alone: dict[int, ModuleCall] = {}  # number of a step that one mode alone has -> the call it stands in
+        self.choices: dict[tuple[Value, Value], int] = {}  # values in the two modes -> number of the step that chooses
+        self.chosen: list[Item] = []  # choices that come before the step that is looked at
 
     def merge(self) -> Reconciled:
         first = self.first
@@ -217,12 +230,14 @@ class _Merger:
             for other in self.aligned:
                 items.extend(self.extra(other, k) for k in other.extras.get(i, ()))
             items.extend(checks.get(i, ()))
-            items.append(self.own(i, step))
+            own = self.own(i, step)
+            items.extend([*self.take_choices(), own])
         for other in self.aligned:
             items.extend(self.extra(other, k) for k in other.extras.get(len(first.steps), ()))
         items.extend(checks.get(len(first.steps), ()))
         self.step, self.having = None, self.aligned
         output = self.arg(first.output, [other.recording.output for other in self.aligned])
+        items.extend(self.take_choices())
         inputs = [
             (name, self.arg(value, [other.recording.inputs[n][1] for other in self.aligned]), keyword)
             for n, (name, value, keyword) in enumerate(first.inputs)
@@ -296,15 +311,53 @@ class _Merger:
             if not only and not known:
                 self.fail(f"{base} became {other}", mode=aligned.variation.training)
             training = _Unfolding(self, aligned).value(other)
-        return ByMode(training, base, self.owner(base, training))
+        return self.choice(training, base)
 
-    def owner(self, *values: Any) -> str:
-        """The module whose flag decides between two arguments: where a step was made, or is looked at."""
+    def choice(self, training: Any, evaluation: Any) -> Any:
+        """One argument in training and another in evaluation; the module that makes the difference decides.
+
+        Two tensors become one where that module is called, so that others need not know.
+        """
+        call = self.deciding(leaves_of(Value, (training, evaluation)))
+        if call is None:
+            return ByMode(training, evaluation, self.step.call.where() if self.step is not None else "")
+        argument = ByMode(training, evaluation, call.where())
+        here = call.parent is None if self.step is None else call is self.step.call
+        if here or type(training) is not Value or type(evaluation) is not Value:
+            return argument
+        number = self.choices.get((training, evaluation))
+        if number is None:
+            number = self.choices[training, evaluation] = _FIRST_CHOICE + len(self.choices)
+            shape = pick(self.first.steps[evaluation.step].shape, evaluation.index) if evaluation.step >= 0 else None
+            self.chosen.append(Item(number, Step(ALIAS, (), {}, call, shape=shape), call, (argument,), {}))
+        return Value(number)
+
+    def take_choices(self) -> list[Item]:
+        """The choices that were made since they were taken last."""
+        chosen, self.chosen = self.chosen, []
+        return chosen
+
+    def deciding(self, values: list[Value]) -> ModuleCall | None:
+        """The innermost call in which a value differs between the modes, and all are known; None where none differs."""
+        alone = [self.alone[value.step] for value in values if value.step in self.alone]
+        if not alone:
+            return None
+        call = alone[0]
+        while not all(_within(other, call) for other in alone[1:]):
+            assert call.parent is not None
+            call = call.parent
         for value in values:
-            call = self.alone.get(value.step) if type(value) is Value else None
-            if call is not None:
-                return call.where()
-        return self.step.call.where() if self.step is not None else ""
+            if value.step in self.alone or value.step < 0:
+                continue
+            # What was made after the call began has to be made in it.
+            made = self.first.steps[value.step].call
+            while not _within(made, call) and value.step > self.began(call) and call.parent is not None:
+                call = call.parent
+        return call
+
+    def began(self, call: ModuleCall) -> int:
+        """Number of the first step in a call."""
+        return next(n for n, step in enumerate(self.first.steps) if _within(step.call, call))
 
     def fail(self, reason: str, *, mode: bool = False) -> Any:
         where = _name(self.step) if self.step else "the output"
