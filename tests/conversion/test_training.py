@@ -326,7 +326,9 @@ def test_what_depends_on_the_mode_does_so_in_the_graph(kind):
     assert_same_in_every_mode(kind())
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODES if kind not in (TwoOutputs, InsideADict, LayersOfOneMode, MoreEntriesInTraining)])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in MODES if kind not in (TwoOutputs, InsideADict, LayersOfOneMode, MoreEntriesInTraining)]
+)
 def test_what_depends_on_the_mode_does_so_inside_blocks(kind):
     inner = nn.Sequential(nn.Identity(), kind())
     assert_same_in_every_mode(nn.Sequential(Computes(lambda m, x: m.inner(x * 1) + 1, inner=inner), nn.Tanh()))

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchorbit.arguments import ArgumentMap, Attr, SameDevice, walk_args
-from torchorbit.conversion.reconcile import Item, Reconciled
+from torchorbit.arguments import Attr, SameDevice, walk_args
+from torchorbit.conversion.reconcile import Item, Reconciled, ValueMap
 from torchorbit.conversion.recording import ALIAS, ASSIGN, CHECK, MODULE, ModuleCall, Value, function_name
 from torchorbit.errors import ConversionError
 from torchorbit.graph.vertices import Mode
@@ -20,10 +20,6 @@ from torchorbit.operators.spelling import UnknownOperatorError
 
 # Operators made of nothing but Python values; they are made on the device of the run.
 _FACTORIES = {name for name, row in OPERATORS.items() if "device" in row.parameters and "input" not in row.parameters}
-
-
-class ValueMap(ArgumentMap, kinds={Value: "ref"}):
-    """`torchorbit.arguments.map_args` for arguments in which tensors are `Value`s."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -66,9 +62,7 @@ def _bind(item: Item, follows: Value | Attr | None) -> BoundStep:
     shape = None if item.mode == "training" and step.shape != torch.Size() else step.shape
     if step.function is MODULE:
         args = {str(n): a for n, a in enumerate(item.args)} | item.kwargs
-        return BoundStep(
-            item.number, item.call, args, None, step.module, step.path or "", item.mode, step.leaf, shape
-        )
+        return BoundStep(item.number, item.call, args, None, step.module, step.path or "", item.mode, step.leaf, shape)
     if step.function is ASSIGN:
         args = {"target": item.args[0], "value": item.args[1]}
         return BoundStep(item.number, item.call, args, "assign", mode=item.mode)

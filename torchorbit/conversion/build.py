@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from torchorbit.arguments import Attr, Ref, walk_args
-from torchorbit.conversion.binding import BoundStep, ValueMap, bound_steps
+from torchorbit.conversion.binding import BoundStep, bound_steps
 from torchorbit.conversion.hierarchy import Hierarchy, Scope, inside
 from torchorbit.conversion.mirroring import mirror
 from torchorbit.conversion.naming import Names
-from torchorbit.conversion.reconcile import Reconciled
+from torchorbit.conversion.reconcile import Reconciled, ValueMap
 from torchorbit.conversion.recording import ModuleCall, Value
 from torchorbit.graph.dag import DagModule, Graph, Provenance
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from torchorbit.arguments import PLAIN, Attr, ByMode, Expr, SameDevice, SameDtype, Size, Transformer
-from torchorbit.containers import items_like, items_of, leaves_of, rebuilt
+from torchorbit.arguments import PLAIN, ArgumentMap, Attr, Expr, SameDevice, SameDtype, Size, Transformer
+from torchorbit.containers import items_like, items_of, rebuilt
+from torchorbit.conversion.modes import Modes, differing
 from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
 from torchorbit.conversion.recording import ALIAS, CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
 from torchorbit.graph.shapes import pick
@@ -91,13 +92,26 @@ class Reconciled:
 
 
 @dataclasses.dataclass(slots=True)
-class _Aligned:
+class Aligned:
+    """Another recording, step by step beside the first one."""
+
     recording: Recording
     variation: Variation
     partner: list[int]  # step of the first recording -> step of this one; -1 where only evaluation has it
     number: dict[int, int]  # step of this one -> number in the result
     extras: dict[int, list[int]]  # step of the first recording -> steps of this one before its partner
     calls: dict[int, ModuleCall]  # id of a call in this recording -> the same call in the first one
+
+    def numbered(self, position: int) -> int:
+        """The number of a step of this recording in the result."""
+        number = self.number.get(position)
+        return len(self.partner) + position if number is None else number
+
+    def value(self, value: Any) -> Any:
+        """A value of this recording, in the numbering of the result."""
+        if type(value) is not Value or value.step < 0:
+            return value
+        return Value(self.numbered(value.step), value.index)
 
     def call(self, call: ModuleCall) -> ModuleCall:
         """The same call in the first recording, or the nearest one around it."""
@@ -145,9 +159,9 @@ def _key(step: Step) -> tuple[Any, ...]:
     return (step.function, step.path, step.call.path, len(step.args), tuple(step.kwargs))
 
 
-def _align(first: Recording, other: Recording, variation: Variation) -> _Aligned:
+def _align(first: Recording, other: Recording, variation: Variation) -> Aligned:
     steps, theirs = first.steps, other.steps
-    result = _Aligned(other, variation, [], {}, {}, {})
+    result = Aligned(other, variation, [], {}, {}, {})
     j = 0
     for i, step in enumerate(steps):
         key = _key(step)
@@ -195,19 +209,15 @@ def _name(step: Step) -> str:
     return function_name(step.function)
 
 
-def _within(call: ModuleCall, outer: ModuleCall) -> bool:
-    """Whether a call is another one or was made in it."""
-    inner: ModuleCall | None = call
-    while inner is not None and inner is not outer:
-        inner = inner.parent
-    return inner is not None
+class ValueMap(ArgumentMap, kinds={Value: "ref"}):
+    """`torchorbit.arguments.map_args` for arguments in which tensors are `Value`s."""
 
 
 class _Merger:
     def __init__(
         self,
         first: Recording,
-        aligned: list[_Aligned],
+        aligned: list[Aligned],
         follows: Value | Attr | None,
         batch: tuple[Value, int, int] | None,
     ):
@@ -217,8 +227,7 @@ class _Merger:
         self.having = aligned  # the recordings that have the step that is looked at
         self.follows = follows
         self.step: Step | None = None
-        self.shared = {id(call) for other in aligned for call in other.calls.values()}
-        self.alone: dict[int, ModuleCall] = {}  # number of a step that one mode alone has -> the call it stands in
+        self.modes = Modes(first, aligned)
         self.choices: dict[tuple[Value, Value], int] = {}  # values in the two modes -> number of the step that chooses
         self.chosen: list[Item] = []  # choices that come before the step that is looked at
 
@@ -226,14 +235,11 @@ class _Merger:
         first = self.first
         items: list[Item] = []
         checks = self.checks()
-        for i, step in enumerate(first.steps):
-            for other in self.aligned:
-                items.extend(self.extra(other, k) for k in other.extras.get(i, ()))
-            items.extend(checks.get(i, ()))
-            own = self.own(i, step)
-            items.extend([*self.take_choices(), own])
-        for other in self.aligned:
-            items.extend(self.extra(other, k) for k in other.extras.get(len(first.steps), ()))
+        for other, number in self.modes.order():
+            if other is None:
+                items.extend(checks.get(number, ()))
+            item = self.own(number) if other is None else self.extra(other, number)
+            items.extend([*self.take_choices(), item])
         items.extend(checks.get(len(first.steps), ()))
         self.step, self.having = None, self.aligned
         output = self.arg(first.output, [other.recording.output for other in self.aligned])
@@ -244,27 +250,33 @@ class _Merger:
         ]
         return Reconciled(items, inputs, first.input_shapes, output, first.constants)
 
-    def own(self, number: int, step: Step) -> Item:
+    def own(self, number: int) -> Item:
         """A step of the first recording, with what those say of its arguments that have it, too."""
-        self.step = step
+        self.step = step = self.first.steps[number]
         self.having = [other for other in self.aligned if other.partner[number] >= 0]
         partners = [other.recording.steps[other.partner[number]] for other in self.having]
         args = tuple([self.arg(a, [p.args[n] for p in partners]) for n, a in enumerate(step.args)])
         kwargs = {key: self.arg(a, [p.kwargs[key] for p in partners]) for key, a in step.kwargs.items()}
-        if len(self.having) == len(self.aligned):
+        call = self.modes.alone.get(number)
+        if call is None:
             return Item(number, step, step.call, args, kwargs)
-        call = step.call
-        while id(call) not in self.shared and call.parent is not None:
-            call = call.parent
-        self.alone[number] = call
-        return Item(number, step, call, args, kwargs, "evaluation")
+        return Item(number, step, call, self.returned(args, call), self.returned(kwargs, call), "evaluation")
+
+    def returned(self, arg: Any, call: ModuleCall, *, training: bool = False) -> Any:
+        """An argument of a step that one mode alone runs: what calls return is chosen where they are made."""
+
+        def change(value: Any) -> Any:
+            pair = self.modes.instead(value, call, training=training) if type(value) is Value else None
+            return value if pair is None else self.chosen_value(*pair)
+
+        return ValueMap(change).value(arg)
 
     # -- arguments
 
     def arg(self, base: Any, others: list[Any]) -> Any:
         kind = type(base)
         if kind is Value:
-            mapped = [self.value(aligned, other) for aligned, other in zip(self.having, others, strict=True)]
+            mapped = [aligned.value(other) for aligned, other in zip(self.having, others, strict=True)]
             return base if all(m == base for m in mapped) else self.by_mode(base, others)
         if kind in Traced:
             return self.number(base, others)
@@ -300,7 +312,7 @@ class _Merger:
     def by_mode(self, base: Any, others: list[Any]) -> Any:
         training = None
         for aligned, other in zip(self.having, others, strict=True):
-            plain = self.value(aligned, other) if type(base) is Value else untraced(other)
+            plain = aligned.value(other) if type(base) is Value else untraced(other)
             if type(base) is type(plain) and base == plain:
                 continue
             # Where other things than the mode differ, too, they may be the reason, unless that was tried.
@@ -318,57 +330,39 @@ class _Merger:
 
         Two tensors become one where that module is called, so that others need not know.
         """
-        call = self.deciding(leaves_of(Value, (training, evaluation)))
-        if call is None:
-            return ByMode(training, evaluation, self.step.call.where() if self.step is not None else "")
-        argument = ByMode(training, evaluation, call.where())
-        here = call.parent is None if self.step is None else call is self.step.call
+        call = self.modes.deciding(training, evaluation)
+        at = None if self.step is None else self.step.call
+        here = call is None or (call.parent is None if at is None else call is at)
         if here or type(training) is not Value or type(evaluation) is not Value:
-            return argument
+            return differing(training, evaluation, call or at)
+        return self.chosen_value(training, evaluation)
+
+    def chosen_value(self, training: Value, evaluation: Value) -> Value:
+        """One tensor that is another one in each mode, made where the module is called that makes the difference."""
         number = self.choices.get((training, evaluation))
         if number is None:
             number = self.choices[training, evaluation] = _FIRST_CHOICE + len(self.choices)
+            call = self.modes.deciding(training, evaluation) or self.root()
+            argument = differing(training, evaluation, call)
             shape = pick(self.first.steps[evaluation.step].shape, evaluation.index) if evaluation.step >= 0 else None
             self.chosen.append(Item(number, Step(ALIAS, (), {}, call, shape=shape), call, (argument,), {}))
         return Value(number)
+
+    def root(self) -> ModuleCall:
+        """The call of the model itself."""
+        call = self.first.steps[0].call
+        while call.parent is not None:
+            call = call.parent
+        return call
 
     def take_choices(self) -> list[Item]:
         """The choices that were made since they were taken last."""
         chosen, self.chosen = self.chosen, []
         return chosen
 
-    def deciding(self, values: list[Value]) -> ModuleCall | None:
-        """The innermost call in which a value differs between the modes, and all are known; None where none differs."""
-        alone = [self.alone[value.step] for value in values if value.step in self.alone]
-        if not alone:
-            return None
-        call = alone[0]
-        while not all(_within(other, call) for other in alone[1:]):
-            assert call.parent is not None
-            call = call.parent
-        for value in values:
-            if value.step in self.alone or value.step < 0:
-                continue
-            # What was made after the call began has to be made in it.
-            made = self.first.steps[value.step].call
-            while not _within(made, call) and value.step > self.began(call) and call.parent is not None:
-                call = call.parent
-        return call
-
-    def began(self, call: ModuleCall) -> int:
-        """Number of the first step in a call."""
-        return next(n for n, step in enumerate(self.first.steps) if _within(step.call, call))
-
     def fail(self, reason: str, *, mode: bool = False) -> Any:
         where = _name(self.step) if self.step else "the output"
         raise DisagreementError(self.step, f"an argument of {where}: {reason}", mode=mode)
-
-    def value(self, aligned: _Aligned, other: Any) -> Any:
-        """A value of another recording, in the numbering of the result."""
-        if type(other) is not Value or other.step < 0:
-            return other
-        number = aligned.number.get(other.step)
-        return Value(len(self.first.steps) + other.step if number is None else number, other.index)
 
     # -- numbers
 
@@ -397,10 +391,14 @@ class _Merger:
             if equal:
                 return untraced(base)
             value, dim = operands
-            mapped = [self.value(a, origin[1][0]) for a, origin in zip(self.having, origins, strict=True)]
-            if any(m != value or origin[1][1] != dim for m, origin in zip(mapped, origins, strict=True)):
+            mapped = [a.value(origin[1][0]) for a, origin in zip(self.having, origins, strict=True)]
+            if any(origin[1][1] != dim for origin in origins):
                 return self.unexplained(untraced(base), others)
-            return Size(value, dim)
+            for aligned, other in zip(self.having, mapped, strict=True):
+                if other != value and not aligned.variation.training:
+                    return self.unexplained(untraced(base), others)
+            differ = [other for other in mapped if other != value]
+            return Size(self.chosen_value(differ[0], value) if differ else value, dim)
         parts = tuple([self.operand(a, [origin[1][n] for origin in origins]) for n, a in enumerate(operands)])
         return Expr(symbol, parts) if any(isinstance(part, (Size, Expr)) for part in parts) else untraced(base)
 
@@ -426,12 +424,13 @@ class _Merger:
                 return Expr("/", (base * length, Size(tensor, 0)))
         return self.fail(f"{base} became {[other for _, other in pairs]}, and nothing says why")
 
-    def extra(self, aligned: _Aligned, position: int) -> Item:
+    def extra(self, aligned: Aligned, position: int) -> Item:
         step = aligned.recording.steps[position]
         unfolding = _Unfolding(self, aligned)
         args, kwargs = unfolding.tuple_(step.args), unfolding.dict_(step.kwargs)
-        number = len(self.first.steps) + position
-        call = self.alone[number] = aligned.call(step.call)
+        number = aligned.numbered(position)
+        call = self.modes.alone[number]
+        args, kwargs = (self.returned(found, call, training=True) for found in (args, kwargs))
         return Item(number, step, call, args, kwargs, "training")
 
     # -- checks
@@ -481,13 +480,13 @@ class _Unfolding(
 ):
     """Gives arguments of a step that only one recording has: sizes in them stay expressions."""
 
-    def __init__(self, merger: _Merger, aligned: _Aligned):
+    def __init__(self, merger: _Merger, aligned: Aligned):
         self.merger = merger
         self.aligned = aligned
         self.follows = merger.follows
 
     def tensor(self, arg: Value) -> Any:
-        return self.merger.value(self.aligned, arg)
+        return self.aligned.value(arg)
 
     def number(self, arg: Any) -> Size | Expr:
         symbol, operands = arg.origin
