@@ -205,6 +205,77 @@ class InsideADict(nn.Module):
         return {"x": x, "p": 0.1 if self.training else 0.0}
 
 
+class OtherPath(nn.Module):
+    def forward(self, x):
+        return x * 2 if self.training else x.relu() * 3 + 1
+
+
+class OtherPathWithTheSameSteps(nn.Module):
+    def forward(self, x):
+        return (x * 2).relu() if self.training else x.relu().tanh() * 2
+
+
+class Scores(nn.Module):
+    """Probabilities in evaluation, logits in training."""
+
+    def forward(self, x):
+        return x * 2 if self.training else (x * 2).softmax(-1)
+
+
+class Decoded(nn.Module):
+    """Boxes from distances to the cells of a grid, in evaluation only; its sizes follow from the input."""
+
+    def forward(self, x):
+        y = x.tanh()
+        if self.training:
+            return y
+        cells = torch.arange(x.shape[1], device=x.device, dtype=x.dtype).view(1, -1, 1)
+        return torch.cat((cells - y[..., :4], cells + y[..., 4:]), -1).view(x.shape[0], x.shape[1] * 2, -1)
+
+
+class LayersOfOneMode(nn.Module):
+    """A head that only training runs, and a refinement that only evaluation runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(8, 3), Noise())
+        self.refine = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        if self.training:
+            return x.sin(), self.head(self.norm(x * 2))
+        return self.refine(x.sin() * 3)
+
+
+class MoreEntriesInTraining(nn.Module):
+    def forward(self, x):
+        found = {"out": x.sin()}
+        if self.training:
+            found["aux"] = [x.mean(1), (x * 2,)]
+        return found
+
+
+class OwnNormOfTheBatch(nn.Module):
+    """Its first step in training has the function of the first in evaluation."""
+
+    def forward(self, x):
+        if self.training:
+            x = x - x.mean((0, 1))
+        return x - x.mean(-1, keepdim=True)
+
+
+class CountsEvaluations(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.tensor(0.0))
+
+    def forward(self, x):
+        if not self.training:
+            self.count += 1
+        return x * 2 + self.count
+
+
 MODES = [
     FunctionalDropout,
     ScaledDropout,
@@ -219,6 +290,14 @@ MODES = [
     TwoOutputs,
     ByKeyword,
     InsideADict,
+    OtherPath,
+    OtherPathWithTheSameSteps,
+    Scores,
+    Decoded,
+    LayersOfOneMode,
+    MoreEntriesInTraining,
+    OwnNormOfTheBatch,
+    CountsEvaluations,
 ]
 
 
@@ -247,13 +326,15 @@ def test_what_depends_on_the_mode_does_so_in_the_graph(kind):
     assert_same_in_every_mode(kind())
 
 
-@pytest.mark.parametrize("kind", [kind for kind in MODES if kind not in (TwoOutputs, InsideADict)])
+@pytest.mark.parametrize(
+    "kind", [kind for kind in MODES if kind not in (TwoOutputs, InsideADict, LayersOfOneMode, MoreEntriesInTraining)]
+)
 def test_what_depends_on_the_mode_does_so_inside_blocks(kind):
     inner = nn.Sequential(nn.Identity(), kind())
     assert_same_in_every_mode(nn.Sequential(Computes(lambda m, x: m.inner(x * 1) + 1, inner=inner), nn.Tanh()))
 
 
-@pytest.mark.parametrize("kind", [FunctionalDropout, ScaledDropout, Attention, Noise])
+@pytest.mark.parametrize("kind", [FunctionalDropout, ScaledDropout, Attention, Noise, Scores, OtherPath])
 def test_the_flag_of_the_module_itself_decides(kind):
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(kind()), kind())
     source, dag = copies(model, X)
@@ -263,13 +344,15 @@ def test_the_flag_of_the_module_itself_decides(kind):
     assert (outcome(dag, X, seed=3) - outcome(dag.eval(), X, seed=3)).abs().max() > 1e-3
 
 
-class OtherPath(nn.Module):
-    def forward(self, x):
-        return x * 2 if self.training else x.relu() * 3 + 1
+class NeedsTargets(nn.Module):
+    def forward(self, x, targets=None):
+        if self.training and targets is None:
+            raise ValueError("in training there have to be targets")
+        return x.relu() * 3 + 1
 
 
-def test_a_path_of_training_that_cannot_be_merged_is_said_and_evaluation_recorded():
-    model = nn.Sequential(nn.Linear(8, 8), OtherPath(), nn.Dropout(0.1))
+def test_a_path_of_training_that_cannot_be_recorded_is_said_and_evaluation_recorded():
+    model = nn.Sequential(nn.Linear(8, 8), NeedsTargets(), nn.Dropout(0.1))
     dag = torchorbit.convert(model, X)
     assert dag.provenance.mode == "evaluation"
     assert dag.provenance.training_differs == ("1",)

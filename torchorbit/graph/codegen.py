@@ -225,9 +225,10 @@ def generate(vertices: Sequence[Vertex], output: Any) -> tuple[str, dict[str, An
             line = _call(vertex, code)
         else:
             line = f"{vertex.name} = {_call(vertex, code)}"
-        if isinstance(vertex, OperatorVertex) and vertex.training_only:
-            flag = f"{submodule(vertex.owner)}.training"
-            line = f"if {flag}: {line}" if OPERATORS[vertex.operator].effect else f"{line} if {flag} else None"
+        if vertex.mode:
+            flag = f"{'' if vertex.mode == 'training' else 'not '}{submodule(vertex.owner)}.training"
+            effect = isinstance(vertex, OperatorVertex) and OPERATORS[vertex.operator].effect
+            line = f"if {flag}: {line}" if effect else f"{line} if {flag} else None"
         if position in dead and not line.startswith("if "):
             line = f"{line}; del {', '.join(dead[position])}"
         lines.append("    " + line)

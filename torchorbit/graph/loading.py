@@ -28,7 +28,7 @@ from torchorbit.graph import codegen
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
 from torchorbit.graph.files import FORMAT, MAX_RANK, VERSION, read_document, read_weights
 from torchorbit.graph.trial import MAX_CALLS, try_out
-from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
+from torchorbit.graph.vertices import InputVertex, Mode, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.operators.modules import forward_arguments, leaf_name, make_leaf
 from torchorbit.operators.table import OPERATORS, REQUIRED
 
@@ -55,9 +55,9 @@ _ENTRIES = {
     "same": {"kind", "path"},
 }
 _INPUT_ENTRIES = {"input", "keyword", "fixed", "shape"}
-_MODULE_ENTRIES = {"name", "module", "leaf", "args", "kwargs"}
-_OPERATOR_ENTRIES = {"name", "operator", "args", "training_only", "owner"}
-#: Operators by the names that they had in files of version 0.1.0.
+_MODULE_ENTRIES = {"name", "module", "leaf", "args", "kwargs", "mode", "owner"}
+_OPERATOR_ENTRIES = {"name", "operator", "args", "mode", "owner", "training_only"}
+#: Operators by the names that they had in files of version 0.1.0; these also had ``training_only`` for a mode.
 _FORMER_NAMES = {"keep": "select_positions", "spread": "scatter_positions"}
 
 
@@ -230,6 +230,14 @@ def _flag(data: Mapping[str, Any], key: str, where: str) -> bool:
     return value
 
 
+def _mode(data: Mapping[str, Any], where: str) -> tuple[Mode, str]:
+    """In which mode a vertex runs, and whose flag decides."""
+    mode = data.get("mode", "training" if _flag(data, "training_only", where) else "")
+    if mode not in ("", "training", "evaluation"):
+        raise CheckpointError(f"{where}: 'mode' is {mode!r:.100}, expected 'training' or 'evaluation'")
+    return mode, _text(data, "owner", where, "")
+
+
 class _Unpacker:
     def __init__(self, tensors: dict[str, Tensor]):
         self.tensors = tensors
@@ -396,6 +404,7 @@ class _Unpacker:
                 tuple([read(a, at) for a in args]),
                 {key: read(a, at) for key, a in kwargs.items()},
                 _text(data, "leaf", at, ""),
+                *_mode(data, at),
             )
         _check_entries(data, _OPERATOR_ENTRIES, at)
         operator = data.get("operator")
@@ -415,8 +424,7 @@ class _Unpacker:
         ordered = {key: read(args[key], at) for key in row.parameters if key in args}
         if operator == "assign" and type(ordered["target"]) is not Attr:
             raise CheckpointError(f"{at}: only a parameter or buffer is assigned to")
-        only = _flag(data, "training_only", at)
-        return OperatorVertex(name, operator, ordered, only, _text(data, "owner", at, ""))
+        return OperatorVertex(name, operator, ordered, *_mode(data, at))
 
 
 def _check_fits(tensor: Tensor, like: Tensor | None, where: str) -> None:
@@ -460,7 +468,7 @@ def _check_targets(dag: DagModule, path: str) -> None:
         where = f"module '{path}', vertex '{vertex.name}'"
         if isinstance(vertex, ModuleVertex):
             _check_call(vertex, owner(vertex.target, where), where)
-        if isinstance(vertex, OperatorVertex) and vertex.training_only:
+        if not isinstance(vertex, InputVertex) and vertex.mode:
             owner(vertex.owner, where)
         _check_attributes(vertex_args(vertex), owner, where)
     _check_attributes(dag.graph.output, owner, f"module '{path}', output")
@@ -483,6 +491,8 @@ def _check_call(vertex: ModuleVertex, target: nn.Module, where: str) -> None:
     if vertex.leaf != (leaf_name(target) or ""):
         raise CheckpointError(f"{where}: module '{vertex.target:.200}' is no '{vertex.leaf:.200}'")
     if isinstance(target, DagModule):
+        if vertex.mode:
+            raise CheckpointError(f"{where}: a block runs in both modes, and this in '{vertex.mode}' alone")
         if len(target.graph.inputs) != len(vertex.args) or vertex.kwargs:
             raise CheckpointError(
                 f"{where}: block '{vertex.target:.200}' takes {len(target.graph.inputs)} inputs, none of them by name"

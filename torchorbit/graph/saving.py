@@ -171,14 +171,14 @@ def _pack_vertex(vertex: Vertex) -> dict[str, Any]:
         }
         if vertex.kwargs:
             data["kwargs"] = {key: _pack_arg(a) for key, a in vertex.kwargs.items()}
-        return data
-    data = {
-        "name": vertex.name,
-        "operator": vertex.operator,
-        "args": {key: _pack_arg(a) for key, a in vertex.args.items()},
-    }
-    if vertex.training_only:
-        data["training_only"] = True
+    else:
+        data = {
+            "name": vertex.name,
+            "operator": vertex.operator,
+            "args": {key: _pack_arg(a) for key, a in vertex.args.items()},
+        }
+    if vertex.mode:
+        data["mode"] = vertex.mode
         data["owner"] = vertex.owner
     return data
 

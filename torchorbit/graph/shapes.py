@@ -129,7 +129,7 @@ class _Runner(Interpreter):
         return self.shapes
 
     def call_operator(self, vertex: OperatorVertex) -> Any:
-        self.training = vertex.training_only
+        self.training = vertex.mode == "training"
         args = {name: self.value(arg) for name, arg in vertex.args.items()}
         if "device" in args:
             args["device"] = _META
@@ -137,7 +137,7 @@ class _Runner(Interpreter):
 
     def call_module(self, vertex: ModuleVertex) -> Any:
         module = self.dag.get_submodule(vertex.target)
-        self.training = module.training
+        self.training = vertex.mode == "training" if vertex.mode else module.training
         state = {name: _like(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
         args = tuple([self.value(arg) for arg in vertex.args])
         kwargs = {name: self.value(arg) for name, arg in vertex.kwargs.items()}

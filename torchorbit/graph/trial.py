@@ -190,7 +190,7 @@ class _Block(Interpreter, kinds={torch.dtype: "dtype"}):
             kind = kind_of(name, key)
             if type(arg) is ByMode:
                 self.check(self.value(arg.training), kind, key)
-                arg = arg.training if vertex.training_only else arg.evaluation
+                arg = arg.training if vertex.mode == "training" else arg.evaluation
             args[key] = value = self.value(arg)
             self.check(value, kind, key)
             some_tensor = some_tensor or any(isinstance(leaf, Tensor) for leaf in leaves(value))

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from torchorbit.labels import Dim
 from torchorbit.operators.declaring import operator
-from torchorbit.operators.labelling import Operands
+from torchorbit.operators.labelling import Operands, elementwise
 from torchorbit.operators.resizing import Resized
+from torchorbit.operators.shapes import same_shape
 
 NEEDLESS = {
     "cost": "it computes nothing",
@@ -23,6 +24,11 @@ def _assigned(target: Tensor, value: Tensor) -> None:
     """Write a value into a parameter or buffer."""
     with torch.no_grad():
         target.copy_(value)
+
+
+def _itself(input: Tensor) -> Tensor:
+    """A tensor under another name: one of two, as the mode says."""
+    return input
 
 
 def _checked(condition: bool, message: str) -> None:
@@ -98,6 +104,7 @@ def _scatter_resize(call: Resized) -> None:
 
 
 OPERATORS = [
+    operator("alias(input)", function=_itself, rule=elementwise, shape=same_shape, layout="alias", constant="same"),
     operator("assign(target, value)", function=_assigned, kinds={"value": "tensor"}, rule=_assign_rule, effect=True),
     operator(
         "check(condition, message)",

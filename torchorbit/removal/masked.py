@@ -95,7 +95,7 @@ class MaskedInterpreter(Interpreter):
         for position, vertex in enumerate(self.model.graph.vertices):
             if isinstance(vertex, InputVertex):
                 continue
-            if isinstance(vertex, OperatorVertex) and (vertex.training_only or OPERATORS[vertex.operator].effect):
+            if vertex.mode == "training" or (isinstance(vertex, OperatorVertex) and OPERATORS[vertex.operator].effect):
                 continue
             result = self.vertex(vertex)
             self.values[vertex.name] = self.zeroed(result, self.selection.of(vertex.name))
