@@ -438,10 +438,11 @@ class Recorder(TorchFunctionMode):
     def assign(self, scope: str) -> None:
         """Assign what was written in place into parameters and buffers of a module to them, when its call ends."""
         prefix = f"{scope}." if scope else ""
-        for path in [path for path in self.unassigned if path.startswith(prefix)]:
-            del self.unassigned[path]
-            value = self.lookup(self.attributes[path])
-            self.steps.append(Step(ASSIGN, (Attr(path), value), {}, self.stack[-1], no_grad=True))
+        with torch._C.DisableTorchFunction():
+            for path in [path for path in self.unassigned if path.startswith(prefix)]:
+                del self.unassigned[path]
+                value = self.lookup(self.attributes[path])
+                self.steps.append(Step(ASSIGN, (Attr(path), value), {}, self.stack[-1], no_grad=True))
 
     def outcome(self, result: Any) -> Any:
         """What the model returned, frozen; buffers that forward replaced by another tensor are assigned to."""
