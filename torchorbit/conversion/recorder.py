@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,11 +23,22 @@ from torch.utils import _pytree as pytree
 from torchorbit.arguments import Attr
 from torchorbit.containers import items_of, leaves_of, map_leaves, map_placed, placed_leaves, rebuilt
 from torchorbit.conversion import shapes
+from torchorbit.conversion.lines import line_of, line_running
 from torchorbit.conversion.memory import Memory
-from torchorbit.conversion.numbers import Traced, traced, untraced
+from torchorbit.conversion.numbers import Traced, plain, traced
 from torchorbit.conversion.patching import lock, meta_twin, patched, swapped
 from torchorbit.conversion.preserving import Snapshot, preserved
-from torchorbit.conversion.recording import ASSIGN, MODULE, ModuleCall, Recording, Step, Value, function_name
+from torchorbit.conversion.questions import QUESTIONS, SHAPED_BY_VALUES, Questions
+from torchorbit.conversion.recording import (
+    ASSIGN,
+    MODULE,
+    ModuleCall,
+    Recording,
+    Step,
+    Value,
+    function_name,
+    writes_in_place,
+)
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
 from torchorbit.operators.modules import leaf_name
@@ -51,12 +62,6 @@ _PLAIN_READS = {
                  "__repr__", "__format__", "__hash__", "data_ptr", "is_shared", "retain_grad", "register_hook")
 } | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.numel, torch._assert}  # fmt: skip
 
-_DATA_DEPENDENT = {
-    "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero", "equal",
-    "allclose", "numpy", "nonzero", "masked_select", "unique", "unique_consecutive", "argwhere", "__contains__",
-    "bincount", "__array__", "cpu_numpy",
-}  # fmt: skip
-
 # Made of nothing but Python values: they must be told to be on meta while recording.
 _FACTORIES = {
     getattr(torch, name)
@@ -69,11 +74,6 @@ _DEVICE_MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda}
 # Python functions of torch that are no single operator: what they do inside is recorded instead.
 _COMPOSITE = {F.multi_head_attention_forward}
 _IGNORED = {torch._C._set_grad_enabled, torch._assert_async}
-
-_IN_PLACE_OPERATORS = {
-    "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__", "__imod__", "__ipow__",
-    "__iand__", "__ior__", "__ixor__", "__setitem__",
-}  # fmt: skip
 
 _PYTHON_CONSTANTS = {
     int, float, bool, str, complex, type(None), type(Ellipsis), torch.dtype, torch.memory_format, torch.layout,
@@ -98,6 +98,7 @@ class Recorder(TorchFunctionMode):
         self.training_reads: dict[int, nn.Module] = {}
         self.memory = Memory(self)
         self.inputs: list[Any] = []
+        self.questions = Questions(self, ())
         self.attributes: dict[str, Tensor] = {}  # path of a parameter, buffer or constant -> its meta tensor
         self.state: dict[int, str] = {}  # storage of a parameter or buffer -> its path
         self.members: list[tuple[dict[str, Any], str, Tensor]] = []  # where parameters and buffers hang
@@ -195,7 +196,7 @@ class Recorder(TorchFunctionMode):
 
     def error(self, message: str, operator: str | None = None) -> ConversionError:
         """An error that says where the model is just now."""
-        return ConversionError("record", self.stack[-1].where(), operator, message)
+        return ConversionError("record", self.stack[-1].where(), operator, message, line_running())
 
     # -- torch functions
 
@@ -219,13 +220,15 @@ class Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__set__" and func != Tensor.requires_grad.__set__:  # type: ignore[attr-defined]
             raise self.error("an attribute of a tensor is set, which a graph does not hold", function_name(func))
-        if name in _DATA_DEPENDENT:
-            raise self.error("the model's path depends on the values of a tensor, which a graph cannot follow", name)
+        if name in QUESTIONS:
+            return self.questions.answer(func, name, args, kwargs)
+        if name in SHAPED_BY_VALUES or (name == "where" and len(args) + len(kwargs) == 1):
+            return self.questions.computed(func, args, kwargs)
 
         if not self.autocast and torch._C._is_any_autocast_enabled():
             raise self.error("it runs under autocast, which a graph does not hold; cast explicitly instead", name)
         if func in _LITERALS and not _has_tensor((args, kwargs)):
-            return self.literal(func, args, kwargs)
+            return self.questions.literal(func, args, kwargs)
 
         if name == "__setitem__" and self.memory.unchanged_view(args[2], args[0], args[1]):
             # `x[0] += y` writes into a view and then puts the view where it came from.
@@ -235,9 +238,9 @@ class Recorder(TorchFunctionMode):
         frozen_args = tuple([self.freeze(a) for a in args])
         frozen_kwargs = {key: self.freeze(a) for key, a in kwargs.items()} if kwargs else {}
         if self.saw_traced:
-            args, kwargs = _plain(args), _plain(kwargs)
+            args, kwargs = plain(args), plain(kwargs)
 
-        in_place = _writes_in_place(name, func, args, kwargs)
+        in_place = writes_in_place(name, func, args, kwargs)
         target = out_argument
         if in_place and target is None:
             target = args[0] if args else next(iter(kwargs.values()))
@@ -246,7 +249,16 @@ class Recorder(TorchFunctionMode):
             result = shapes.function_result(func, args, kwargs)
         if result is None:
             self.running = function_name(func)
-            result = self.run(func, args, kwargs)
+            try:
+                result = self.run(func, args, kwargs)
+            except (RuntimeError, NotImplementedError) as error:
+                # A kernel that has no way to go on without the values of an operand.
+                if "meta" not in str(error):
+                    raise
+                args, kwargs = self.questions.with_values(name, args, kwargs)
+                frozen_args = tuple([self.freeze(a) for a in args])
+                frozen_kwargs = {key: self.freeze(a) for key, a in kwargs.items()}
+                result = self.run(func, args, kwargs)
             self.running = None
         if result is NotImplemented:
             return result
@@ -264,16 +276,6 @@ class Recorder(TorchFunctionMode):
         step.shape = shapes_in(result)
         step.result = self.register(result)
         return step.result
-
-    def literal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """A tensor made of Python numbers or an array: its values are kept."""
-        if kwargs.get("device") is not None:
-            kwargs = {**kwargs, "device": "cpu"}
-        made = func(*_plain(args), **_plain(kwargs))
-        twin = meta_twin(made)
-        self.known_constants[id(twin)] = made
-        self.capture(twin)
-        return twin
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a torch function such that its result is on meta."""
@@ -395,7 +397,7 @@ class Recorder(TorchFunctionMode):
                 leaf=leaf,
             )
             if self.saw_traced:
-                args, kwargs = _plain(args), _plain(kwargs)
+                args, kwargs = plain(args), plain(kwargs)
             result = None
             if leaf is not None and not kwargs:
                 result = shapes.module_result(module, leaf, args)
@@ -484,25 +486,8 @@ class Recorder(TorchFunctionMode):
             self.training_reads[id(module)] = module
 
 
-def _plain(arg: Any) -> Any:
-    """An argument with plain numbers for traced ones."""
-    return map_leaves(lambda leaf: tuple(map(untraced, leaf)) if type(leaf) is torch.Size else untraced(leaf), arg)
-
-
 def _has_tensor(result: Any) -> bool:
     return isinstance(result, Tensor) or bool(leaves_of(Tensor, result))
-
-
-def _writes_in_place(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")):
-        return True
-    if kwargs.get("inplace"):
-        return True
-    code = getattr(func, "__code__", None)
-    if code is not None and "inplace" in code.co_varnames[: code.co_argcount]:
-        position = code.co_varnames.index("inplace")
-        return len(args) > position and bool(args[position])
-    return False
 
 
 def _to_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -525,6 +510,7 @@ def record(
     atomic: tuple[type[nn.Module], ...],
     *,
     snapshot: Snapshot,
+    examples: Sequence[Any],
     training: bool,
     dtypes: Mapping[torch.dtype, torch.dtype],
 ) -> Recording:
@@ -540,6 +526,7 @@ def record(
         paths: id of every submodule -> its path.
         atomic: classes that stay whole.
         snapshot: what hangs on the model, and is put back.
+        examples: the example inputs, for questions about what tensors hold.
         training: record in training mode, else in evaluation mode.
         dtypes: floating-point dtypes to be replaced, old -> new.
 
@@ -550,6 +537,7 @@ def record(
     with lock, preserved(snapshot), swapped(snapshot, recorder, dtypes), patched(recorder):
         snapshot.train(training)
         recorder.inputs = [*args, *kwargs.values()]
+        recorder.questions = Questions(recorder, examples)
         for position, value in enumerate(recorder.inputs):
             _register_input(recorder, value, -1 - position)
         inputs = [
@@ -567,7 +555,8 @@ def record(
             raise ConversionError("run", "", None, f"RecursionError: {error}") from error
         except Exception as error:
             where = recorder.failed_in if recorder.failed_in is not None else ""
-            raise ConversionError("run", where, recorder.running, f"{type(error).__name__}: {error}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise ConversionError("run", where, recorder.running, reason, line_of(error.__traceback__)) from error
         output = recorder.outcome(result)
         output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
     reads = [paths[identity] for identity in recorder.training_reads]
