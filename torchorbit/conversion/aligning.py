@@ -48,7 +48,7 @@ def pairs(ours: Sequence[Step], theirs: Sequence[Step]) -> list[tuple[int, int]]
 
     Steps belong together that are of the same function or module with results of the same rank, and rather those with
     the same constants among their arguments: of two means the one over the same dimension. It is the path of least cost
-    through the table of all pairs (Myers, An O(ND) Difference Algorithm and Its Variations, 1986, with weights).
+    through the table of all pairs, found by A* (Hart, Nilsson and Raphael, 1968).
 
     Args:
         ours: the steps of one recording.
@@ -57,26 +57,27 @@ def pairs(ours: Sequence[Step], theirs: Sequence[Step]) -> list[tuple[int, int]]
     Returns:
         Positions in the two, or None where the recordings are too different to be compared.
     """
-    keys = [[(key_of(step), _rank(step)) for step in steps] for steps in (ours, theirs)]
+    mine, other = ([(key_of(step), _rank(step)) for step in steps] for steps in (ours, theirs))
+    end = len(ours), len(theirs)
     best: dict[tuple[int, int], int] = {(0, 0): 0}
     came: dict[tuple[int, int], tuple[int, int]] = {}
     queue = [(0, 0, 0, 0)]
-    end = len(ours), len(theirs)
     while queue:
-        cost, _, i, j = heapq.heappop(queue)
-        if cost > best[i, j]:
-            continue
+        _, _, i, j = heapq.heappop(queue)
         if (i, j) == end:
             return _path(came, end)
-        steps = [(i + 1, j, cost + _ALONE), (i, j + 1, cost + _ALONE)]
-        if i < end[0] and j < end[1] and keys[0][i] == keys[1][j]:
+        cost = best[i, j]
+        ways = [(i + 1, j, cost + _ALONE), (i, j + 1, cost + _ALONE)]
+        if i < end[0] and j < end[1] and mine[i] == other[j]:
             same = _constants(ours[i]) == _constants(theirs[j])
-            steps.append((i + 1, j + 1, cost + (0 if same else _DIFFERENT)))
-        for x, y, price in steps:
+            ways.append((i + 1, j + 1, cost + (0 if same else _DIFFERENT)))
+        for x, y, price in ways:
             if x <= end[0] and y <= end[1] and price < best.get((x, y), price + 1):
                 best[x, y] = price
                 came[x, y] = i, j
-                heapq.heappush(queue, (price, -x - y, x, y))
+                # At least as many steps stay alone as the one recording is longer; of equals, who is farther goes on.
+                rest = _ALONE * abs(end[0] - x - end[1] + y)
+                heapq.heappush(queue, (price + rest, -x - y, x, y))
         if len(best) > _MOST:
             return None
     return None
