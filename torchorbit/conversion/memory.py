@@ -57,11 +57,15 @@ class _View:
 
 
 class Memory:
-    """Follows what is written in place while a model is recorded."""
+    """Follows what is written in place while a model is recorded.
+
+    Attributes:
+        written: storage -> the last write into it.
+    """
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
-        self._written: dict[int, _Write] = {}  # storage -> the last write into it
+        self.written: dict[int, _Write] = {}
         self._made: dict[int, Value | Attr] = {}  # id of a tensor that was written into -> what it stood for at first
         self._aliases: dict[int, set[int]] = {}  # storage -> ids of tensors that stand for what was written last
 
@@ -74,7 +78,7 @@ class Memory:
             step: the number of the step.
         """
         storage = target.untyped_storage()._cdata
-        self._written[storage] = _Write(step, target)
+        self.written[storage] = _Write(step, target)
         self._aliases[storage] = {id(target)}
         if before is not None:
             self._made.setdefault(id(target), before)
@@ -89,10 +93,8 @@ class Memory:
         Raises:
             ConversionError: it shares memory that was written into in a way that a graph does not hold.
         """
-        if not self._written:
-            return found
         storage = tensor.untyped_storage()._cdata
-        written = self._written.get(storage)
+        written = self.written.get(storage)
         if written is None or self._is_current(tensor, storage, found):
             return found
         self._write_back(written.target, storage)
@@ -103,9 +105,9 @@ class Memory:
 
         Then ``base[index] = view``, which Python does after ``base[index] += y``, is all there is to write back.
         """
-        if not self._written or not isinstance(view, Tensor):
+        if not self.written or not isinstance(view, Tensor):
             return False
-        written = self._written.get(view.untyped_storage()._cdata)
+        written = self.written.get(view.untyped_storage()._cdata)
         if written is None or written.target is not view:
             return False
         found = self._view(view)
@@ -115,10 +117,10 @@ class Memory:
 
     def forget(self, tensor: Tensor) -> None:
         """Take the last write into a tensor's memory for written back already."""
-        del self._written[tensor.untyped_storage()._cdata]
+        del self.written[tensor.untyped_storage()._cdata]
 
     def _is_current(self, tensor: Tensor, storage: int, found: Value | Attr) -> bool:
-        after = type(found) is Value and found.step >= self._written[storage].step
+        after = type(found) is Value and found.step >= self.written[storage].step
         return after or id(tensor) in self._aliases[storage]
 
     def _write_back(self, tensor: Tensor, storage: int) -> None:
@@ -135,7 +137,7 @@ class Memory:
     def _after_write(self, view: _View, before: Value | Attr, tensor: Tensor) -> Value | Attr:
         """What a tensor stands for after a write into a view of it."""
         value = self._recorder.values[id(tensor)]
-        written = self._written_back(view, before, value, tensor)
+        written = self.written_back(view, before, value, tensor)
         if written is None:
             return value
         function, args = written

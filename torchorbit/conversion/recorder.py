@@ -147,7 +147,9 @@ class Recorder(TorchFunctionMode):
     def lookup(self, tensor: Tensor) -> Value | Attr:
         """What a tensor stands for."""
         found = self.values.get(id(tensor))
-        return self.memory.current(tensor, self.capture(tensor) if found is None else found)
+        if found is None:
+            found = self.capture(tensor)
+        return self.memory.current(tensor, found) if self.memory.written else found
 
     def tensor_of(self, value: Value | Attr) -> Tensor | None:
         """The meta tensor for which a value was recorded."""
