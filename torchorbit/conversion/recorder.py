@@ -8,7 +8,6 @@ inputs are swapped for meta tensors while the model runs and put back afterwards
 from __future__ import annotations
 
 import copy
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from torchorbit.conversion.recording import ASSIGN, MODULE, ModuleCall, Recordin
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
 from torchorbit.operators.modules import leaf_name
+from torchorbit.records import record_of
 
 _META = torch.device("meta")
 
@@ -130,8 +130,6 @@ class Recorder(TorchFunctionMode):
             frozen = [self.freeze(a) for a in items]
             plain = isinstance(arg, tuple) and not hasattr(arg, "_fields")  # what torch calls a return type
             return tuple(frozen) if plain else rebuilt(arg, frozen)
-        if dataclasses.is_dataclass(arg) and not isinstance(arg, type):
-            return {f.name: self.freeze(getattr(arg, f.name)) for f in dataclasses.fields(arg)}
         if isinstance(arg, (int, float)):  # an enumeration, or a number of numpy
             return float(arg) if isinstance(arg, float) else int(arg)
         if hasattr(arg, "item") and getattr(arg, "ndim", None) == 0:
@@ -139,6 +137,15 @@ class Recorder(TorchFunctionMode):
         if isinstance(arg, range):
             return tuple(arg)
         raise self.error(f"a {kind.__module__}.{kind.__qualname__} is passed where a tensor or a constant is expected")
+
+    def freeze_output(self, value: Any) -> Any:
+        """What the model returns, with every tensor replaced by what it stands for; its classes are kept."""
+        record = record_of(value)
+        items = items_of(value) if record is None else record.held
+        if items is None:
+            return self.freeze(value)
+        frozen = [self.freeze_output(item) for item in items]
+        return rebuilt(value, frozen) if record is None else record.holding(frozen)
 
     def lookup(self, tensor: Tensor) -> Value | Attr:
         """What a tensor stands for."""
@@ -539,7 +546,7 @@ def record(
             where = recorder.failed_in if recorder.failed_in is not None else ""
             raise ConversionError("run", where, recorder.running, f"{type(error).__name__}: {error}") from error
         recorder.note_rebound()
-        output = recorder.freeze(result)
+        output = recorder.freeze_output(result)
         output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
     reads = [paths[identity] for identity in recorder.training_reads]
     return Recording(
