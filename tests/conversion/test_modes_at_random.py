@@ -5,7 +5,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -13,6 +13,7 @@ import torchorbit
 from tests.models import assert_same, copies, reloaded
 from torchorbit.records import opened
 
+PHASES = (Phase.explicit, Phase.generate)
 WIDTH = 6
 
 
@@ -91,7 +92,7 @@ PLANS = st.tuples(SEVERAL, SEVERAL, SEVERAL, SEVERAL, st.booleans())
     nested=st.booleans(),
     data=st.data(),
 )
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, phases=PHASES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_a_network_with_two_modes_computes_both(blocks, outputs, nested, data):
     torch.manual_seed(0)
     source, dag = copies(Network(blocks, outputs, nested).double(), torch.randn(3, 4).double())
