@@ -113,6 +113,13 @@ class CheckpointError(TorchorbitError):
         super().__init__(message)
 
 
+class InternalError(TorchorbitError, RuntimeError):
+    """Something that torchorbit made is not what it should be: a mistake in torchorbit, not in what it was given.
+
+    Nothing was changed. Please report it, with the model.
+    """
+
+
 class ScoresError(TorchorbitError, ValueError):
     """A file holds no scores, or those of another graph."""
 

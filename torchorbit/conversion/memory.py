@@ -137,7 +137,7 @@ class Memory:
     def _after_write(self, view: _View, before: Value | Attr, tensor: Tensor) -> Value | Attr:
         """What a tensor stands for after a write into a view of it."""
         value = self._recorder.values[id(tensor)]
-        written = self.written_back(view, before, value, tensor)
+        written = self._written_back(view, before, value, tensor)
         if written is None:
             return value
         function, args = written

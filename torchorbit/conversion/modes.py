@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from torchorbit.arguments import ByMode
 from torchorbit.containers import leaves_of
 from torchorbit.conversion.recording import ModuleCall, Recording, Value
@@ -17,6 +19,8 @@ from torchorbit.conversion.recording import ModuleCall, Recording, Value
 if TYPE_CHECKING:
     from torchorbit.conversion.reconcile import Aligned
 
+#: Choices between the values of two modes are numbered from here on, behind the steps of all recordings.
+FIRST_CHOICE = 1_000_000_000
 #: A step: its number in the first recording, or in another one.
 Place = tuple["Aligned | None", int]
 
@@ -38,12 +42,14 @@ class Modes:
 
     Attributes:
         alone: number of a step that one mode alone runs -> the call in which it stands.
+        root: the call of the model itself.
     """
 
     def __init__(self, first: Recording, aligned: Sequence[Aligned]):
         self._first = first
         self._aligned = aligned
         self.alone: dict[int, ModuleCall] = {}
+        self.root = self._root()
         self._shared = {id(call) for other in aligned for call in other.calls.values()}
         for number, step in enumerate(first.steps):
             if any(other.partner[number] < 0 for other in aligned):
@@ -56,6 +62,15 @@ class Modes:
         for other in aligned:
             if other.variation.training:
                 self._compare_results(other)
+
+    def _root(self) -> ModuleCall:
+        steps = [
+            step for recording in (self._first, *[o.recording for o in self._aligned]) for step in recording.steps[:1]
+        ]
+        call: ModuleCall | None = steps[0].call if steps else None
+        while call is not None and call.parent is not None:
+            call = call.parent
+        return call or ModuleCall(nn.Module(), "", None)
 
     def _shared_call(self, call: ModuleCall) -> ModuleCall:
         """The innermost call around a step of the first recording that all make."""
@@ -147,10 +162,12 @@ class Modes:
         pair = self._instead[0 if training else 1].get(value)
         return None if pair is None or within(call, self._returned[pair]) else pair
 
+    def returning(self, pair: Any) -> ModuleCall | None:
+        """The innermost call that returns one tensor in training and another in evaluation."""
+        return self._returned.get(pair) if type(pair[0]) is type(pair[1]) is Value else None
+
     def deciding(self, training: Any, evaluation: Any) -> ModuleCall | None:
         """The innermost call in which arguments differ between the modes; None where no step tells."""
-        if type(training) is Value and type(evaluation) is Value and (training, evaluation) in self._returned:
-            return self._returned[training, evaluation]
         values = leaves_of(Value, (training, evaluation))
         alone = [self.alone[value.step] for value in values if value.step in self.alone]
         if not alone:
@@ -160,7 +177,7 @@ class Modes:
             call = call.parent
         for value in values:
             # What was made after the call began has to be made in it.
-            while value.step >= 0 and call.parent is not None and not self._known_in(value, call):
+            while 0 <= value.step < FIRST_CHOICE and call.parent is not None and not self._known_in(value, call):
                 call = call.parent
         return call
 

@@ -17,14 +17,12 @@ import torch
 from torchorbit.arguments import PLAIN, ArgumentMap, Attr, Expr, SameDevice, SameDtype, Size, Transformer
 from torchorbit.containers import items_like, items_of, rebuilt
 from torchorbit.conversion.aligning import MODE_DEPENDENT, key_of, pairs, same_steps
-from torchorbit.conversion.modes import Modes, differing
+from torchorbit.conversion.modes import FIRST_CHOICE, Modes, differing, within
 from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
 from torchorbit.conversion.recording import ALIAS, CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Mode
 
-# Choices between the values of two modes are numbered from here on, behind the steps of all recordings.
-_FIRST_CHOICE = 1_000_000_000
 _NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
 
@@ -214,7 +212,7 @@ class _Merger:
         self.follows = follows
         self.step: Step | None = None
         self.modes = Modes(first, aligned)
-        self.choices: dict[tuple[Value, Value], int] = {}  # values in the two modes -> number of the step that chooses
+        self.choices: dict[Any, int] = {}  # values in the two modes and a call -> number of the step that chooses there
         self.chosen: list[Item] = []  # choices that come before the step that is looked at
 
     def merge(self) -> Reconciled:
@@ -253,7 +251,8 @@ class _Merger:
 
         def change(value: Any) -> Any:
             pair = self.modes.instead(value, call, training=training) if type(value) is Value else None
-            return value if pair is None else self.chosen_value(*pair)
+            returning = None if pair is None else self.modes.returning(pair)
+            return value if pair is None or returning is None else self.chosen_value(pair, returning)
 
         return ValueMap(change).value(arg)
 
@@ -316,30 +315,35 @@ class _Merger:
 
         Two tensors become one where that module is called, so that others need not know.
         """
+        at = self.modes.root if self.step is None else self.step.call
+        pair = (training, evaluation)
+        call = self.modes.returning(pair)
+        if call is not None and not within(at, call):
+            return self.chosen_value(pair, call)
+        training, evaluation = self.returned(training, at, training=True), self.returned(evaluation, at)
         call = self.modes.deciding(training, evaluation)
-        at = None if self.step is None else self.step.call
-        here = call is None or (call.parent is None if at is None else call is at)
-        if here or type(training) is not Value or type(evaluation) is not Value:
-            return differing(training, evaluation, call or at)
-        return self.chosen_value(training, evaluation)
+        tensors = type(training) is Value and type(evaluation) is Value
+        if call is not None and tensors and not within(at, call):
+            return self.chosen_value((training, evaluation), call)
+        return differing(training, evaluation, call if call is not None and self.step is None else at)
 
-    def chosen_value(self, training: Value, evaluation: Value) -> Value:
-        """One tensor that is another one in each mode, made where the module is called that makes the difference."""
-        number = self.choices.get((training, evaluation))
+    def measured(self, training: Value, evaluation: Value) -> Value:
+        """A tensor of which a size is read, which is another one in each mode."""
+        chosen = self.choice(training, evaluation)
+        if type(chosen) is Value:
+            return chosen
+        return self.chosen_value((chosen.training, chosen.evaluation), self.step.call if self.step else self.modes.root)
+
+    def chosen_value(self, pair: tuple[Value, Value], call: ModuleCall) -> Value:
+        """One tensor that is another one in each mode, made in a call."""
+        number = self.choices.get((pair, call))
         if number is None:
-            number = self.choices[training, evaluation] = _FIRST_CHOICE + len(self.choices)
-            call = self.modes.deciding(training, evaluation) or self.root()
-            argument = differing(training, evaluation, call)
-            shape = pick(self.first.steps[evaluation.step].shape, evaluation.index) if evaluation.step >= 0 else None
+            number = self.choices[pair, call] = FIRST_CHOICE + len(self.choices)
+            argument, made = differing(*pair, call), pair[1]
+            known = 0 <= made.step < FIRST_CHOICE
+            shape = pick(self.first.steps[made.step].shape, made.index) if known else None
             self.chosen.append(Item(number, Step(ALIAS, (), {}, call, shape=shape), call, (argument,), {}))
         return Value(number)
-
-    def root(self) -> ModuleCall:
-        """The call of the model itself."""
-        call = self.first.steps[0].call
-        while call.parent is not None:
-            call = call.parent
-        return call
 
     def take_choices(self) -> list[Item]:
         """The choices that were made since they were taken last."""
@@ -384,7 +388,7 @@ class _Merger:
                 if other != value and not aligned.variation.training:
                     return self.unexplained(untraced(base), others)
             differ = [other for other in mapped if other != value]
-            return Size(self.chosen_value(differ[0], value) if differ else value, dim)
+            return Size(self.measured(differ[0], value) if differ else value, dim)
         parts = tuple([self.operand(a, [origin[1][n] for origin in origins]) for n, a in enumerate(operands)])
         return Expr(symbol, parts) if any(isinstance(part, (Size, Expr)) for part in parts) else untraced(base)
 

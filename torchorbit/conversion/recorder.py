@@ -8,7 +8,6 @@ inputs are swapped for meta tensors while the model runs and put back afterwards
 from __future__ import annotations
 
 import copy
-import dataclasses
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -42,6 +41,7 @@ from torchorbit.conversion.recording import (
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
 from torchorbit.operators.modules import leaf_name
+from torchorbit.records import record_of
 
 _META = torch.device("meta")
 
@@ -134,8 +134,6 @@ class Recorder(TorchFunctionMode):
             frozen = [self.freeze(a) for a in items]
             plain = isinstance(arg, tuple) and not hasattr(arg, "_fields")  # what torch calls a return type
             return tuple(frozen) if plain else rebuilt(arg, frozen)
-        if dataclasses.is_dataclass(arg) and not isinstance(arg, type):
-            return {f.name: self.freeze(getattr(arg, f.name)) for f in dataclasses.fields(arg)}
         if isinstance(arg, (int, float)):  # an enumeration, or a number of numpy
             return float(arg) if isinstance(arg, float) else int(arg)
         if hasattr(arg, "item") and getattr(arg, "ndim", None) == 0:
@@ -143,6 +141,15 @@ class Recorder(TorchFunctionMode):
         if isinstance(arg, range):
             return tuple(arg)
         raise self.error(f"a {kind.__module__}.{kind.__qualname__} is passed where a tensor or a constant is expected")
+
+    def freeze_output(self, value: Any) -> Any:
+        """What the model returns, with every tensor replaced by what it stands for; its classes are kept."""
+        record = record_of(value)
+        items = items_of(value) if record is None else record.held
+        if items is None:
+            return self.freeze(value)
+        frozen = [self.freeze_output(item) for item in items]
+        return rebuilt(value, frozen) if record is None else record.holding(frozen)
 
     def lookup(self, tensor: Tensor) -> Value | Attr:
         """What a tensor stands for."""
@@ -457,7 +464,7 @@ class Recorder(TorchFunctionMode):
             self.steps.append(Step(Tensor.clone, (self.lookup(old),), {}, self.stack[0]))
             self.write(old)
             self.unassigned.pop(path, None)
-        output = self.freeze(result)
+        output = self.freeze_output(result)
         self.assign("")
         values = [(Attr(path), self.lookup(now)) for path, now in rebound]
         self.steps += [Step(ASSIGN, pair, {}, self.stack[0], no_grad=True) for pair in values]

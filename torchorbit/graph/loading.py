@@ -31,6 +31,7 @@ from torchorbit.graph.trial import MAX_CALLS, try_out
 from torchorbit.graph.vertices import InputVertex, Mode, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.operators.modules import forward_arguments, leaf_name, make_leaf
 from torchorbit.operators.table import OPERATORS, REQUIRED
+from torchorbit.records import Record, RecordClass
 
 #: How deep modules may be nested in each other, and arguments.
 MAX_DEPTH = 64
@@ -631,6 +632,25 @@ def _read_dict(content: Any, read: Read) -> dict[Any, Any]:
     return result
 
 
+def _read_record(content: Any, read: Read) -> Record:
+    name, named, keyed, both = _list(content, 4)
+    attributes = _read_dict(named, read)
+    items = None if keyed is None else _read_dict(keyed, read)
+    if not isinstance(name, str) or len(name) > _MAX_NAME or not all(map(_is_field, [*attributes, *_list(both)])):
+        raise ArgumentError("a record has a name and names of what it holds")
+    if not set(both) <= set(items or ()):
+        raise ArgumentError("what a record holds by name and by key is under a key")
+    keys = None if items is None else tuple(items)
+    held = (*attributes.values(), *(items or {}).values())
+    return Record(RecordClass(name), tuple(attributes), keys, tuple(both), held)
+
+
+def _is_field(word: Any) -> bool:
+    """Whether it may be the name of an attribute: none of those that mean something to Python."""
+    known = isinstance(word, str) and len(word) <= _MAX_NAME and bool(_IDENTIFIER.match(word))
+    return known and not word.startswith(("__", "_record"))
+
+
 def _read_float(content: Any, read: Read) -> float:
     if content not in ("inf", "-inf", "nan"):
         raise ArgumentError("inf, -inf or nan is expected")
@@ -662,6 +682,7 @@ _READERS: dict[str, Reader] = {
     "$attr": _read_attr,
     "$list": lambda content, read: [read(a) for a in _list(content)],
     "$dict": _read_dict,
+    "$record": _read_record,
     "$slice": lambda content, read: slice(*[read(a) for a in _list(content, 3)]),
     "$size": _read_size,
     "$expr": _read_expr,

@@ -26,6 +26,7 @@ from torchorbit.operators import Labelled
 from torchorbit.operators.table import OPERATORS
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.orbits.selection import Selection
+from torchorbit.records import Record
 from torchorbit.removal.masked_operators import MASKED, Context, Masks, filled
 
 
@@ -129,6 +130,10 @@ class MaskedInterpreter(Interpreter):
     def ref(self, arg: Ref) -> Any:
         """The result of a vertex that ran, with its zeros."""
         return pick(self.values[arg.vertex], arg.index)
+
+    def record(self, arg: Record) -> Any:
+        """An object like that which the graph returns."""
+        return super().record(arg).make()
 
     def attr(self, arg: Attr) -> Any:
         """The parameter or buffer, with zeros."""
