@@ -24,6 +24,7 @@ class Resized:
         result: what is kept of the result's dimensions, or containers of that.
         masks_of: gives what is kept of the dimensions of an argument, by its name.
         shape_of: gives the shape of an argument before, by its name.
+        numbers: gives the values of an argument that is a constant of whole numbers or flags; None for any other.
         after: operations on the result to be put after the call: (operator, arguments).
     """
 
@@ -35,6 +36,7 @@ class Resized:
         result: Any,
         masks: Callable[[str], Any],
         shapes: Callable[[str], Any],
+        numbers: Callable[[Any], Any],
     ):
         self.operator = operator
         self.args = dict(args)
@@ -42,6 +44,7 @@ class Resized:
         self.result = result
         self.masks_of = masks
         self.shape_of = shapes
+        self.numbers = numbers
         self.after: list[tuple[str, dict[str, Any]]] = []
 
     def masks(self, argument: str = "input") -> Masks:

@@ -363,7 +363,7 @@ def _families(orbits: Orbits, number: int, reading: Reading) -> list[Array]:
 
 
 def _given(orbits: Orbits, number: int, reading: Reading, count: int) -> Any:
-    """Which units only buffers produce, and layers take in.
+    """Which units only buffers and other constants produce, and layers take in.
 
     They are the model's input, as its images are: coordinates, of which a small network makes a position bias.
     """
@@ -380,6 +380,10 @@ def _given(orbits: Orbits, number: int, reading: Reading, count: int) -> Any:
     for start, length in held.items():
         if start not in made:
             result[positions[start : start + length]] = True
+    for name in orbits.model.constants.ends:
+        for dim in reading.values[name].dims:
+            if isinstance(dim, np.ndarray):
+                result[component[dim]] = True
     if result.any():
         for start, length in made.items():
             result[positions[start : start + length]] = False

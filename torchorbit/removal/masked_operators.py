@@ -105,8 +105,8 @@ def _with_neutral(number: float, name: str = "input") -> MaskedOperator:
 
 
 MASKED["softmax"] = MASKED["log_softmax"] = MASKED["logsumexp"] = _with_neutral(float("-inf"))
-MASKED["amax"] = _with_neutral(float("-inf"))
-MASKED["amin"] = _with_neutral(float("inf"))
+MASKED["amax"] = MASKED["max"] = _with_neutral(float("-inf"))
+MASKED["amin"] = MASKED["min"] = _with_neutral(float("inf"))
 MASKED["prod"] = MASKED["all"] = _with_neutral(1.0)
 
 

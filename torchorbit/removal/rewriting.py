@@ -149,7 +149,9 @@ class Rewriting:
         def shape(name: str) -> Any:
             return self._model.shape_of(call.args[name])
 
-        answer = Resized(call.operator, call.args, self._model.graph.shapes.get(vertex.name), result, masks, shape)
+        recorded = self._model.graph.shapes.get(vertex.name)
+        numbers = self._model.constants.numbers
+        answer = Resized(call.operator, call.args, recorded, result, masks, shape, numbers)
         row = KNOWN.get(call.operator)
         if row is not None and row.resize is not None:
             row.resize(answer)
@@ -171,7 +173,7 @@ class Rewriting:
         scatters, selects = [], []
         args = self._model.calls[vertex.name].args
         for mixing in self._all_mixing(vertex.name):
-            mask = self._selection.masks_of(args[mixing.argument])[mixing.axis]
+            mask = self._selection.masks_of(args[mixing.argument])[mixing.axis] if mixing.argument else None
             if mask is not None:
                 scatters.append((args[mixing.argument], mixing.axis, mask))
             if result[mixing.result_axis] is not None:
