@@ -322,7 +322,7 @@ def _index_resize(call: Resized) -> None:
         mask = masks[axis] if axis < len(masks) else None  # a mask of several dimensions stands for what follows, too
         if isinstance(entry, int) and not isinstance(entry, bool):
             if mask is not None:
-                entries[n] = int(np.cumsum(mask)[entry]) - 1
+                entries[n] = _kept_position(mask, entry)
         else:
             if mask is not None and entry != slice(None):
                 entries[n] = _smaller_entry(call, entry, mask, place)
@@ -334,9 +334,11 @@ def _index_resize(call: Resized) -> None:
 def _smaller_entry(call: Resized, entry: Any, mask: Mask, place: int) -> Any:
     """An entry of an index for what is kept of the dimension; positions that are no slice are picked afterwards."""
     if isinstance(entry, slice):
+        if entry.step in (None, 1):
+            return _kept_slice(mask, entry)
         bounds = _bounds(mask, *entry.indices(len(mask)))
         if not isinstance(bounds, list):
-            return slice(*bounds[:2]) if bounds[2] == 1 else slice(*bounds)
+            return slice(*bounds)
     else:
         numbers = np.array(entry) if isinstance(entry, list) else call.numbers(entry)
         if numbers is None or numbers.ndim != 1:
@@ -346,6 +348,22 @@ def _smaller_entry(call: Resized, entry: Any, mask: Mask, place: int) -> Any:
         return bounds
     call.after.append(("select_positions", {"dim": place, "index": tuple(bounds)}))
     return slice(None)
+
+
+def _kept_slice(mask: Mask, entry: slice) -> slice:
+    """A slice of what is kept. What is counted from the end, or goes on to it, still does: the end may be elsewhere."""
+
+    def bound(place: int | None) -> int | None:
+        if place is None:
+            return None
+        return int(mask[:place].sum()) if place >= 0 else -int(mask[place:].sum()) or None
+
+    return slice(bound(entry.start), bound(entry.stop))
+
+
+def _kept_position(mask: Mask, position: int) -> int:
+    """Where a position that is kept is among all that are, counted from the same end."""
+    return int(mask[:position].sum()) if position >= 0 else -int(mask[position:].sum())
 
 
 def _kept_positions(mask: Mask, positions: NDArray[np.int64]) -> list[int]:
@@ -366,7 +384,7 @@ def _index_select_resize(call: Resized) -> None:
 def _select_resize(call: Resized) -> None:
     mask = call.masks()[call.args["dim"]]
     if mask is not None:
-        call.args["index"] = int(np.cumsum(mask)[call.args["index"]]) - 1
+        call.args["index"] = _kept_position(mask, call.args["index"])
 
 
 def _narrow_resize(call: Resized) -> None:
@@ -374,10 +392,9 @@ def _narrow_resize(call: Resized) -> None:
     mask = call.masks()[axis]
     if mask is None:
         return
-    start, length = call.args["start"] % len(mask), call.args["length"]
-    bounds = _bounds(mask, start, start + length, 1)
-    assert not isinstance(bounds, list)
-    call.args["start"], call.args["length"] = bounds[0], bounds[1] - bounds[0]
+    start, length = call.args["start"], call.args["length"]
+    first = start % len(mask)
+    call.args["start"], call.args["length"] = _kept_position(mask, start), int(mask[first : first + length].sum())
 
 
 def _settle_embedding(module: Any) -> None:

@@ -17,6 +17,7 @@ from torchorbit.labels import Array, Dim, arrays_of
 from torchorbit.operators import Reading
 from torchorbit.orbits.costs import Costs
 from torchorbit.orbits.flat import FlatModel
+from torchorbit.orbits.tokens import is_of_tokens, weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,13 @@ class Orbit:
 
     @property
     def kind(self) -> str:
-        """What its units are: ``"channels"``, ``"groups"`` of them (heads, say), or ``"reading 2"`` and deeper."""
+        """What its units are: ``"channels"``, ``"groups"`` of them (heads, say), ``"reading 2"`` and deeper; or tokens.
+
+        ``"tokens"`` are learned ones, registers and queries say: parameters hold them, and no layer makes or takes
+        them.
+        """
+        if is_of_tokens(self):
+            return "tokens"
         return "channels" if self.reading == 0 else "groups" if self.reading == 1 else f"reading {self.reading}"
 
     @cached_property
@@ -225,6 +232,11 @@ class Orbits(Sequence[Orbit]):
         for path in self.readings[0].attributes:
             found.setdefault(id(self.model.tensor_at(path)), path)
         return found
+
+    @cached_property
+    def weights(self) -> list[set[int]]:
+        """For each reading, see `torchorbit.orbits.tokens.weights_of`."""
+        return [weights_of(self, reading) for reading in self.readings]
 
     @cached_property
     def trainable(self) -> frozenset[str]:

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchorbit.arguments import Ref, Size, Transformer, map_args
+from torchorbit.arguments import Expr, Ref, Size, Transformer, map_args
 from torchorbit.graph.dag import Graph
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, refs_in, vertex_args
 from torchorbit.graph.writing import Writer
 from torchorbit.labels import Mask
 from torchorbit.operators import KNOWN, Mixing
-from torchorbit.operators.resizing import Resized, restored, smaller_shape
+from torchorbit.operators.resizing import Resized, restored, simplified, smaller_shape
 from torchorbit.orbits.selection import Selection
 from torchorbit.removal.emptying import Emptied
 from torchorbit.removal.leaves import Leaves, share_of
@@ -190,6 +190,9 @@ class _Restoring(Transformer):
     def size(self, arg: Size) -> Any:
         mask = self.masks_of(arg.value)[arg.dim]
         return arg if mask is None else restored(arg, mask)
+
+    def expr(self, arg: Expr) -> Any:
+        return simplified(super().expr(arg))
 
 
 def _positions(mask: Mask) -> tuple[int, ...]:
