@@ -171,7 +171,7 @@ class Inquiry:
         self.same("in training mode", self.source.train(), self.graph.train(), BATCHES[0])
         given = dict(self.graph.named_buffers())
         kept = {name: buffer for name, buffer in self.source.named_buffers() if name in given}
-        compare("in buffers after training", list(kept.values()), [given[name] for name in kept])
+        compare("after a pass in training mode", list(kept.values()), [given[name] for name in kept], list(kept))
 
     def prune(self) -> None:
         """Prove that half of every orbit can be removed, and all of it but one unit."""
@@ -243,22 +243,25 @@ def tensors_of(output: Any) -> list[Any]:
     return [tensor for part in output for tensor in tensors_of(part)]
 
 
-def compare(when: str, expected: list[Any], actual: list[Any]) -> None:
+def compare(when: str, expected: list[Any], actual: list[Any], names: list[str] | None = None) -> None:
     """Two lists of tensors have to be equal."""
     import torch
 
     shapes, given = [tuple(t.shape) for t in expected], [tuple(t.shape) for t in actual]
     if shapes != given:
         raise DifferenceError(f"{when} the shapes of the outputs are {given}, the source's are {shapes}")
-    for position, (wanted, found) in enumerate(zip(expected, actual, strict=True)):
+    names = names or [f"output #{position}" for position in range(len(expected))]
+    for name, wanted, found in zip(names, expected, actual, strict=True):
         if wanted.dtype != found.dtype:
-            raise DifferenceError(f"{when} output #{position} is {found.dtype}, the source's is {wanted.dtype}")
+            raise DifferenceError(f"{when} {name} is {found.dtype}, the source's is {wanted.dtype}")
         if torch.equal(torch.nan_to_num(wanted), torch.nan_to_num(found)):
             continue
-        largest = wanted.abs().max().item() or 1.0
-        difference = (wanted.to(torch.complex128) - found.to(torch.complex128)).abs().max().item() / largest
+        if not torch.equal(torch.isfinite(wanted), torch.isfinite(found)):
+            raise DifferenceError(f"{when} {name} is not finite in other places than the source's")
+        wanted, found = (torch.nan_to_num(t, 0, 0, 0).to(torch.complex128) for t in (wanted, found))
+        difference = (wanted - found).abs().max().item() / (wanted.abs().max().item() or 1.0)
         if not difference <= TOLERANCE:
-            raise DifferenceError(f"{when} output #{position} differs by {difference:.2g} of the largest")
+            raise DifferenceError(f"{when} {name} differs by {difference:.2g} of the largest")
 
 
 def one_line(error: BaseException) -> str:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -29,6 +28,7 @@ from torchorbit.conversion.preserving import Snapshot, preserved
 from torchorbit.conversion.recording import ASSIGN, MODULE, ModuleCall, Recording, Step, Value, function_name
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
+from torchorbit.operators.binding import is_composite
 from torchorbit.operators.modules import leaf_name
 
 _META = torch.device("meta")
@@ -65,8 +65,6 @@ _FACTORIES = {
 }  # fmt: skip
 _LITERALS = {torch.tensor, torch.as_tensor, torch.asarray}
 _DEVICE_MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda}
-# Python functions of torch that are no single operator: what they do inside is recorded instead.
-_COMPOSITE = {F.multi_head_attention_forward}
 _IGNORED = {torch._C._set_grad_enabled, torch._assert_async}
 
 _IN_PLACE_OPERATORS = {
@@ -202,8 +200,6 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _IGNORED:
             return None if func is torch._assert_async else func(*args, **kwargs)
-        if func in _COMPOSITE:
-            return self.composite(func, args, kwargs)
         if func is Tensor.numel:
             product: Any = 1
             for length in self.sizes(Tensor.size, args, {}):
@@ -214,11 +210,15 @@ class Recorder(TorchFunctionMode):
             raise self.error("an attribute of a tensor is set, which a graph does not hold", function_name(func))
         if name in _DATA_DEPENDENT:
             raise self.error("the model's path depends on the values of a tensor, which a graph cannot follow", name)
+        if is_composite(func):
+            return self.composite(func, args, kwargs)
 
         if not self.autocast and torch._C._is_any_autocast_enabled():
             raise self.error("it runs under autocast, which a graph does not hold; cast explicitly instead", name)
         if func in _LITERALS and not _has_tensor((args, kwargs)):
             return self.literal(func, args, kwargs)
+        if func is Tensor.new_tensor and not _has_tensor((args[1:], kwargs)):
+            return self.new_tensor(*args, **kwargs)
 
         if name == "__setitem__" and isinstance(args[2], Tensor):
             # `x[0] += y` writes into a view and then puts the view where it came from.
@@ -268,6 +268,14 @@ class Recorder(TorchFunctionMode):
         self.known_constants[id(twin)] = made
         self.capture(twin)
         return twin
+
+    def new_tensor(self, like: Tensor, data: Any, *, dtype: torch.dtype | None = None, **others: Any) -> Tensor:
+        """Python numbers as a tensor of the dtype that another one has."""
+        made = self.literal(torch.tensor, (data,), {"dtype": dtype})
+        if dtype is not None:
+            return made
+        with self:
+            return made.type_as(like)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a torch function such that its result is on meta."""
@@ -322,14 +330,20 @@ class Recorder(TorchFunctionMode):
 
     def composite(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record what a Python function of torch does inside."""
-        # The function checks `has_torch_function` and would come back to this mode: switch the check off.
-        ask = getattr(F, "has_torch_function")  # noqa: B009 - not part of its declared interface
-        setattr(F, "has_torch_function", lambda *_: False)  # noqa: B010
+        # It begins by asking whether a mode like this one wants to be called instead. Once, none does.
+        names = func.__globals__
+        asks = {name: value for name, value in names.items() if name.startswith("has_torch_function")}
+
+        def none_does(*_: Any) -> bool:
+            names.update(asks)
+            return False
+
+        names.update(dict.fromkeys(asks, none_does))
         try:
             with self:
                 return func(*args, **kwargs)
         finally:
-            setattr(F, "has_torch_function", ask)  # noqa: B010
+            names.update(asks)
 
     # -- modules
 

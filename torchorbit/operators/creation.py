@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchorbit.labels import Dim
+from torchorbit.operators.aten import aten_operator
 from torchorbit.operators.declaring import operator, operators
 from torchorbit.operators.labelling import Labelled, Operands, like_the_first
 from torchorbit.operators.resizing import sizes
@@ -91,6 +92,16 @@ OPERATORS = [
     operator("linspace(start, end, steps, *, dtype=None, device=None)", rule=_each_different_rule),
     operator("eye(n, m=None, *, dtype=None, device=None)", kinds={"n": "int"}, rule=_each_different_rule),
     operator("randperm(n, *, dtype=None, device=None)", kinds={"n": "int"}, rule=_each_different_rule),
+    aten_operator("tril_indices", rule=_each_different_rule),
+    aten_operator("triu_indices", rule=_each_different_rule),
+    *operators(
+        """
+        hann_window(window_length, periodic=True, *, dtype=None, device=None)
+        hamming_window(window_length, periodic=True, *, dtype=None, device=None)
+        """,
+        kinds={"window_length": "int", "periodic": "bool"},
+        rule=_each_different_rule,
+    ),
     *operators(
         """
         zeros(size: ints, *, dtype=None, device=None)
@@ -131,6 +142,7 @@ OPERATORS = [
         calls={Tensor.bernoulli_: _bernoulli_call},
         rule=like_the_first,
     ),
+    aten_operator("exponential", rule=like_the_first),
     operator(
         "uniform(input, low=0.0, high=1.0)",
         function=_uniform,

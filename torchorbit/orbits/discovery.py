@@ -11,14 +11,13 @@ from torch import Tensor, nn
 
 from torchorbit.arguments import PLAIN, Attr, ByMode
 from torchorbit.collecting import no_garbage_collection
-from torchorbit.containers import map_leaves
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.names import names_at
 from torchorbit.graph.vertices import ModuleVertex
 from torchorbit.labels import Dim, Labels, joint
 from torchorbit.operators import RULES, Labelled, Operands, Reading
-from torchorbit.operators.labelling import SAME_LABELS
+from torchorbit.operators.labelling import SAME_LABELS, needs_everything, unlabelled
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.operands import KnownValues, labelled_in
 from torchorbit.orbits.orbit import Orbits
@@ -114,7 +113,7 @@ def _read(
         name = vertex.name
         call = model.calls.get(name)
         if call is None:
-            values[name] = _bare(shapes.get(name))
+            values[name] = unlabelled(shapes.get(name))
             continue
         labels.at = ("vertex", name)
         function = RULES.get(call.operator)
@@ -127,9 +126,7 @@ def _read(
         if function is None:
             reading.unruled.setdefault(call.operator)
             labels.at = ("unruled", name)
-            for tensor in operands.tensors():
-                operands.freeze(tensor)
-            result: Any = _bare(operands.shape)
+            result: Any = needs_everything(operands)
         else:
             result = function(operands)
             if isinstance(result, list):
@@ -149,11 +146,6 @@ def _read(
             for dim in reading.attributes[path].dims:
                 labels.freeze(dim)
     return reading
-
-
-def _bare(shape: Any) -> Any:
-    """A result without labels."""
-    return map_leaves(lambda size: None if size is None else Labelled(size, [None] * len(size)), shape)
 
 
 class _Reader(KnownValues):
