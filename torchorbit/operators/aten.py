@@ -26,7 +26,7 @@ _KINDS = {
 }  # fmt: skip
 # What torch's functions take where these are left out is not what its schemas say.
 _OF_OTHER_DEFAULTS = {"reduction"}
-# The types of schemas do not tell a dtype from a number.
+# Schemas do not tell a dtype from a number.
 _KINDS_OF_NAMES = {"dtype": "dtype|none"}
 
 
@@ -59,7 +59,8 @@ def _default(arguments: list[Any]) -> Any:
         return REQUIRED
     if any(argument is not None and argument.name in _OF_OTHER_DEFAULTS for argument in arguments):
         return REQUIRED
-    default = next((a.default_value for a in arguments if a is not None and a.has_default_value()), None)
+    given = [a for a in arguments if a is not None and a.has_default_value() and a.name not in _KINDS_OF_NAMES]
+    default = given[0].default_value if given else None
     return tuple(default) if isinstance(default, list) else default
 
 
