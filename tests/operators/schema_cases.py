@@ -136,6 +136,7 @@ CASES = {
     "cartesian_prod": (SQUARE, lambda x: torch.cartesian_prod(x[0, 0], x[0, 1])),
     "cholesky_solve": (DEFINITE, lambda x: torch.cholesky_solve(x, x.tril())),
     **_of_linalg("cond matrix_norm norm", DEFINITE),
+    "cross": (PAIR, lambda x, y: torch.cross(x[..., :3], y[..., :3], dim=-1)),
     "linalg_cross": (PAIR, lambda x, y: torch.linalg.cross(x[..., :3], y[..., :3])),
     "linalg_householder_product": (SQUARE, lambda x: torch.linalg.householder_product(x.tril(), x[..., 0])),
     "linalg_ldl_factor": (DEFINITE, torch.linalg.ldl_factor),

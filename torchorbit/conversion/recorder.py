@@ -34,6 +34,7 @@ from torchorbit.operators.modules import leaf_name
 _META = torch.device("meta")
 
 # What these return is no tensor and takes part in no computation. Sizes are handled apart.
+_COUNTS = {Tensor.numel, Tensor.nelement, torch.numel}
 _SIZE_READS = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
 _PLAIN_READS = {
     getattr(Tensor, name).__get__
@@ -48,7 +49,7 @@ _PLAIN_READS = {
     for name in ("dim", "ndimension", "is_floating_point", "is_complex", "is_contiguous", "stride", "element_size",
                  "get_device", "storage_offset", "is_conj", "is_neg", "is_signed", "requires_grad_", "is_inference",
                  "__repr__", "__format__", "__hash__", "data_ptr", "is_shared", "retain_grad", "register_hook")
-} | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.numel, torch._assert}  # fmt: skip
+} | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch._assert}  # fmt: skip
 
 _DATA_DEPENDENT = {
     "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero", "equal",
@@ -60,8 +61,8 @@ _DATA_DEPENDENT = {
 _FACTORIES = {
     getattr(torch, name)
     for name in ("arange", "linspace", "logspace", "eye", "zeros", "ones", "empty", "full", "rand", "randn", "randint",
-                 "randperm", "tril_indices", "triu_indices", "hann_window", "hamming_window", "empty_strided",
-                 "scalar_tensor")
+                 "randperm", "tril_indices", "triu_indices", "hann_window", "hamming_window", "scalar_tensor",
+                 "blackman_window", "bartlett_window", "kaiser_window")
 }  # fmt: skip
 _LITERALS = {torch.tensor, torch.as_tensor, torch.asarray}
 _DEVICE_MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda}
@@ -200,7 +201,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _IGNORED:
             return None if func is torch._assert_async else func(*args, **kwargs)
-        if func is Tensor.numel:
+        if func in _COUNTS:
             product: Any = 1
             for length in self.sizes(Tensor.size, args, {}):
                 product = product * length

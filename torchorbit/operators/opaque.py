@@ -18,7 +18,7 @@ NEEDLESS = {
 }
 
 _NAMES = """
-    addbmm addmv addr affine_grid_generator atleast_1d atleast_2d atleast_3d block_diag cartesian_prod ger kron
+    addbmm addmv addr affine_grid_generator atleast_1d atleast_2d atleast_3d block_diag cartesian_prod cross ger kron
     trace vdot
 
     cholesky_solve linalg_cond linalg_cross linalg_householder_product linalg_ldl_factor linalg_ldl_solve
