@@ -360,6 +360,62 @@ CASES = {
         ),
         [(6, 0), (7, 0)],
     ),
+    "distance": (
+        tokens(
+            lambda self, x: self.o(F.pairwise_distance(self.i(x)[:, :, None], self.w)),
+            i=nn.Linear(12, 6), w=nn.Parameter(torch.randn(7, 6)), o=nn.Linear(7, 3),
+        ),
+        [(6, 0), (7, 0)],
+    ),
+    "a weight of norm and direction": (
+        tokens(
+            lambda self, x: self.o(F.linear(self.i(x), torch._weight_norm(self.v, self.g))),
+            i=nn.Linear(12, 6), v=nn.Parameter(torch.randn(7, 6)), g=nn.Parameter(torch.randn(7, 1)), o=nn.Linear(7, 3),
+        ),
+        [(7, 0)],  # a norm goes over all that it is given
+    ),
+    "a bag of embeddings": (
+        tokens(
+            lambda self, x: self.o(self.e(x)), INDICES,
+            e=nn.EmbeddingBag(10, 6, mode="mean", padding_idx=2), o=nn.Linear(6, 3),
+        ),
+        [(6, 0)],
+    ),
+    "unpooling": (
+        images(lambda self, y: F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2)), [(8, 0)],
+    ),
+    "unpooling with the positions of others": (
+        images(
+            lambda self, y: F.max_unpool2d(F.avg_pool2d(self.c(y), 2), F.max_pool2d(y, 2, return_indices=True)[1], 2),
+            c=conv(8, 8, 1),
+        ),
+        [(8, 0)],
+    ),
+    "the conjugate transpose": (images(lambda self, y: (y.flatten(2).mH * 2).mH.unflatten(2, (8, 8))), [(8, 0)]),
+    "differences of tokens": (tokens(lambda self, x: self.o(torch.diff(self.i(x), dim=1)), i=nn.Linear(12, 6), o=nn.Linear(6, 3)), [(6, 0)]),
+    "differences of channels": (tokens(lambda self, x: self.o(torch.diff(self.i(x))), i=nn.Linear(12, 6), o=nn.Linear(5, 3)), []),
+    "quantized numbers": (images(lambda self, y: torch.fake_quantize_per_tensor_affine(y.float(), 0.1, 3, -128, 127).to(y.dtype)), [(8, 0)]),
+    "written, filled and copied positions": (
+        images(lambda self, y: y.index_fill(2, torch.tensor([1]), 2.0).index_copy(3, torch.tensor([0, 2]), self.c(y)[..., :2]), c=conv(8, 8, 1)),
+        [(8, 0)],
+    ),
+    "written rows": (images(lambda self, y: y.select_scatter(self.c(y)[:, :, 0], 2, 1).slice_scatter(y[..., :2], 3, 1, 3), c=conv(8, 8, 1)), [(8, 0)]),
+    "written channels": (images(lambda self, y: y.select_scatter(y[:, 0], 1, 2)), []),
+    "reduced at positions": (
+        images(lambda self, y: y.scatter_reduce(3, torch.zeros_like(y, dtype=torch.long), self.c(y), "amax"), c=conv(8, 8, 1)),
+        [(8, 0)],
+    ),
+    "determinants, one for each channel": (
+        images(lambda self, y: y * torch.linalg.det(y[..., :2, :2])[..., None, None] + torch.slogdet(y)[1][..., None, None]), [(8, 0)],
+    ),
+    "a loss": (tokens(lambda self, x: self.o(self.i(x)) + F.mse_loss(self.i(x), self.j(x)), i=nn.Linear(12, 6), j=nn.Linear(12, 6), o=nn.Linear(6, 3)), []),
+    "broadcast tensors": (
+        images(lambda self, y: torch.add(*torch.broadcast_tensors(y, self.c(y.mean((2, 3), True)))), c=conv(8, 8, 1)), [(8, 0)],
+    ),
+    "a p-norm pool of volumes": (
+        tokens(lambda self, x: self.o(F.lp_pool3d(self.i(x), 2, 2)), torch.randn(2, 3, 4, 4, 4), i=nn.Conv3d(3, 6, 1), o=nn.Conv3d(6, 2, 1)),
+        [(6, 0)],
+    ),
     "channels attend to channels": (
         images(lambda self, y: ((y.flatten(2) @ y.flatten(2).mT).softmax(-1) @ y.flatten(2)).unflatten(2, (8, 8))),
         [(8, 0)],
@@ -396,6 +452,27 @@ CASES = {
             a=nn.Linear(12, 8), l=nn.GRU(8, 6, 2, batch_first=True), o=nn.Linear(6, 3),
         ),
         [(6, 0), (8, 0)],
+    ),
+    "a step of an LSTM": (
+        tokens(
+            lambda self, x: self.o(self.c(self.a(x[:, 0]), (self.h(x[:, 1]), self.h(x[:, 2])))[0]),
+            a=nn.Linear(12, 8), h=nn.Linear(12, 6), c=nn.LSTMCell(8, 6), o=nn.Linear(6, 3),
+        ),
+        [(6, 0), (8, 0)],
+    ),
+    "steps of a GRU, which begin with zeros": (
+        tokens(
+            lambda self, x: self.o(self.c(self.a(x[:, 1]), self.c(self.a(x[:, 0])))),
+            a=nn.Linear(12, 8), c=nn.GRUCell(8, 6), o=nn.Linear(6, 3),
+        ),
+        [(6, 0), (8, 0)],
+    ),
+    "a step of a recurrent layer of one unit": (
+        tokens(
+            lambda self, x: self.o(self.c(self.a(x[:, 1]), self.h(x[:, 0]))),
+            a=nn.Linear(12, 8), h=nn.Linear(12, 1), c=nn.RNNCell(8, 1, nonlinearity="relu"), o=nn.Linear(1, 3),
+        ),
+        [(8, 0)],
     ),
     "LSTM with projections": (
         tokens(

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -40,12 +39,14 @@ from torchorbit.conversion.recording import (
 )
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
+from torchorbit.operators.binding import is_composite
 from torchorbit.operators.modules import leaf_name
 from torchorbit.records import record_of
 
 _META = torch.device("meta")
 
 # What these return is no tensor and takes part in no computation. Sizes are handled apart.
+_COUNTS = {Tensor.numel, Tensor.nelement, torch.numel}
 _SIZE_READS = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
 _PLAIN_READS = {
     getattr(Tensor, name).__get__
@@ -60,19 +61,17 @@ _PLAIN_READS = {
     for name in ("dim", "ndimension", "is_floating_point", "is_complex", "is_contiguous", "stride", "element_size",
                  "get_device", "storage_offset", "is_conj", "is_neg", "is_signed", "requires_grad_", "is_inference",
                  "__repr__", "__format__", "__hash__", "data_ptr", "is_shared", "retain_grad", "register_hook")
-} | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.numel, torch._assert}  # fmt: skip
+} | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch._assert}  # fmt: skip
 
 # Made of nothing but Python values: they must be told to be on meta while recording.
 _FACTORIES = {
     getattr(torch, name)
     for name in ("arange", "linspace", "logspace", "eye", "zeros", "ones", "empty", "full", "rand", "randn", "randint",
-                 "randperm", "tril_indices", "triu_indices", "hann_window", "hamming_window", "empty_strided",
-                 "scalar_tensor")
+                 "randperm", "tril_indices", "triu_indices", "hann_window", "hamming_window", "scalar_tensor",
+                 "blackman_window", "bartlett_window", "kaiser_window")
 }  # fmt: skip
 _LITERALS = {torch.tensor, torch.as_tensor, torch.asarray}
 _DEVICE_MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda}
-# Python functions of torch that are no single operator: what they do inside is recorded instead.
-_COMPOSITE = {F.multi_head_attention_forward}
 _IGNORED = {torch._C._set_grad_enabled, torch._assert_async}
 
 _PYTHON_CONSTANTS = {
@@ -219,9 +218,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _IGNORED:
             return None if func is torch._assert_async else func(*args, **kwargs)
-        if func in _COMPOSITE:
-            return self.composite(func, args, kwargs)
-        if func is Tensor.numel:
+        if func in _COUNTS:
             product: Any = 1
             for length in self.sizes(Tensor.size, args, {}):
                 product = product * length
@@ -233,11 +230,15 @@ class Recorder(TorchFunctionMode):
             return self.questions.answer(func, name, args, kwargs)
         if name in SHAPED_BY_VALUES or (name == "where" and len(args) + len(kwargs) == 1):
             return self.questions.computed(func, args, kwargs)
+        if is_composite(func):
+            return self.composite(func, args, kwargs)
 
         if not self.autocast and torch._C._is_any_autocast_enabled():
             raise self.error("it runs under autocast, which a graph does not hold; cast explicitly instead", name)
         if func in _LITERALS and not _has_tensor((args, kwargs)):
             return self.questions.literal(func, args, kwargs)
+        if func is Tensor.new_tensor and not _has_tensor((args[1:], kwargs)):
+            return self.new_tensor(*args, **kwargs)
 
         if name == "__setitem__" and self.memory.unchanged_view(args[2], args[0], args[1]):
             # `x[0] += y` writes into a view and then puts the view where it came from.
@@ -285,6 +286,14 @@ class Recorder(TorchFunctionMode):
         step.shape = shapes_in(result)
         step.result = self.register(result)
         return step.result
+
+    def new_tensor(self, like: Tensor, data: Any, *, dtype: torch.dtype | None = None, **others: Any) -> Tensor:
+        """Python numbers as a tensor of the dtype that another one has."""
+        made = self.questions.literal(torch.tensor, (data,), {"dtype": dtype})
+        if dtype is not None:
+            return made
+        with self:
+            return made.type_as(like)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a torch function such that its result is on meta."""
@@ -338,14 +347,20 @@ class Recorder(TorchFunctionMode):
 
     def composite(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record what a Python function of torch does inside."""
-        # The function checks `has_torch_function` and would come back to this mode: switch the check off.
-        ask = getattr(F, "has_torch_function")  # noqa: B009 - not part of its declared interface
-        setattr(F, "has_torch_function", lambda *_: False)  # noqa: B010
+        # It begins by asking whether a mode like this one wants to be called instead. Once, none does.
+        names = func.__globals__
+        asks = {name: value for name, value in names.items() if name.startswith("has_torch_function")}
+
+        def none_does(*_: Any) -> bool:
+            names.update(asks)
+            return False
+
+        names.update(dict.fromkeys(asks, none_does))
         try:
             with self:
                 return func(*args, **kwargs)
         finally:
-            setattr(F, "has_torch_function", ask)  # noqa: B010
+            names.update(asks)
 
     # -- modules
 

@@ -161,6 +161,8 @@ class Operator:
         flags: whether its results are true or false.
         normalizes: whether it normalizes, with a scale per channel that a criterion may look at.
         effect: whether it is there for what it does, and has no result.
+        of_schema: whether it is declared by torch's schema (`torchorbit.operators.aten`). Functions of Python that have
+            its name have other arguments, and call it.
         needless: capability -> why this operator needs none; the page of operators shows other gaps as such.
         family: name of the file that declares it; filled in by the registry.
     """
@@ -196,6 +198,7 @@ class Operator:
     flags: bool = False
     normalizes: bool = False
     effect: bool = False
+    of_schema: bool = False
     needless: Mapping[str, str] = field(default_factory=dict)
     family: str = ""
     by_mode: bool = field(init=False)

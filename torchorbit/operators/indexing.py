@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from torchorbit.labels import OTHER, Dim, Mask
+from torchorbit.operators.aten import aten_operator
 from torchorbit.operators.declaring import Leaf, Operator, operator, operators
-from torchorbit.operators.labelling import Labelled, Operands
+from torchorbit.operators.labelling import Labelled, Operands, unlabelled
 from torchorbit.operators.resizing import Resized
-from torchorbit.operators.spelling import PARAMETER_NAMES, Bound, UnknownOperatorError
+from torchorbit.operators.spelling import PARAMETER_NAMES, Bound
 from torchorbit.operators.table import REQUIRED
 
 NEEDLESS = {
@@ -31,6 +32,22 @@ def _set_item(input: Tensor, index: Any, value: Any) -> Tensor:
     out = input.clone()
     out[index] = value
     return out
+
+
+def _embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, ...]:
+    """``torch.embedding_bag``, which takes its last argument only behind all others."""
+    others = (scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset)
+    return tuple(torch.embedding_bag(weight, indices, offsets, *others, padding_idx))
 
 
 # -- other ways of calling them
@@ -49,7 +66,7 @@ def _embedding_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | N
 def _index_put_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
     arguments = {**dict(zip(("input", "indices", "values", "accumulate"), args, strict=False)), **kwargs}
     if arguments.get("accumulate"):
-        raise UnknownOperatorError("index_put with accumulate")
+        return "index_put", arguments
     return "setitem", {"input": arguments["input"], "index": tuple(arguments["indices"]), "value": arguments["values"]}
 
 
@@ -273,6 +290,42 @@ def _index_add_rule(operands: Operands) -> list[Dim]:
     return [None if n == axis else operands.labels.meet(*dims) for n, dims in enumerate(meeting)]
 
 
+def _index_fill_rule(operands: Operands) -> list[Dim]:
+    x = operands.tensor()
+    for tensor in operands.tensors():
+        if tensor is not x:
+            operands.freeze(tensor)
+    axis = operands.arg("dim") % len(x.shape)
+    operands.freeze(x.dims[axis])
+    return [None if position == axis else dim for position, dim in enumerate(x.dims)]
+
+
+def _select_scatter_rule(operands: Operands) -> list[Dim]:
+    x, source = operands.tensor(), operands.tensor("src")
+    axis = operands.arg("dim") % len(x.shape)
+    operands.freeze(x.dims[axis])
+    written = [*source.dims[:axis], None, *source.dims[axis:]]
+    meeting = zip(x.dims, written, strict=True)
+    return [None if n == axis else operands.labels.meet(*dims) for n, dims in enumerate(meeting)]
+
+
+def _slice_scatter_rule(operands: Operands) -> list[Dim]:
+    x, source = operands.tensor(), operands.tensor("src")
+    axis = operands.arg("dim") % len(x.shape)
+    operands.freeze(x.dims[axis])
+    operands.freeze(source.dims[axis])
+    meeting = zip(x.dims, source.dims, strict=True)
+    return [None if n == axis else operands.labels.meet(*dims) for n, dims in enumerate(meeting)]
+
+
+def _embedding_bag_rule(operands: Operands) -> tuple[Labelled, ...]:
+    weight = operands.tensor("weight")
+    operands.freeze(weight.dims[0])
+    operands.source(weight.dims[1])
+    bags, *others = operands.shape
+    return (Labelled(tuple(bags), [None, weight.dims[1]]), *[unlabelled(shape) for shape in others])
+
+
 def _embedding_rule(operands: Operands) -> list[Dim]:
     index, weight = operands.tensor(), operands.tensor("weight")
     operands.freeze(weight.dims[0])
@@ -439,6 +492,28 @@ OPERATORS = [
         rule=_gather_rule,
     ),
     operator("index_add(input, dim, index, source, *, alpha=1)", kinds={"source": "tensor"}, rule=_index_add_rule),
+    aten_operator("index_copy", rule=_index_add_rule),
+    aten_operator("index_reduce", rule=_index_add_rule),
+    aten_operator("index_fill", rule=_index_fill_rule),
+    aten_operator("scatter_reduce", rule=_gather_rule),
+    aten_operator("select_scatter", rule=_select_scatter_rule),
+    aten_operator("slice_scatter", rule=_slice_scatter_rule),
+    operator(
+        "embedding_bag(weight, indices, offsets, scale_grad_by_freq=False, mode=0, sparse=False,\
+ per_sample_weights=None, include_last_offset=False, padding_idx=None)",
+        function=_embedding_bag,
+        kinds={
+            "weight": "tensor",
+            "offsets": "tensor",
+            "mode": "int",
+            "sparse": "bool",
+            "per_sample_weights": "tensor|none",
+            "include_last_offset": "bool",
+        },
+        rule=_embedding_bag_rule,
+        channels_in=False,
+        of_schema=True,
+    ),
     operator(
         "embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False,\
  sparse=False)",

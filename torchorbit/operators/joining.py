@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from torchorbit.operators.declaring import Arguments, Leaf, operator
 from torchorbit.operators.labelling import Labelled, Operands
 from torchorbit.operators.resizing import Resized, scaled
 from torchorbit.operators.shapes import Shape, misfit
+from torchorbit.operators.spelling import Bound
 
 NEEDLESS = {
     "cost": "it computes nothing",
@@ -216,7 +218,28 @@ def _paddings() -> list[Leaf]:
     return found
 
 
+def _broadcast_tensors(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(torch.broadcast_tensors(*tensors))
+
+
+def _broadcast_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    tensors = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+    return "broadcast_tensors", {"tensors": tuple(tensors)}
+
+
+def _broadcast_rule(operands: Operands) -> tuple[Labelled, ...]:
+    shape = tuple(operands.shape[0])
+    dims = operands.broadcast(operands.tensors(), shape)
+    return tuple([Labelled(shape, list(dims)) for _ in operands.shape])
+
+
 OPERATORS = [
+    operator(
+        "broadcast_tensors(tensors)",
+        function=_broadcast_tensors,
+        calls=dict.fromkeys((torch.broadcast_tensors, torch.functional.broadcast_tensors), _broadcast_call),
+        rule=_broadcast_rule,
+    ),
     operator("cat(tensors, dim=0)", names="concat concatenate", rule=_cat_rule, shape=_cat_shape, layout="kept"),
     operator("stack(tensors, dim=0)", rule=_stack_rule),
     operator("hstack(tensors)", rule=_hstack_rule),

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from torchorbit.containers import leaves_of
+from torchorbit.containers import leaves_of, map_leaves
 from torchorbit.labels import OTHER, Array, Dim, Labels
 from torchorbit.operators.table import OPERATORS, REQUIRED
 
@@ -208,6 +208,18 @@ def elementwise(operands: Operands) -> list[Dim]:
 def like_the_first(operands: Operands) -> list[Dim]:
     """The result has the labels of the first operand."""
     return operands.tensor().dims
+
+
+def needs_everything(operands: Operands) -> Any:
+    """Every number of the result depends on all operands, and none of their channels can be removed."""
+    for tensor in operands.tensors():
+        operands.freeze(tensor)
+    return unlabelled(operands.shape)
+
+
+def unlabelled(shape: Any) -> Any:
+    """A result, or containers of them, in which no dimension has labels."""
+    return map_leaves(lambda size: None if size is None else Labelled(size, [None] * len(size)), shape)
 
 
 #: Rules that give an operand its own labels back where it is the only argument.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchorbit.labels import Dim
+from torchorbit.operators.aten import aten_operator
 from torchorbit.operators.declaring import operator, operators
 from torchorbit.operators.labelling import Labelled, Operands, several
 from torchorbit.operators.reductions import labels_left
@@ -89,6 +90,7 @@ OPERATORS = [
         """,
         rule=_with_positions_rule,
     ),
+    *[aten_operator(name, rule=_with_positions_rule) for name in ("cummax", "cummin", "kthvalue", "mode", "nanmedian")],
     *operators(
         """
         argmax(input, dim=None, keepdim=False)

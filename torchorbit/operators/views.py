@@ -53,6 +53,11 @@ def _permute_rule(operands: Operands) -> list[Dim]:
     return [dims[axis] for axis in operands.arg("dims")]
 
 
+def _adjoint_rule(operands: Operands) -> list[Dim]:
+    *batch, rows, columns = operands.tensor().dims
+    return [*batch, columns, rows]
+
+
 def _transpose_rule(operands: Operands) -> list[Dim]:
     dims = list(operands.tensor().dims)
     first, second = operands.arg("dim0"), operands.arg("dim1")
@@ -311,6 +316,7 @@ def _shuffle_numbers(call: Resized) -> dict[str, Any]:
 
 _OF_MATRICES = Tensor.mT.__get__  # type: ignore[attr-defined]
 _OF_ALL = Tensor.T.__get__  # type: ignore[attr-defined]
+_CONJUGATED = (Tensor.mH.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
 
 OPERATORS = [
     operator(
@@ -361,6 +367,7 @@ OPERATORS = [
         rule=_transpose_rule,
         constant="computed",
     ),
+    operator("adjoint(input)", calls=dict.fromkeys(_CONJUGATED, unary("adjoint")), rule=_adjoint_rule),
     operator("movedim(input, source, destination)", names="moveaxis", rule=_movedim_rule),
     operator("expand(input, size: ints)", style="method", rule=_expand_rule, resize=sizes("size")),
     operator("expand_as(input, other)", style="method", kinds={"other": "tensor"}, rule=_expand_rule),

@@ -20,7 +20,7 @@ from torchorbit.graph.names import names_at
 from torchorbit.graph.vertices import ModuleVertex
 from torchorbit.labels import Dim, Labels, joint
 from torchorbit.operators import OPERATORS, RULES, Labelled, Mixing, Operands, Reading
-from torchorbit.operators.labelling import SAME_LABELS
+from torchorbit.operators.labelling import SAME_LABELS, needs_everything, unlabelled
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.operands import KnownValues, labelled_in
 from torchorbit.orbits.orbit import Orbits
@@ -136,9 +136,7 @@ def _read(
         if function is None:
             reading.unruled.setdefault(call.operator)
             labels.at = ("unruled", name)
-            for tensor in operands.tensors():
-                operands.freeze(tensor)
-            result: Any = _bare(operands.shape)
+            result: Any = needs_everything(operands)
         else:
             result = function(operands)
             if isinstance(result, list):
@@ -165,17 +163,12 @@ def _without_labels(value: Any) -> Any:
     return Labelled(value.shape, [None] * len(value.shape)) if isinstance(value, Labelled) else value
 
 
-def _bare(shape: Any) -> Any:
-    """A result without labels."""
-    return map_leaves(lambda size: None if size is None else Labelled(size, [None] * len(size)), shape)
-
-
 def _inputs(model: FlatModel) -> dict[str, Any]:
     """What is known of the inputs, which have no labels."""
     found: dict[str, Any] = {}
     dtypes = iter(model.dag.provenance.input_dtypes if model.dag.provenance is not None else ())
     for vertex in model.graph.inputs:
-        value = _bare(model.graph.shapes.get(vertex.name))
+        value = unlabelled(model.graph.shapes.get(vertex.name))
         for tensor in labelled_in(value):
             tensor.flags = next(dtypes, "") == "bool"
         found[vertex.name] = value
@@ -184,7 +177,7 @@ def _inputs(model: FlatModel) -> dict[str, Any]:
 
 def _constant(model: FlatModel, reading: Reading, name: str) -> Any:
     """What is known of a constant: an end of it is labelled as a buffer is, and what is kept is picked from it."""
-    value = _bare(model.graph.shapes.get(name))
+    value = unlabelled(model.graph.shapes.get(name))
     if not isinstance(value, Labelled):
         return value
     if name not in model.constants.ends:

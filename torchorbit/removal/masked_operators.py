@@ -121,6 +121,17 @@ def _norm(context: Context) -> Any:
     return None
 
 
+@_masked("pairwise_distance")
+def _pairwise_distance(context: Context) -> Any:
+    """A distance adds a little to every difference, also to those of zeros."""
+    mask = context.masks("x1")[-1]
+    if mask is None:
+        return None
+    difference = context["x1"] - context["x2"] + context["eps"]
+    kept = difference.movedim(-1, 0)[along(difference, mask, difference.dim() - 1).flatten()].movedim(0, -1)
+    return torch.linalg.vector_norm(kept, context["p"], -1, keepdim=context["keepdim"])
+
+
 def _weights(value: Tensor, touched: dict[int, Tensor]) -> Tensor:
     weights = torch.ones((), dtype=value.dtype, device=value.device)
     for axis, mask in touched.items():
