@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from torchorbit.arguments import Attr, SameDevice, walk_args
 from torchorbit.conversion.reconcile import Item, Reconciled, ValueMap
@@ -116,8 +117,12 @@ def _cut_gradients(bound: list[BoundStep], items: list[Item], output: Any) -> tu
 
 
 def _without_dead(bound: list[BoundStep], output: Any) -> list[BoundStep]:
-    """Leave out steps that nothing uses. Checks of sizes do not keep a step alive, those of values do."""
+    """Leave out steps that nothing uses. Checks of sizes do not keep a step alive, those of values do.
+
+    What moves statistics of batches in training is used in training, even where its result is not.
+    """
     alive = {value.step for value in walk_args(output) if isinstance(value, Value)}
+    trained: set[int] = set()  # steps that are there for what training does to statistics
     kept: list[BoundStep] = []
     for step in reversed(bound):
         if step.operator == "check" and not isinstance(step.args["condition"], Value):
@@ -125,9 +130,22 @@ def _without_dead(bound: list[BoundStep], output: Any) -> list[BoundStep]:
         elif step.number in alive or step.operator in ("assign", "check"):
             alive.update(value.step for value in step.values() if isinstance(value, Value))
             kept.append(step)
+        elif step.mode != "evaluation" and (step.number in trained or _moves_statistics(step)):
+            trained.update(value.step for value in step.values() if isinstance(value, Value))
+            if step.mode != "training":
+                step.mode, step.shape = "training", None
+            kept.append(step)
     kept.reverse()
+    alive |= trained
 
     def possible(step: BoundStep) -> bool:
         return all(value.step in alive or value.step < 0 for value in step.values() if isinstance(value, Value))
 
     return [step for step in kept if step.operator != "check" or possible(step)]
+
+
+def _moves_statistics(step: BoundStep) -> bool:
+    """Whether a step moves running statistics when it runs in training."""
+    if step.operator is None:
+        return isinstance(step.module, _NormBase) and step.module.running_mean is not None
+    return isinstance(step.args.get("running_mean"), Attr)

@@ -233,7 +233,7 @@ class Recorder(TorchFunctionMode):
             raise self.error("an attribute of a tensor is set, which a graph does not hold", function_name(func))
         if name == "_pack_padded_sequence":
             raise self.error(
-                "packed sequences are nothing that a graph holds; give them padded, to a layer that is not told lengths",
+                "a graph holds no packed sequences; give them padded, to a layer that is not told lengths",
                 "pack_padded_sequence",
             )
         if name in QUESTIONS:
