@@ -144,7 +144,10 @@ class Recorder(TorchFunctionMode):
             return arg.item()
         if isinstance(arg, range):
             return tuple(arg)
-        raise self.error(f"a {kind.__module__}.{kind.__qualname__} is passed where a tensor or a constant is expected")
+        raise self.error(
+            f"a {kind.__module__}.{kind.__qualname__} is passed or returned where a tensor or a constant is expected; "
+            "leave it out, where the model has an option for that (as use_cache=False)"
+        )
 
     def freeze_output(self, value: Any) -> Any:
         """What the model returns, with every tensor replaced by what it stands for; its classes are kept."""
