@@ -260,6 +260,7 @@ class Recorder(TorchFunctionMode):
         out_argument = kwargs.pop("out", None)
         frozen_args = tuple([self.freeze(a) for a in args])
         frozen_kwargs = {key: self.freeze(a) for key, a in kwargs.items()} if kwargs else {}
+        given = args, kwargs
         if self.saw_traced:
             args, kwargs = plain(args), plain(kwargs)
 
@@ -278,10 +279,10 @@ class Recorder(TorchFunctionMode):
                 # A kernel that has no way to go on without the values of an operand.
                 if "meta" not in str(error):
                     raise
-                args, kwargs = self.questions.with_values(name, args, kwargs)
+                args, kwargs = self.questions.with_values(name, *given)
                 frozen_args = tuple([self.freeze(a) for a in args])
                 frozen_kwargs = {key: self.freeze(a) for key, a in kwargs.items()}
-                result = self.run(func, args, kwargs)
+                result = self.run(func, plain(args), plain(kwargs))
             self.running = None
         if result is NotImplemented:
             return result
