@@ -177,8 +177,8 @@ def _chooses_models(arguments: list[str]) -> bool:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure side by side with the alternatives; after `--`, the name of one benchmark, arguments for it, or both."""
-    _install(session, "bench")
     chosen = [name for name in session.posargs[:1] if name in (*_BENCHMARKS, *_NAMED_BENCHMARKS)]
+    _install(session, "bench", *(["onnx"] if chosen == ["yolo"] else []))
     # Without dependencies: these would replace torch and timm by those of 2023, or bring much that nothing here needs.
     packages = "generality" if any(name in _OF_OTHER_LIBRARIES for name in chosen) else "torch-dag"
     requirements = f"benchmarks/requirements-{packages}.txt"
