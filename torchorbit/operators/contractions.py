@@ -276,20 +276,19 @@ def _tensordot_cost(shapes: Shapes, result: Shape, args: dict[str, Any]) -> floa
 
 
 def _einsum_cost(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
+    """One operand after the other is multiplied in; one alone is only put in another order, or summed."""
     operands = shapes("operands")
-    if len(operands) != 2:
-        return float(math.prod(result)) * max((math.prod(shape) for shape in operands), default=0)
-    # Every letter's length once: those of the result, and those that are summed over.
+    terms, left = _subscripts(args["equation"], [len(shape) for shape in operands])
     lengths: dict[str, int] = {}
-    written = args["equation"].replace(" ", "").partition("->")[0].split(",")
-    for term, shape in zip(written, operands, strict=True):
-        letters = list(term.replace("...", ""))
-        if "..." in term:
-            place = term.index("...")
-            letters[place:place] = [f".{n}" for n in range(len(shape) - len(letters), 0, -1)]
-        for letter, length in zip(letters, shape, strict=True):
+    for term, shape in zip(terms, operands, strict=True):
+        for letter, length in zip(term, shape, strict=True):
             lengths[letter] = max(lengths.get(letter, 1), length)
-    return float(math.prod(lengths.values()))
+    total, so_far = 0, set(terms[0])
+    for n, term in enumerate(terms[1:], start=1):
+        so_far |= set(term)
+        total += math.prod([lengths[letter] for letter in so_far])
+        so_far &= set(left).union(*terms[n + 1 :])
+    return float(total)
 
 
 def _attention_cost(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:

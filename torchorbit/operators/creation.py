@@ -106,9 +106,10 @@ OPERATORS = [
         "arange(start, end, step=1, *, dtype=None, device=None)",
         calls={torch.arange: _arange_call},
         rule=_each_different_rule,
+        creates=True,
     ),
-    operator("linspace(start, end, steps, *, dtype=None, device=None)", rule=_each_different_rule),
-    operator("eye(n, m=None, *, dtype=None, device=None)", kinds={"n": "int"}, rule=_each_different_rule),
+    operator("linspace(start, end, steps, *, dtype=None, device=None)", rule=_each_different_rule, creates=True),
+    operator("eye(n, m=None, *, dtype=None, device=None)", kinds={"n": "int"}, rule=_each_different_rule, creates=True),
     operator("randperm(n, *, dtype=None, device=None)", kinds={"n": "int"}, rule=_each_different_rule),
     operator(
         "randint(low, high, size: ints, *, dtype=None, device=None)",

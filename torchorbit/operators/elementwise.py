@@ -112,12 +112,12 @@ OPERATORS = [
     operator(
         "pow(input, exponent)", symbol="**", names="__pow__", reflected="__rpow__", kinds=_NUMBER, rule=elementwise
     ),
-    operator("eq(input, other)", symbol="==", kinds=_NUMBER, rule=elementwise),
-    operator("ne(input, other)", symbol="!=", names="not_equal", kinds=_NUMBER, rule=elementwise),
-    operator("lt(input, other)", symbol="<", names="less", kinds=_NUMBER, rule=elementwise),
-    operator("le(input, other)", symbol="<=", names="less_equal", kinds=_NUMBER, rule=elementwise),
-    operator("gt(input, other)", symbol=">", names="greater", kinds=_NUMBER, rule=elementwise),
-    operator("ge(input, other)", symbol=">=", names="greater_equal", kinds=_NUMBER, rule=elementwise),
+    operator("eq(input, other)", symbol="==", kinds=_NUMBER, rule=elementwise, flags=True),
+    operator("ne(input, other)", symbol="!=", names="not_equal", kinds=_NUMBER, rule=elementwise, flags=True),
+    operator("lt(input, other)", symbol="<", names="less", kinds=_NUMBER, rule=elementwise, flags=True),
+    operator("le(input, other)", symbol="<=", names="less_equal", kinds=_NUMBER, rule=elementwise, flags=True),
+    operator("gt(input, other)", symbol=">", names="greater", kinds=_NUMBER, rule=elementwise, flags=True),
+    operator("ge(input, other)", symbol=">=", names="greater_equal", kinds=_NUMBER, rule=elementwise, flags=True),
     operator(
         "bitwise_and(input, other)", symbol="&", names="__and__", reflected="__rand__", kinds=_NUMBER, rule=elementwise
     ),
@@ -129,10 +129,16 @@ OPERATORS = [
     ),
     *operators(
         """
-        fmod(input, other)
         logical_and(input, other)
         logical_or(input, other)
         logical_xor(input, other)
+        """,
+        rule=elementwise,
+        flags=True,
+    ),
+    *operators(
+        """
+        fmod(input, other)
         maximum(input, other)
         minimum(input, other)
         hypot(input, other)
@@ -188,7 +194,8 @@ OPERATORS = [
     operator("bitwise_not(input)", names="__invert__", rule=elementwise),
     operator("real(input)", calls={_REAL_METHODS[0]: unary("real")}, rule=elementwise),
     operator("imag(input)", calls={_REAL_METHODS[1]: unary("imag")}, rule=elementwise),
-    *operators("angle conj isfinite isinf isnan logical_not", rule=elementwise),
+    *operators("angle conj", rule=elementwise),
+    *operators("isfinite isinf isnan logical_not", rule=elementwise, flags=True),
     *[aten_operator(name, rule=elementwise) for name in _RARE.split()],
     aten_operator("fake_quantize_per_tensor_affine", rule=elementwise, shape=_quantized_shape, layout="dense"),
     aten_operator(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchorbit.labels import Dim
 from torchorbit.operators.declaring import Arguments, Leaf, operator
 from torchorbit.operators.labelling import Labelled, Operands
-from torchorbit.operators.resizing import Resized
+from torchorbit.operators.resizing import Resized, scaled
 from torchorbit.operators.shapes import Shape, misfit
 from torchorbit.operators.spelling import Bound
 
@@ -167,9 +167,9 @@ def _split_resize(call: Resized) -> None:
     axis = call.args.get("dim", 0) % len(call.masks())
     if call.masks()[axis] is None:
         return
-    sections = []
-    for shape, masks in zip(call.shape, call.result, strict=True):
-        sections.append(shape[axis] if masks[axis] is None else int(masks[axis].sum()))
+    given = call.args.get("split_size_or_sections")
+    lengths = given if isinstance(given, (tuple, list)) else [shape[axis] for shape in call.shape]
+    sections = [scaled(length, masks[axis]) for length, masks in zip(lengths, call.result, strict=True)]
     call.operator = "split"
     call.args = {"input": call.args["input"], "split_size_or_sections": tuple(sections), "dim": axis}
 

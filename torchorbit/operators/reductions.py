@@ -146,6 +146,7 @@ OPERATORS = [
         """,
         rule=_reduction_rule,
         needless=_FLAGS,
+        flags=True,
     ),
     operator(
         "var(input, dim=None, *, correction=1, keepdim=False)",

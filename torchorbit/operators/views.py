@@ -140,13 +140,24 @@ def _flip_rule(operands: Operands) -> list[Dim]:
 
 
 def _roll_rule(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    axes = operands.arg("dims")
-    dims = list(x.dims)
-    for axis in range(len(dims)) if axes is None else (axes,) if isinstance(axes, int) else axes:
-        operands.freeze(dims[axis])
-        dims[axis] = None
+    dims = list(operands.tensor().dims)
+    shifts = _shifts(operands.arg("shifts"), operands.arg("dims"))
+    for axis, shift in dict.fromkeys(range(len(dims))).items() if shifts is None else shifts:
+        dim = dims[axis]
+        if isinstance(dim, np.ndarray) and isinstance(shift, int):
+            dims[axis] = np.roll(dim, shift)
+        else:
+            operands.freeze(dim)
+            dims[axis] = None
     return dims
+
+
+def _shifts(shifts: Any, axes: Any) -> list[tuple[int, Any]] | None:
+    """Dimensions and by how much each is rolled; None where the elements are rolled as if in one dimension."""
+    if axes is None or axes == ():
+        return None
+    axes, shifts = (given if isinstance(given, (tuple, list)) else (given,) for given in (axes, shifts))
+    return list(zip(axes, shifts, strict=True))
 
 
 def _rot90_rule(operands: Operands) -> list[Dim]:
@@ -272,10 +283,27 @@ def _repeat_interleave_resize(call: Resized) -> None:
     axis = call.args["dim"] % len(call.result)
     if call.shape_of("input")[axis] == 1:
         call.args["repeats"] = scaled(call.args["repeats"], call.result[axis])
+    if call.args.get("output_size") is not None:
+        call.args["output_size"] = scaled(call.args["output_size"], call.result[axis])
 
 
 def _channel_shuffle_resize(call: Resized) -> None:
     call.args["groups"] = kept_groups(call.args["groups"], call.masks()[1])
+
+
+def _roll_resize(call: Resized) -> None:
+    shifts = _shifts(call.args["shifts"], call.args.get("dims"))
+    if shifts is None:
+        return
+    masks, result = list(call.masks()), []
+    for axis, shift in shifts:
+        mask = masks[axis]
+        if mask is not None:
+            # What is kept of those that come round to the front still does.
+            moved = masks[axis] = np.roll(mask, shift)
+            shift = int(moved[: shift % len(mask)].sum())
+        result.append(shift)
+    call.args["shifts"], call.args["dims"] = tuple(result), tuple([axis for axis, _ in shifts])
 
 
 def _unflatten_numbers(call: Resized) -> dict[str, Any]:
@@ -359,7 +387,7 @@ OPERATORS = [
         resize=_repeat_interleave_resize,
     ),
     operator("flip(input, dims: ints)", rule=_flip_rule),
-    operator("roll(input, shifts, dims=None)", rule=_roll_rule, constant="moved"),
+    operator("roll(input, shifts, dims=None)", rule=_roll_rule, resize=_roll_resize, constant="moved"),
     operator("rot90(input, k=1, dims=(0, 1))", rule=_rot90_rule),
     operator(
         "pixel_shuffle(input, upscale_factor)",
