@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import inspect
 import json
 from collections.abc import Callable, Mapping
@@ -53,7 +54,10 @@ def _plain(value: Any) -> Any:
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, tuple):
         items = tuple([_plain(item) for item in value])
-        return (type(value).__name__, value._fields, items) if hasattr(value, "_fields") else items
+        fields = getattr(value, "_fields", None) or getattr(value, "__match_args__", None)
+        return (type(value).__name__, fields, items) if fields else items
+    if dataclasses.is_dataclass(value) or type(value).__name__ == "FieldRecord":
+        return {key: _plain(item) for key, item in vars(value).items() if not key.startswith("_")}
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 

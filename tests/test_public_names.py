@@ -28,8 +28,8 @@ NAMED = {
     "edit": "group insert_after replace_layers users",
     "errors": """
         ArgumentError ArgumentIndexError ArgumentKeyError ArgumentTypeError CalibrationError CheckpointError
-        ConversionError GraphRunError HubError LatencyMeasurementError LookupTableError MissingExtraError PlanError
-        ScoresError TargetError TorchorbitError
+        ConversionError GraphRunError HubError InternalError LatencyMeasurementError LookupTableError MissingExtraError
+        PlanError ScoresError TargetError TorchorbitError
     """,
     "inspect": """
         FrozenGroup FrozenGroups Member ModuleDependencies OrbitDependencies Reason Slice UnitDependencies UnitSlices

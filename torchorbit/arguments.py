@@ -1,8 +1,8 @@
 """The values that may stand in the arguments of vertices, and the ways to go through them.
 
 An argument of a vertex is a plain Python constant (None, bool, int, float, complex, str, dtype, device, memory
-format, ...), a container of arguments (tuple, named tuple, list, dict, slice), or one of the small classes here, which
-stand for something that is known only when the graph runs.
+format, ...), a container of arguments (tuple, named tuple, list, dict, slice, record), or one of the small classes
+here, which stand for something that is known only when the graph runs.
 
 Whatever goes through arguments is a `Visitor`, which has a method for every kind of argument:
 
@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 from torchorbit.containers import items_of, rebuilt
 from torchorbit.expressions import computed
+from torchorbit.records import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ KINDS: dict[type, str] = {
     list: "list_",
     dict: "dict_",
     slice: "slice_",
+    Record: "record",
 }
 #: The kinds of constants that most arguments are.
 PLAIN: frozenset[type] = frozenset({bool, int, float, str, type(None)})
@@ -173,6 +175,10 @@ class Visitor(ABC):
     def slice_(self, arg: slice) -> Any:
         """Meet a slice, of which start, stop and step are arguments."""
 
+    @abstractmethod
+    def record(self, arg: Record) -> Any:
+        """Meet an object of a class that gives names to what it holds."""
+
     def constant(self, arg: Any) -> Any:
         """Meet anything else, which stands for itself."""
         return arg
@@ -198,6 +204,10 @@ class _Rebuilding(Visitor):
     def slice_(self, arg: slice) -> Any:
         """A slice of what is made of its parts."""
         return slice(self.value(arg.start), self.value(arg.stop), self.value(arg.step))
+
+    def record(self, arg: Record) -> Any:
+        """A record of the same class."""
+        return arg.holding([self.value(item) for item in arg.held])
 
     def named_tuple(self, arg: tuple[Any, ...]) -> Any:
         """A tuple of the same class."""
@@ -312,7 +322,7 @@ class Collector(Visitor):
         for item in arg if items is None else items:
             self.value(item)
 
-    tuple_ = named_tuple = list_ = dict_ = slice_ = container
+    tuple_ = named_tuple = list_ = dict_ = slice_ = record = container
 
     def part(self, arg: Any) -> None:
         """Go through the tensor of which something is read."""

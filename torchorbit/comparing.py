@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import TreeSpec, tree_flatten, treespec_pprint
 
 from torchorbit.errors import ArgumentError
+from torchorbit.records import opened
 
 #: A place in an output, and the tensors that two models have there.
 Pair = tuple[str, Tensor, Tensor]
@@ -72,7 +73,7 @@ def paired(expected: Any, actual: Any, *, names: tuple[str, str] = ("the first",
     """The tensors that stand in the same place of two outputs that agree in everything but their numbers.
 
     Args:
-        expected: a tensor, or tuples, lists and dicts of tensors and other values.
+        expected: a tensor, or tuples, lists, dicts and objects with named fields, of tensors and other values.
         actual: another one.
         names: what gave them, for the message of the error.
 
@@ -81,8 +82,8 @@ def paired(expected: Any, actual: Any, *, names: tuple[str, str] = ("the first",
             where they do.
     """
     ours, theirs = names
-    expected_leaves, expected_structure = tree_flatten(expected)
-    actual_leaves, actual_structure = tree_flatten(actual)
+    expected_leaves, expected_structure = tree_flatten(opened(expected))
+    actual_leaves, actual_structure = tree_flatten(opened(actual))
     if expected_structure != actual_structure:
         given, wanted = _written(actual_structure), _written(expected_structure)
         raise ArgumentError(f"{theirs} returns {given} where {ours} returns {wanted}")

@@ -1,7 +1,7 @@
 """Values in containers: what vertices take and return, and what is known of it.
 
-Containers are tuples, named tuples, what torch calls a return type, lists, dicts and slices. Everything else is a leaf,
-a `torch.Size` too: it is one shape, and no tuple of numbers.
+Containers are tuples, named tuples, what torch calls a return type, lists, dicts, slices and records
+(`torchorbit.records`). Everything else is a leaf, a `torch.Size` too: it is one shape, and no tuple of numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
+
+from torchorbit.records import Record
 
 #: How an item inside of containers is reached: positions and keys, outermost first.
 Index = tuple[int | str, ...]
@@ -30,6 +32,8 @@ def _look_into(kind: type) -> Callable[[Any], Collection[Any]] | None:
         return lambda value: (value.start, value.stop, value.step)
     if issubclass(kind, Mapping):
         return lambda value: value.values()
+    if kind is Record:
+        return lambda value: value.held
     if issubclass(kind, (tuple, list)) and not issubclass(kind, torch.Size):
         return lambda value: value
     return None
@@ -40,8 +44,10 @@ def items_like(value: Any, other: Any) -> Collection[Any] | None:
     if isinstance(other, Mapping):
         alike = isinstance(value, Mapping) and value.keys() == other.keys()
         return [value[key] for key in other] if alike else None
+    if isinstance(other, Record):
+        return value.held if other.like(value) else None
     items, places = items_of(value), items_of(other)
-    if items is None or places is None or len(items) != len(places) or isinstance(value, Mapping):
+    if items is None or places is None or len(items) != len(places) or isinstance(value, (Mapping, Record)):
         return None
     return items if isinstance(value, slice) is isinstance(other, slice) else None
 
@@ -53,6 +59,8 @@ def rebuilt(value: Any, items: Iterable[Any]) -> Any:
         return tuple(items)
     if kind is slice:
         return slice(*items)
+    if kind is Record:
+        return value.holding(tuple(items))
     if isinstance(value, list):
         return list(items)
     if isinstance(value, Mapping):

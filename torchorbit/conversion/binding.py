@@ -9,20 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from torchorbit.arguments import ArgumentMap, Attr, SameDevice, walk_args
-from torchorbit.conversion.reconcile import Item, Reconciled
-from torchorbit.conversion.recording import ASSIGN, CHECK, MODULE, ModuleCall, Value, function_name
+from torchorbit.arguments import Attr, SameDevice, walk_args
+from torchorbit.conversion.reconcile import Item, Reconciled, ValueMap
+from torchorbit.conversion.recording import ALIAS, ASSIGN, CHECK, MODULE, ModuleCall, Value, function_name
 from torchorbit.errors import ConversionError
+from torchorbit.graph.vertices import Mode
 from torchorbit.operators import OPERATORS
 from torchorbit.operators import binding as canonical
 from torchorbit.operators.spelling import UnknownOperatorError
 
 # Operators made of nothing but Python values; they are made on the device of the run.
 _FACTORIES = {name for name, row in OPERATORS.items() if "device" in row.parameters and "input" not in row.parameters}
-
-
-class ValueMap(ArgumentMap, kinds={Value: "ref"}):
-    """`torchorbit.arguments.map_args` for arguments in which tensors are `Value`s."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -35,7 +32,7 @@ class BoundStep:
     operator: str | None  # None: a module
     module: nn.Module | None = None
     path: str = ""
-    training_only: bool = False
+    mode: Mode = ""
     leaf: str | None = None
     shape: Any = None
 
@@ -62,17 +59,19 @@ def bound_steps(recording: Reconciled, follows: Value | Attr | None) -> list[Bou
 def _bind(item: Item, follows: Value | Attr | None) -> BoundStep:
     step = item.step
     # What only training does was recorded at other sizes; a number has none.
-    shape = None if item.training_only and step.shape != torch.Size() else step.shape
+    shape = None if item.mode == "training" and step.shape != torch.Size() else step.shape
     if step.function is MODULE:
         args = {str(n): a for n, a in enumerate(item.args)} | item.kwargs
-        return BoundStep(
-            item.number, item.call, args, None, step.module, step.path or "", item.training_only, step.leaf, shape
-        )
+        return BoundStep(item.number, item.call, args, None, step.module, step.path or "", item.mode, step.leaf, shape)
     if step.function is ASSIGN:
         args = {"target": item.args[0], "value": item.args[1]}
-        return BoundStep(item.number, item.call, args, "assign", training_only=item.training_only)
+        return BoundStep(item.number, item.call, args, "assign", mode=item.mode)
+    if step.function is ALIAS:
+        return BoundStep(item.number, item.call, {"input": item.args[0]}, "alias", shape=step.shape)
     if step.function is CHECK:
         message = "the model was recorded with other sizes, for which it takes another path here"
+        if isinstance(item.args[0], Value):
+            message = "the model was recorded with inputs of other values, for which it takes another path here"
         return BoundStep(item.number, item.call, {"condition": item.args[0], "message": message}, "check")
     rank = len(step.shape) if isinstance(step.shape, torch.Size) else None
     try:
@@ -83,7 +82,7 @@ def _bind(item: Item, follows: Value | Attr | None) -> BoundStep:
         raise ConversionError("build", step.call.where(), name, reason) from error
     if operator in _FACTORIES and "device" not in args and follows is not None:
         args["device"] = SameDevice(follows)
-    return BoundStep(item.number, item.call, args, operator, training_only=item.training_only, shape=shape)
+    return BoundStep(item.number, item.call, args, operator, mode=item.mode, shape=shape)
 
 
 def _cut_gradients(bound: list[BoundStep], items: list[Item], output: Any) -> tuple[list[BoundStep], Any]:
@@ -100,8 +99,8 @@ def _cut_gradients(bound: list[BoundStep], items: list[Item], output: Any) -> tu
         for value in walk_args(arg):
             if isinstance(value, Value) and value.step in inside and value not in fresh:
                 fresh[value] = Value(free + len(fresh))
-                only = made[value.step].training_only
-                result.append(BoundStep(fresh[value].step, call, {"input": value}, "detach", training_only=only))
+                mode = made[value.step].mode
+                result.append(BoundStep(fresh[value].step, call, {"input": value}, "detach", mode=mode))
         return ValueMap(lambda v: fresh.get(v, v)).value(arg)
 
     for step in bound:
@@ -115,15 +114,13 @@ def _cut_gradients(bound: list[BoundStep], items: list[Item], output: Any) -> tu
 
 
 def _without_dead(bound: list[BoundStep], output: Any) -> list[BoundStep]:
-    """Leave out steps that nothing uses. Checks of sizes do not keep a step alive."""
+    """Leave out steps that nothing uses. Checks of sizes do not keep a step alive, those of values do."""
     alive = {value.step for value in walk_args(output) if isinstance(value, Value)}
     kept: list[BoundStep] = []
-    checks: list[BoundStep] = []
     for step in reversed(bound):
-        if step.operator == "check":
-            checks.append(step)
+        if step.operator == "check" and not isinstance(step.args["condition"], Value):
             kept.append(step)
-        elif step.number in alive or step.operator == "assign":
+        elif step.number in alive or step.operator in ("assign", "check"):
             alive.update(value.step for value in step.values() if isinstance(value, Value))
             kept.append(step)
     kept.reverse()

@@ -9,11 +9,11 @@ from typing import Any
 from torch import nn
 
 from torchorbit.arguments import Attr, Ref, walk_args
-from torchorbit.conversion.binding import BoundStep, ValueMap, bound_steps
+from torchorbit.conversion.binding import BoundStep, bound_steps
 from torchorbit.conversion.hierarchy import Hierarchy, Scope, inside
 from torchorbit.conversion.mirroring import mirror
 from torchorbit.conversion.naming import Names
-from torchorbit.conversion.reconcile import Reconciled
+from torchorbit.conversion.reconcile import Reconciled, ValueMap
 from torchorbit.conversion.recording import ModuleCall, Value
 from torchorbit.graph.dag import DagModule, Graph, Provenance
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
@@ -127,6 +127,7 @@ class _Blocks:
                     known[value] = Ref(name) if len(outputs) == 1 else Ref(name, (position,))
                 continue
             args = {key: arguments.value(arg) for key, arg in content.args.items()}
+            owner = self.flag_owner(content.call.where(), scope) if content.mode else ""
             if content.operator is None:
                 assert content.module is not None
                 path = self.hierarchy.path_below(content.module, scope.path)
@@ -135,11 +136,11 @@ class _Blocks:
                 name = names.value(target.replace(".", "_"))
                 positional = tuple([arg for key, arg in args.items() if key.isdigit()])
                 keywords = {key: arg for key, arg in args.items() if not key.isdigit()}
-                vertices.append(ModuleVertex(name, target, positional, keywords, content.leaf or ""))
+                leaf = content.leaf or ""
+                vertices.append(ModuleVertex(name, target, positional, keywords, leaf, content.mode, owner))
             else:
                 name = names.value(content.operator)
-                flag = self.flag_owner(content.call.where(), scope) if content.training_only else ""
-                vertices.append(OperatorVertex(name, content.operator, args, content.training_only, flag))
+                vertices.append(OperatorVertex(name, content.operator, args, content.mode, owner))
             known[Value(content.number)] = Ref(name)
             if content.shape is not None:
                 shapes[name] = content.shape

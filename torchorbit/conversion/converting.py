@@ -249,6 +249,7 @@ class _Recordings:
             self.paths,
             self.atomic,
             snapshot=self.snapshot,
+            examples=[*self.inputs.args, *self.inputs.kwargs.values()],
             training=variation.training,
             dtypes=dtypes,
         )
@@ -306,13 +307,33 @@ class _Recordings:
         for stretch in [*stretches, None]:
             variation = dataclasses.replace(everything, lengths=stretch is not None)
             try:
-                reconciled = self.merged(first, [(self.take(variation, stretch), variation)])
+                reconciled, kept = self.at_once(first, variation, stretch)
             except (ConversionError, DisagreementError) as error:
                 if stretch is not None and not fixed_by[1]:
                     fixed_by = _place(error)
                 continue
-            return reconciled, self.provenance(first, [variation], everything, fixed_by)
+            return reconciled, self.provenance(first, kept, everything, fixed_by)
         return self.one_by_one(first, everything, stretches)
+
+    def at_once(
+        self, first: Recording, variation: Variation, stretch: _Stretch | None
+    ) -> tuple[Reconciled, list[Variation]]:
+        """Vary several things in one recording, or in one for each mode where these differ in more than a few numbers.
+
+        What only training does is then recorded with the lengths that were given: numbers in it that have lost their
+        origin are those of these lengths.
+        """
+        evaluated = dataclasses.replace(variation, training=False)
+        try:
+            reconciled = self.merged(first, [(self.take(variation, stretch), variation)])
+            if not reconciled.only_evaluated or evaluated == Variation():
+                return reconciled, [variation]
+        except DisagreementError as error:
+            if not error.mode or evaluated == Variation():
+                raise
+        trained = Variation(training=True, dtype=variation.dtype)
+        others = [(self.take(evaluated, stretch), evaluated), (self.take(trained), trained)]
+        return self.merged(first, others), [evaluated, trained]
 
     def one_by_one(
         self, first: Recording, everything: Variation, stretches: list[_Stretch]

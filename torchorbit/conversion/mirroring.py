@@ -8,7 +8,7 @@ from torch import nn
 
 from torchorbit.arguments import owners_in
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
-from torchorbit.graph.vertices import ModuleVertex, OperatorVertex, vertex_args
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, vertex_args
 from torchorbit.operators.modules import leaf_name
 
 
@@ -74,6 +74,6 @@ def mirror(
 
 def _owners(graph: Graph) -> set[str]:
     """Paths of the modules whose training flag a graph reads."""
-    found = {v.owner for v in graph.vertices if isinstance(v, OperatorVertex) and v.training_only}
+    found = {v.owner for v in graph.vertices if not isinstance(v, InputVertex) and v.mode}
     found.update(owners_in([vertex_args(vertex) for vertex in graph.vertices]), owners_in(graph.output))
     return found - {""}

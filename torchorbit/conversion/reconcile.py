@@ -14,25 +14,31 @@ from typing import Any
 
 import torch
 
-from torchorbit.arguments import PLAIN, Attr, ByMode, Expr, SameDevice, SameDtype, Size, Transformer
+from torchorbit.arguments import PLAIN, ArgumentMap, Attr, Expr, SameDevice, SameDtype, Size, Transformer
 from torchorbit.containers import items_like, items_of, rebuilt
+from torchorbit.conversion.aligning import MODE_DEPENDENT, key_of, pairs, same_steps
+from torchorbit.conversion.modes import FIRST_CHOICE, Modes, differing, within
 from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
-from torchorbit.conversion.recording import CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
-from torchorbit.operators import OPERATORS
+from torchorbit.conversion.recording import ALIAS, CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
+from torchorbit.graph.shapes import pick
+from torchorbit.graph.vertices import Mode
 
-# How far a step that exists only in training may be from the next step that both modes share.
-_LOOK_AHEAD = 64
-# Functions with an argument that depends on the training flag.
-_MODE_DEPENDENT = {name for row in OPERATORS.values() if row.by_mode for name in (row.name, *row.names)}
 _NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
 
 class DisagreementError(Exception):
-    """Two recordings cannot be explained by one graph."""
+    """Two recordings cannot be explained by one graph.
 
-    def __init__(self, step: Step | None, reason: str):
+    Attributes:
+        step: where they differ; None for the output.
+        reason: why.
+        mode: whether the mode, which is not all that varied, may be the reason.
+    """
+
+    def __init__(self, step: Step | None, reason: str, *, mode: bool = False):
         self.step = step
         self.reason = reason
+        self.mode = mode
         super().__init__(reason)
 
 
@@ -45,17 +51,22 @@ class Variation:
     dtype: bool = False
     training: bool = False
 
+    def without_mode(self, other: Variation) -> bool:
+        """Whether another recording, in evaluation, has what is different in this one apart from the mode."""
+        mine, theirs = (self.batch, self.lengths, self.dtype), (other.batch, other.lengths, other.dtype)
+        return not other.training and all(b or not a for a, b in zip(mine, theirs, strict=True))
+
 
 @dataclasses.dataclass(slots=True)
 class Item:
-    """A step of the reconciled recording. ``number`` is what `Value`s refer to."""
+    """A step of the reconciled recording. ``number`` is what `Value`s refer to; ``mode`` as in vertices."""
 
     number: int
     step: Step
     call: ModuleCall
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    training_only: bool = False
+    mode: Mode = ""
 
 
 @dataclasses.dataclass(slots=True)
@@ -68,15 +79,33 @@ class Reconciled:
     output: Any
     constants: dict[str, torch.Tensor]
 
+    @property
+    def only_evaluated(self) -> bool:
+        """Whether some steps run in evaluation alone."""
+        return any(item.mode == "evaluation" for item in self.items)
+
 
 @dataclasses.dataclass(slots=True)
-class _Aligned:
+class Aligned:
+    """Another recording, step by step beside the first one."""
+
     recording: Recording
     variation: Variation
-    partner: list[int]  # step of the first recording -> step of this one
+    partner: list[int]  # step of the first recording -> step of this one; -1 where only evaluation has it
     number: dict[int, int]  # step of this one -> number in the result
     extras: dict[int, list[int]]  # step of the first recording -> steps of this one before its partner
     calls: dict[int, ModuleCall]  # id of a call in this recording -> the same call in the first one
+
+    def numbered(self, position: int) -> int:
+        """The number of a step of this recording in the result."""
+        number = self.number.get(position)
+        return len(self.partner) + position if number is None else number
+
+    def value(self, value: Any) -> Any:
+        """A value of this recording, in the numbering of the result."""
+        if type(value) is not Value or value.step < 0:
+            return value
+        return Value(self.numbered(value.step), value.index)
 
     def call(self, call: ModuleCall) -> ModuleCall:
         """The same call in the first recording, or the nearest one around it."""
@@ -120,40 +149,42 @@ def _compare_constants(first: Recording, other: Recording) -> None:
             raise DisagreementError(None, "a tensor is made from numbers that are not always the same")
 
 
-def _key(step: Step) -> tuple[Any, ...]:
-    return (step.function, step.path, step.call.path, len(step.args), tuple(step.kwargs))
-
-
-def _align(first: Recording, other: Recording, variation: Variation) -> _Aligned:
-    steps, theirs = first.steps, other.steps
-    result = _Aligned(other, variation, [], {}, {}, {})
+def _align(first: Recording, other: Recording, variation: Variation) -> Aligned:
+    ours, theirs = first.steps, other.steps
+    if same_steps(ours, theirs, training=variation.training):
+        found = list(zip(range(len(ours)), range(len(ours)), strict=True))
+    elif not variation.training:
+        raise _parting(ours, theirs)
+    else:
+        paired = pairs(ours, theirs)
+        if paired is None:
+            raise DisagreementError(None, "in training the model takes another path from start to end")
+        found = paired
+    result = Aligned(other, variation, [-1] * len(ours), {}, {}, {})
     j = 0
-    for i, step in enumerate(steps):
-        key = _key(step)
-        if j < len(theirs) and _key(theirs[j]) == key:
-            found = j
-        elif variation.training:
-            ahead = range(j + 1, min(j + _LOOK_AHEAD, len(theirs)))
-            found = next((k for k in ahead if _key(theirs[k]) == key), -1)
-        else:
-            found = -1
-        if found < 0:
-            raise DisagreementError(step, f"the model takes another path after {_name(step)}")
-        if found > j:
-            result.extras[i] = list(range(j, found))
-        result.partner.append(found)
-        result.number[found] = i
-        theirs_call: ModuleCall | None = theirs[found].call
-        ours_call: ModuleCall | None = step.call
+    for number, position in [*found, (len(ours), len(theirs))]:
+        if position > j:
+            result.extras[number] = list(range(j, position))
+        if number == len(ours):
+            break
+        result.partner[number] = position
+        result.number[position] = number
+        ours_call: ModuleCall | None = ours[number].call
+        theirs_call: ModuleCall | None = theirs[position].call
         while theirs_call is not None and ours_call is not None and id(theirs_call) not in result.calls:
             result.calls[id(theirs_call)] = ours_call
             theirs_call, ours_call = theirs_call.parent, ours_call.parent
-        j = found + 1
-    if j < len(theirs):
-        if not variation.training:
-            raise DisagreementError(theirs[j], "the model goes on differently at the end")
-        result.extras[len(steps)] = list(range(j, len(theirs)))
+        j = position + 1
     return result
+
+
+def _parting(ours: list[Step], theirs: list[Step]) -> DisagreementError:
+    """Where two recordings take different paths."""
+    for step, their in zip(ours, theirs, strict=False):
+        if key_of(step) != key_of(their):
+            return DisagreementError(step, f"the model takes another path after {_name(step)}")
+    longer = max(ours, theirs, key=len)
+    return DisagreementError(longer[min(len(ours), len(theirs))], "the model goes on differently at the end")
 
 
 def _name(step: Step) -> str:
@@ -162,50 +193,75 @@ def _name(step: Step) -> str:
     return function_name(step.function)
 
 
+class ValueMap(ArgumentMap, kinds={Value: "ref"}):
+    """`torchorbit.arguments.map_args` for arguments in which tensors are `Value`s."""
+
+
 class _Merger:
     def __init__(
         self,
         first: Recording,
-        aligned: list[_Aligned],
+        aligned: list[Aligned],
         follows: Value | Attr | None,
         batch: tuple[Value, int, int] | None,
     ):
         self.first = first
         self.batch = batch
         self.aligned = aligned
+        self.having = aligned  # the recordings that have the step that is looked at
         self.follows = follows
         self.step: Step | None = None
+        self.modes = Modes(first, aligned)
+        self.choices: dict[Any, int] = {}  # values in the two modes and a call -> number of the step that chooses there
+        self.chosen: list[Item] = []  # choices that come before the step that is looked at
 
     def merge(self) -> Reconciled:
         first = self.first
         items: list[Item] = []
         checks = self.checks()
-        for i, step in enumerate(first.steps):
-            for other in self.aligned:
-                items.extend(self.extra(other, k) for k in other.extras.get(i, ()))
-            items.extend(checks.get(i, ()))
-            self.step = step
-            partners = [other.recording.steps[other.partner[i]] for other in self.aligned]
-            args = tuple([self.arg(a, [p.args[n] for p in partners]) for n, a in enumerate(step.args)])
-            kwargs = {key: self.arg(a, [p.kwargs[key] for p in partners]) for key, a in step.kwargs.items()}
-            items.append(Item(i, step, step.call, args, kwargs))
-        for other in self.aligned:
-            items.extend(self.extra(other, k) for k in other.extras.get(len(first.steps), ()))
+        for other, number in self.modes.order():
+            if other is None:
+                items.extend(checks.get(number, ()))
+            item = self.own(number) if other is None else self.extra(other, number)
+            items.extend([*self.take_choices(), item])
         items.extend(checks.get(len(first.steps), ()))
-        self.step = None
+        self.step, self.having = None, self.aligned
         output = self.arg(first.output, [other.recording.output for other in self.aligned])
+        items.extend(self.take_choices())
         inputs = [
             (name, self.arg(value, [other.recording.inputs[n][1] for other in self.aligned]), keyword)
             for n, (name, value, keyword) in enumerate(first.inputs)
         ]
         return Reconciled(items, inputs, first.input_shapes, output, first.constants)
 
+    def own(self, number: int) -> Item:
+        """A step of the first recording, with what those say of its arguments that have it, too."""
+        self.step = step = self.first.steps[number]
+        self.having = [other for other in self.aligned if other.partner[number] >= 0]
+        partners = [other.recording.steps[other.partner[number]] for other in self.having]
+        args = tuple([self.arg(a, [p.args[n] for p in partners]) for n, a in enumerate(step.args)])
+        kwargs = {key: self.arg(a, [p.kwargs[key] for p in partners]) for key, a in step.kwargs.items()}
+        call = self.modes.alone.get(number)
+        if call is None:
+            return Item(number, step, step.call, args, kwargs)
+        return Item(number, step, call, self.returned(args, call), self.returned(kwargs, call), "evaluation")
+
+    def returned(self, arg: Any, call: ModuleCall, *, training: bool = False) -> Any:
+        """An argument of a step that one mode alone runs: what calls return is chosen where they are made."""
+
+        def change(value: Any) -> Any:
+            pair = self.modes.instead(value, call, training=training) if type(value) is Value else None
+            returning = None if pair is None else self.modes.returning(pair)
+            return value if pair is None or returning is None else self.chosen_value(pair, returning)
+
+        return ValueMap(change).value(arg)
+
     # -- arguments
 
     def arg(self, base: Any, others: list[Any]) -> Any:
         kind = type(base)
         if kind is Value:
-            mapped = [self.value(aligned, other) for aligned, other in zip(self.aligned, others, strict=True)]
+            mapped = [aligned.value(other) for aligned, other in zip(self.having, others, strict=True)]
             return base if all(m == base for m in mapped) else self.by_mode(base, others)
         if kind in Traced:
             return self.number(base, others)
@@ -228,11 +284,11 @@ class _Merger:
     def differ(self, base: Any, others: list[Any]) -> Any:
         """A constant that is not the same in every recording."""
         if isinstance(base, torch.dtype):
-            changed = [a.variation for a, other in zip(self.aligned, others, strict=True) if other != base]
+            changed = [a.variation for a, other in zip(self.having, others, strict=True) if other != base]
             if self.follows is not None and all(variation.dtype for variation in changed):
                 return SameDtype(self.follows)
         if type(base) in (int, float):
-            pairs = zip(self.aligned, others, strict=True)
+            pairs = zip(self.having, others, strict=True)
             changed = [a.variation for a, other in pairs if type(untraced(other)) is not type(base) or other != base]
             if all(variation == Variation(batch=True) for variation in changed):
                 return self.unexplained(base, others)
@@ -240,30 +296,63 @@ class _Merger:
 
     def by_mode(self, base: Any, others: list[Any]) -> Any:
         training = None
-        for aligned, other in zip(self.aligned, others, strict=True):
-            plain = self.value(aligned, other) if type(base) is Value else untraced(other)
+        for aligned, other in zip(self.having, others, strict=True):
+            plain = aligned.value(other) if type(base) is Value else untraced(other)
             if type(base) is type(plain) and base == plain:
                 continue
-            # Where other things than the mode differ, too, they may be the reason.
-            only = aligned.variation == Variation(training=True)
+            # Where other things than the mode differ, too, they may be the reason, unless that was tried.
+            tried = [Variation(), *[other.variation for other in self.having]]
+            only = aligned.variation.training and any(map(aligned.variation.without_mode, tried))
             name = getattr(self.step.function, "__name__", "") if self.step is not None else ""
-            known = aligned.variation.training and name in _MODE_DEPENDENT and type(base) is not Value
+            known = aligned.variation.training and name in MODE_DEPENDENT and type(base) is not Value
             if not only and not known:
-                self.fail(f"{base} became {other}")
+                self.fail(f"{base} became {other}", mode=aligned.variation.training)
             training = _Unfolding(self, aligned).value(other)
-        return ByMode(training, base, self.step.call.where() if self.step is not None else "")
+        return self.choice(training, base)
 
-    def fail(self, reason: str) -> Any:
-        raise DisagreementError(
-            self.step, f"an argument of {_name(self.step) if self.step else 'the output'}: {reason}"
-        )
+    def choice(self, training: Any, evaluation: Any) -> Any:
+        """One argument in training and another in evaluation; the module that makes the difference decides.
 
-    def value(self, aligned: _Aligned, other: Any) -> Any:
-        """A value of another recording, in the numbering of the result."""
-        if type(other) is not Value or other.step < 0:
-            return other
-        number = aligned.number.get(other.step)
-        return Value(len(self.first.steps) + other.step if number is None else number, other.index)
+        Two tensors become one where that module is called, so that others need not know.
+        """
+        at = self.modes.root if self.step is None else self.step.call
+        pair = (training, evaluation)
+        call = self.modes.returning(pair)
+        if call is not None and not within(at, call):
+            return self.chosen_value(pair, call)
+        training, evaluation = self.returned(training, at, training=True), self.returned(evaluation, at)
+        call = self.modes.deciding(training, evaluation)
+        tensors = type(training) is Value and type(evaluation) is Value
+        if call is not None and tensors and not within(at, call):
+            return self.chosen_value((training, evaluation), call)
+        return differing(training, evaluation, call if call is not None and self.step is None else at)
+
+    def measured(self, training: Value, evaluation: Value) -> Value:
+        """A tensor of which a size is read, which is another one in each mode."""
+        chosen = self.choice(training, evaluation)
+        if type(chosen) is Value:
+            return chosen
+        return self.chosen_value((chosen.training, chosen.evaluation), self.step.call if self.step else self.modes.root)
+
+    def chosen_value(self, pair: tuple[Value, Value], call: ModuleCall) -> Value:
+        """One tensor that is another one in each mode, made in a call."""
+        number = self.choices.get((pair, call))
+        if number is None:
+            number = self.choices[pair, call] = FIRST_CHOICE + len(self.choices)
+            argument, made = differing(*pair, call), pair[1]
+            known = 0 <= made.step < FIRST_CHOICE
+            shape = pick(self.first.steps[made.step].shape, made.index) if known else None
+            self.chosen.append(Item(number, Step(ALIAS, (), {}, call, shape=shape), call, (argument,), {}))
+        return Value(number)
+
+    def take_choices(self) -> list[Item]:
+        """The choices that were made since they were taken last."""
+        chosen, self.chosen = self.chosen, []
+        return chosen
+
+    def fail(self, reason: str, *, mode: bool = False) -> Any:
+        where = _name(self.step) if self.step else "the output"
+        raise DisagreementError(self.step, f"an argument of {where}: {reason}", mode=mode)
 
     # -- numbers
 
@@ -292,10 +381,14 @@ class _Merger:
             if equal:
                 return untraced(base)
             value, dim = operands
-            mapped = [self.value(a, origin[1][0]) for a, origin in zip(self.aligned, origins, strict=True)]
-            if any(m != value or origin[1][1] != dim for m, origin in zip(mapped, origins, strict=True)):
+            mapped = [a.value(origin[1][0]) for a, origin in zip(self.having, origins, strict=True)]
+            if any(origin[1][1] != dim for origin in origins):
                 return self.unexplained(untraced(base), others)
-            return Size(value, dim)
+            for aligned, other in zip(self.having, mapped, strict=True):
+                if other != value and not aligned.variation.training:
+                    return self.unexplained(untraced(base), others)
+            differ = [other for other in mapped if other != value]
+            return Size(self.measured(differ[0], value) if differ else value, dim)
         parts = tuple([self.operand(a, [origin[1][n] for origin in origins]) for n, a in enumerate(operands)])
         return Expr(symbol, parts) if any(isinstance(part, (Size, Expr)) for part in parts) else untraced(base)
 
@@ -308,7 +401,7 @@ class _Merger:
 
     def unexplained(self, base: Any, others: list[Any]) -> Any:
         """A number that differs and has lost its origin: an affine function of the batch, or its reciprocal?"""
-        pairs = list(zip(self.aligned, [untraced(other) for other in others], strict=True))
+        pairs = list(zip(self.having, [untraced(other) for other in others], strict=True))
         changed = [(aligned.variation, other) for aligned, other in pairs if other != base]
         if self.batch is not None and all(v == Variation(batch=True) for v, _ in changed):
             tensor, length, longer = self.batch
@@ -321,12 +414,14 @@ class _Merger:
                 return Expr("/", (base * length, Size(tensor, 0)))
         return self.fail(f"{base} became {[other for _, other in pairs]}, and nothing says why")
 
-    def extra(self, aligned: _Aligned, position: int) -> Item:
+    def extra(self, aligned: Aligned, position: int) -> Item:
         step = aligned.recording.steps[position]
         unfolding = _Unfolding(self, aligned)
         args, kwargs = unfolding.tuple_(step.args), unfolding.dict_(step.kwargs)
-        number = len(self.first.steps) + position
-        return Item(number, step, aligned.call(step.call), args, kwargs, training_only=True)
+        number = aligned.numbered(position)
+        call = self.modes.alone[number]
+        args, kwargs = (self.returned(found, call, training=True) for found in (args, kwargs))
+        return Item(number, step, call, args, kwargs, "training")
 
     # -- checks
 
@@ -375,13 +470,13 @@ class _Unfolding(
 ):
     """Gives arguments of a step that only one recording has: sizes in them stay expressions."""
 
-    def __init__(self, merger: _Merger, aligned: _Aligned):
+    def __init__(self, merger: _Merger, aligned: Aligned):
         self.merger = merger
         self.aligned = aligned
         self.follows = merger.follows
 
     def tensor(self, arg: Value) -> Any:
-        return self.merger.value(self.aligned, arg)
+        return self.aligned.value(arg)
 
     def number(self, arg: Any) -> Size | Expr:
         symbol, operands = arg.origin

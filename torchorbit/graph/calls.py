@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from torchorbit.arguments import Attr
-from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
+from torchorbit.graph.vertices import InputVertex, Mode, ModuleVertex, OperatorVertex, Vertex
 from torchorbit.operators.table import LEAVES
 
 
@@ -24,10 +24,12 @@ class Call:
     Attributes:
         operator: its name in the table of operators; for a module kept whole, the qualified name of its class.
         args: arguments by name, as in vertices; parameters and buffers of a leaf module are `Attr`.
+        mode: in which mode it is made; in both where it is empty.
     """
 
     operator: str
     args: dict[str, Any]
+    mode: Mode = ""
 
 
 def tensor_of(module: nn.Module, name: str) -> Tensor | None:
@@ -67,7 +69,7 @@ def call_of(vertex: Vertex, module_at: Callable[[str], nn.Module]) -> Call | Ope
     for argument, attribute in leaf.values:
         args[argument] = getattr(module, attribute)
     args.update(leaf.fixed)
-    return Call(leaf.operator, args)
+    return Call(leaf.operator, args, vertex.mode)
 
 
 def _whole(vertex: ModuleVertex, module: nn.Module) -> Call:
@@ -76,4 +78,4 @@ def _whole(vertex: ModuleVertex, module: nn.Module) -> Call:
     for name, _ in (*module.named_parameters(), *module.named_buffers()):
         args[name] = Attr(f"{vertex.target}.{name}")
     kind = type(module)
-    return Call(vertex.leaf or f"{kind.__module__}.{kind.__qualname__}", args)
+    return Call(vertex.leaf or f"{kind.__module__}.{kind.__qualname__}", args, vertex.mode)

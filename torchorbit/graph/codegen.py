@@ -19,6 +19,7 @@ from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype,
 from torchorbit.expressions import EXPRESSIONS, NAMES
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, last_uses
 from torchorbit.operators.table import OPERATORS
+from torchorbit.records import Record
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\Z")
 
@@ -42,7 +43,7 @@ NAMESPACE: dict[str, Any] = {
     "_check_fixed": _check_fixed,
 }
 RESERVED = frozenset({*NAMESPACE, *keyword.kwlist, "self"})
-_TYPE_PREFIX = "_type_"  # of the named tuples that one graph needs
+_TYPE_PREFIX = "_type_"  # of the named tuples and records that one graph needs
 
 
 def is_valid_name(name: object) -> bool:
@@ -84,7 +85,7 @@ class _Code(Visitor, kinds={torch.device: "device", float: "number", int: "numbe
     """Writes arguments as code.
 
     Args:
-        types: collects the named tuples that they need.
+        types: collects the classes of named tuples and records that they need.
     """
 
     def __init__(self, types: dict[str, Any]):
@@ -119,10 +120,22 @@ class _Code(Visitor, kinds={torch.device: "device", float: "number", int: "numbe
         return f"({self.listed(arg)},)" if len(arg) == 1 else f"({self.listed(arg)})"
 
     def named_tuple(self, arg: tuple[Any, ...]) -> str:
-        kind, types = type(arg), self.types
-        name = next((n for n, known in types.items() if known is kind), f"{_TYPE_PREFIX}{len(types)}_{kind.__name__}")
-        types[name] = kind
-        return f"{name}({self.listed(arg)})"
+        kind = type(arg)
+        items = self.listed(arg) if hasattr(kind, "_fields") else self.tuple_(arg)  # what torch calls a return type
+        return f"{self.named(kind, kind.__name__)}({items})"
+
+    def named(self, kind: Any, name: str) -> str:
+        """A name for a class that is needed to write an argument."""
+        known = next((written for written, other in self.types.items() if other == kind), None)
+        written = known or f"{_TYPE_PREFIX}{len(self.types)}_{re.sub('[^A-Za-z0-9_]', '_', name)}"
+        self.types[written] = kind
+        return written
+
+    def record(self, arg: Record) -> str:
+        given = [self.dict_(arg.attributes)]
+        if arg.items is not None:
+            given += [self.dict_(arg.items), *([self.tuple_(arg.both)] if arg.both else [])]
+        return f"{self.named(arg.kind, arg.kind.name)}.make({', '.join(given)})"
 
     def list_(self, arg: list[Any]) -> str:
         return f"[{self.listed(arg)}]"
@@ -225,9 +238,10 @@ def generate(vertices: Sequence[Vertex], output: Any) -> tuple[str, dict[str, An
             line = _call(vertex, code)
         else:
             line = f"{vertex.name} = {_call(vertex, code)}"
-        if isinstance(vertex, OperatorVertex) and vertex.training_only:
-            flag = f"{submodule(vertex.owner)}.training"
-            line = f"if {flag}: {line}" if OPERATORS[vertex.operator].effect else f"{line} if {flag} else None"
+        if vertex.mode:
+            flag = f"{'' if vertex.mode == 'training' else 'not '}{submodule(vertex.owner)}.training"
+            effect = isinstance(vertex, OperatorVertex) and OPERATORS[vertex.operator].effect
+            line = f"if {flag}: {line}" if effect else f"{line} if {flag} else None"
         if position in dead and not line.startswith("if "):
             line = f"{line}; del {', '.join(dead[position])}"
         lines.append("    " + line)

@@ -51,7 +51,7 @@ def priced_vertices(graph: Graph, calls: Mapping[str, Call | OperatorVertex]) ->
     for vertex in graph.vertices:
         call = calls.get(vertex.name)
         row = None if call is None else KNOWN.get(call.operator)
-        if call is None or row is None or row.cost is None or getattr(vertex, "training_only", False):
+        if call is None or row is None or row.cost is None or call.mode == "training":
             continue
         found.append(Priced(vertex.name, call.args, row.cost, samples if vertex.name in varying else 1))
     return found

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torchorbit.errors import ArgumentTypeError, GraphRunError
 from torchorbit.graph import codegen
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, Vertex
+from torchorbit.records import RecordClass
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -330,6 +331,9 @@ def _class_for(graph: Graph, base: type[DagModule]) -> type[DagModule]:
     key = (base, source)
     cls = _classes.get(key)
     if cls is None or types:
+        for kind in types.values():
+            if isinstance(kind, RecordClass):
+                kind.register()
         forward = codegen.compile_forward(source, types)
         filename = forward.__code__.co_filename
         cls = type("DagModule", (base,), {"forward": forward, "__module__": DagModule.__module__})

@@ -185,7 +185,7 @@ def _paths(vertices: list[Vertex]) -> list[str]:
     for vertex in vertices:
         if isinstance(vertex, ModuleVertex):
             note(vertex.target)
-        elif isinstance(vertex, OperatorVertex) and vertex.training_only:
+        if not isinstance(vertex, InputVertex) and vertex.mode:
             note(vertex.owner)
         args = vertex_args(vertex)
         for path in [*[arg.path for arg in walk_args(args) if type(arg) is Attr], *owners_in(args)]:

@@ -57,8 +57,8 @@ def _inline(
         name = writer.free_name(prefix + vertex.name)
         if isinstance(vertex, OperatorVertex):
             args = {key: mapped(arg) for key, arg in vertex.args.items()}
-            owner = below(vertex.owner) if vertex.training_only else ""
-            vertices.append(OperatorVertex(name, vertex.operator, args, vertex.training_only, owner))
+            owner = below(vertex.owner) if vertex.mode else ""
+            vertices.append(OperatorVertex(name, vertex.operator, args, vertex.mode, owner))
         elif isinstance(module := dag.get_submodule(vertex.target), DagModule):
             positional = [mapped(arg) for arg in vertex.args]
             inner = {i.name: arg for i, arg in zip(module.graph.inputs, positional, strict=True)}
@@ -70,7 +70,9 @@ def _inline(
         else:
             positional = [mapped(arg) for arg in vertex.args]
             keywords = {key: mapped(arg) for key, arg in vertex.kwargs.items()}
-            vertices.append(ModuleVertex(name, below(vertex.target), tuple(positional), keywords, vertex.leaf))
+            owner = below(vertex.owner) if vertex.mode else ""
+            target = below(vertex.target)
+            vertices.append(ModuleVertex(name, target, tuple(positional), keywords, vertex.leaf, vertex.mode, owner))
         known[vertex.name] = Ref(name)
         paths[blocks + vertex.name] = name
         if vertex.name in recorded:

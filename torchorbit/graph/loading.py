@@ -28,9 +28,10 @@ from torchorbit.graph import codegen
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
 from torchorbit.graph.files import FORMAT, MAX_RANK, VERSION, read_document, read_weights
 from torchorbit.graph.trial import MAX_CALLS, try_out
-from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, vertex_args
+from torchorbit.graph.vertices import InputVertex, Mode, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.operators.modules import forward_arguments, leaf_name, make_leaf
 from torchorbit.operators.table import OPERATORS, REQUIRED
+from torchorbit.records import Record, RecordClass
 
 #: How deep modules may be nested in each other, and arguments.
 MAX_DEPTH = 64
@@ -55,9 +56,9 @@ _ENTRIES = {
     "same": {"kind", "path"},
 }
 _INPUT_ENTRIES = {"input", "keyword", "fixed", "shape"}
-_MODULE_ENTRIES = {"name", "module", "leaf", "args", "kwargs"}
-_OPERATOR_ENTRIES = {"name", "operator", "args", "training_only", "owner"}
-#: Operators by the names that they had in files of version 0.1.0.
+_MODULE_ENTRIES = {"name", "module", "leaf", "args", "kwargs", "mode", "owner"}
+_OPERATOR_ENTRIES = {"name", "operator", "args", "mode", "owner", "training_only"}
+#: Operators by the names that they had in files of version 0.1.0; these also had ``training_only`` for a mode.
 _FORMER_NAMES = {"keep": "select_positions", "spread": "scatter_positions"}
 
 
@@ -230,6 +231,14 @@ def _flag(data: Mapping[str, Any], key: str, where: str) -> bool:
     return value
 
 
+def _mode(data: Mapping[str, Any], where: str) -> tuple[Mode, str]:
+    """In which mode a vertex runs, and whose flag decides."""
+    mode = data.get("mode", "training" if _flag(data, "training_only", where) else "")
+    if mode not in ("", "training", "evaluation"):
+        raise CheckpointError(f"{where}: 'mode' is {mode!r:.100}, expected 'training' or 'evaluation'")
+    return mode, _text(data, "owner", where, "")
+
+
 class _Unpacker:
     def __init__(self, tensors: dict[str, Tensor]):
         self.tensors = tensors
@@ -396,6 +405,7 @@ class _Unpacker:
                 tuple([read(a, at) for a in args]),
                 {key: read(a, at) for key, a in kwargs.items()},
                 _text(data, "leaf", at, ""),
+                *_mode(data, at),
             )
         _check_entries(data, _OPERATOR_ENTRIES, at)
         operator = data.get("operator")
@@ -415,8 +425,7 @@ class _Unpacker:
         ordered = {key: read(args[key], at) for key in row.parameters if key in args}
         if operator == "assign" and type(ordered["target"]) is not Attr:
             raise CheckpointError(f"{at}: only a parameter or buffer is assigned to")
-        only = _flag(data, "training_only", at)
-        return OperatorVertex(name, operator, ordered, only, _text(data, "owner", at, ""))
+        return OperatorVertex(name, operator, ordered, *_mode(data, at))
 
 
 def _check_fits(tensor: Tensor, like: Tensor | None, where: str) -> None:
@@ -460,7 +469,7 @@ def _check_targets(dag: DagModule, path: str) -> None:
         where = f"module '{path}', vertex '{vertex.name}'"
         if isinstance(vertex, ModuleVertex):
             _check_call(vertex, owner(vertex.target, where), where)
-        if isinstance(vertex, OperatorVertex) and vertex.training_only:
+        if not isinstance(vertex, InputVertex) and vertex.mode:
             owner(vertex.owner, where)
         _check_attributes(vertex_args(vertex), owner, where)
     _check_attributes(dag.graph.output, owner, f"module '{path}', output")
@@ -483,6 +492,8 @@ def _check_call(vertex: ModuleVertex, target: nn.Module, where: str) -> None:
     if vertex.leaf != (leaf_name(target) or ""):
         raise CheckpointError(f"{where}: module '{vertex.target:.200}' is no '{vertex.leaf:.200}'")
     if isinstance(target, DagModule):
+        if vertex.mode:
+            raise CheckpointError(f"{where}: a block runs in both modes, and this in '{vertex.mode}' alone")
         if len(target.graph.inputs) != len(vertex.args) or vertex.kwargs:
             raise CheckpointError(
                 f"{where}: block '{vertex.target:.200}' takes {len(target.graph.inputs)} inputs, none of them by name"
@@ -621,6 +632,25 @@ def _read_dict(content: Any, read: Read) -> dict[Any, Any]:
     return result
 
 
+def _read_record(content: Any, read: Read) -> Record:
+    name, named, keyed, both = _list(content, 4)
+    attributes = _read_dict(named, read)
+    items = None if keyed is None else _read_dict(keyed, read)
+    if not isinstance(name, str) or len(name) > _MAX_NAME or not all(map(_is_field, [*attributes, *_list(both)])):
+        raise ArgumentError("a record has a name and names of what it holds")
+    if not set(both) <= set(items or ()):
+        raise ArgumentError("what a record holds by name and by key is under a key")
+    keys = None if items is None else tuple(items)
+    held = (*attributes.values(), *(items or {}).values())
+    return Record(RecordClass(name), tuple(attributes), keys, tuple(both), held)
+
+
+def _is_field(word: Any) -> bool:
+    """Whether it may be the name of an attribute: none of those that mean something to Python."""
+    known = isinstance(word, str) and len(word) <= _MAX_NAME and bool(_IDENTIFIER.match(word))
+    return known and not word.startswith(("__", "_record"))
+
+
 def _read_float(content: Any, read: Read) -> float:
     if content not in ("inf", "-inf", "nan"):
         raise ArgumentError("inf, -inf or nan is expected")
@@ -652,6 +682,7 @@ _READERS: dict[str, Reader] = {
     "$attr": _read_attr,
     "$list": lambda content, read: [read(a) for a in _list(content)],
     "$dict": _read_dict,
+    "$record": _read_record,
     "$slice": lambda content, read: slice(*[read(a) for a in _list(content, 3)]),
     "$size": _read_size,
     "$expr": _read_expr,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def separated(graph: Graph, apart: dict[str, list[str]] | None = None) -> Graph:
     kept_names = set(refs_in(graph.output))
     found: dict[str, _Packed] = {}
     for vertex in graph.vertices:
-        if isinstance(vertex, OperatorVertex) and vertex.operator in _SPLITTING and not vertex.training_only:
+        if isinstance(vertex, OperatorVertex) and vertex.operator in _SPLITTING and not vertex.mode:
             packed = _packed(vertex, graph, users, kept_names)
             if packed is not None:
                 found[vertex.name] = packed
@@ -73,10 +73,10 @@ def separated(graph: Graph, apart: dict[str, list[str]] | None = None) -> Graph:
             continue
         if isinstance(vertex, OperatorVertex):
             args = {key: map_args(arg, change) for key, arg in vertex.args.items()}
-            vertex = OperatorVertex(vertex.name, vertex.operator, args, vertex.training_only, vertex.owner)
+            vertex = replace(vertex, args=args)
         elif isinstance(vertex, ModuleVertex):
             positional, named = map_args(vertex.args, change), map_args(vertex.kwargs, change)
-            vertex = ModuleVertex(vertex.name, vertex.target, positional, named, vertex.leaf)
+            vertex = replace(vertex, args=positional, kwargs=named)
         writer.vertices.append(vertex)
     return Graph(tuple(writer.vertices), map_args(graph.output, change), writer.shapes)
 
@@ -298,7 +298,7 @@ def _sizes(reshape: OperatorVertex, source: Ref, rank: int) -> list[Any]:
 
 def _pick_of(vertex: Vertex, name: str, rank: int) -> tuple[int, int | None] | None:
     """The dimension from which a vertex picks, and which it picks; None for all of them, one by one."""
-    if not isinstance(vertex, OperatorVertex) or vertex.args.get("input") != Ref(name) or vertex.training_only:
+    if not isinstance(vertex, OperatorVertex) or vertex.args.get("input") != Ref(name) or vertex.mode:
         return None
     if vertex.operator == "unbind":
         return vertex.args.get("dim", 0) % rank, None

@@ -26,6 +26,7 @@ from torchorbit.graph.dag import Container, DagModule, Provenance
 from torchorbit.graph.files import CARD_FILE, FORMAT, GRAPH_FILE, VERSION, WEIGHTS_FILE, write_weights
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, Vertex
 from torchorbit.operators.modules import leaf_config, leaf_name, make_leaf
+from torchorbit.records import Record
 
 # -- to data
 
@@ -171,14 +172,14 @@ def _pack_vertex(vertex: Vertex) -> dict[str, Any]:
         }
         if vertex.kwargs:
             data["kwargs"] = {key: _pack_arg(a) for key, a in vertex.kwargs.items()}
-        return data
-    data = {
-        "name": vertex.name,
-        "operator": vertex.operator,
-        "args": {key: _pack_arg(a) for key, a in vertex.args.items()},
-    }
-    if vertex.training_only:
-        data["training_only"] = True
+    else:
+        data = {
+            "name": vertex.name,
+            "operator": vertex.operator,
+            "args": {key: _pack_arg(a) for key, a in vertex.args.items()},
+        }
+    if vertex.mode:
+        data["mode"] = vertex.mode
         data["owner"] = vertex.owner
     return data
 
@@ -223,15 +224,25 @@ class _PackedArguments(
     def named_tuple(self, arg: Any) -> Any:
         if isinstance(arg, torch.Size):
             return self.tuple_(arg)
-        if not hasattr(arg, "_fields"):
+        kind = type(arg)
+        fields: tuple[str, ...] = getattr(kind, "_fields", getattr(kind, "__match_args__", ()))  # torch's return types
+        if len(fields) != len(arg):
             return self.constant(arg)
-        return {"$namedtuple": [type(arg).__name__, list(arg._fields), self.listed(arg)]}
+        return {"$namedtuple": [kind.__name__, list(fields), self.listed(arg)]}
+
+    def record(self, arg: Record) -> Any:
+        items = None if arg.items is None else self.pairs(arg.items)
+        return {"$record": [arg.kind.name, self.pairs(arg.attributes), items, list(arg.both)]}
+
+    def pairs(self, held: dict[Any, Any]) -> list[Any]:
+        """Names or keys, each with what is under it."""
+        return [[self.value(key), self.value(item)] for key, item in held.items()]
 
     def list_(self, arg: list[Any]) -> Any:
         return {"$list": self.listed(arg)}
 
     def dict_(self, arg: dict[Any, Any]) -> Any:
-        return {"$dict": [[self.value(key), self.value(item)] for key, item in arg.items()]}
+        return {"$dict": self.pairs(arg)}
 
     def slice_(self, arg: slice) -> Any:
         return {"$slice": self.listed((arg.start, arg.stop, arg.step))}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,12 +10,14 @@ from torch import Tensor
 
 from torchorbit.arguments import Attr, ByMode, Interpreter, Ref, SameDevice
 from torchorbit.containers import map_leaves, map_plainly
-from torchorbit.errors import GraphRunError
+from torchorbit.errors import ArgumentTypeError, GraphRunError
 from torchorbit.graph.calls import tensor_of
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
 from torchorbit.operators.declaring import Operator
-from torchorbit.operators.table import OPERATORS
+from torchorbit.operators.modules import forward_arguments
+from torchorbit.operators.shapes import shape_of_call, shape_of_leaf
+from torchorbit.operators.table import LEAVES, OPERATORS
 
 _META = torch.device("meta")
 # Those of inputs that are no floating point numbers: these are all of one dtype here, whatever the model was cast to.
@@ -129,18 +131,28 @@ class _Runner(Interpreter):
         return self.shapes
 
     def call_operator(self, vertex: OperatorVertex) -> Any:
-        self.training = vertex.training_only
+        self.training = vertex.mode == "training"
         args = {name: self.value(arg) for name, arg in vertex.args.items()}
         if "device" in args:
             args["device"] = _META
+        shape = shape_of_call(vertex.operator, args)
+        if shape is not None:
+            return made(shape, first_tensor(args.values()).dtype)
         return called(OPERATORS[vertex.operator], args)
 
     def call_module(self, vertex: ModuleVertex) -> Any:
         module = self.dag.get_submodule(vertex.target)
-        self.training = module.training
-        state = {name: _like(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+        self.training = vertex.mode == "training" if vertex.mode else module.training
         args = tuple([self.value(arg) for arg in vertex.args])
         kwargs = {name: self.value(arg) for name, arg in vertex.kwargs.items()}
+        nested = bool(vertex.leaf) and LEAVES[vertex.leaf].nested
+        if nested:  # on meta torch runs every time step
+            args, kwargs = forward_arguments(vertex.leaf).bind(*args, **kwargs).args, {}
+        if vertex.leaf and not kwargs:
+            shape = shape_of_leaf(vertex.leaf, module, args, _like)
+            if shape is not None:
+                return made(shape, args[0].dtype)
+        state = {name: _like(tensor) for name, tensor in (*module.named_parameters(), *module.named_buffers())}
         return torch.func.functional_call(module, state, args, kwargs)
 
     def ref(self, arg: Ref) -> Any:
@@ -159,6 +171,23 @@ class _Runner(Interpreter):
 
     def same_device(self, arg: SameDevice) -> torch.device:
         return _META
+
+
+def made(shape: Any, dtype: torch.dtype) -> Any:
+    """A tensor on meta of a shape, or tuples of tensors for tuples of shapes."""
+    if shape and isinstance(shape[0], tuple):
+        return tuple([made(item, dtype) for item in shape])
+    return torch.empty(shape, dtype=dtype, device=_META)
+
+
+def first_tensor(values: Iterable[Any]) -> Tensor:
+    """The first operand that is a tensor, which one that is a list of them may hold."""
+    for value in values:
+        if isinstance(value, Tensor):
+            return value
+        if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
+            return value[0]
+    raise ArgumentTypeError("none of its operands is a tensor")
 
 
 def called(row: Operator, args: dict[str, Any]) -> Any:

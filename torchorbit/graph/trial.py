@@ -11,7 +11,7 @@ by the operator itself, which takes up to a millisecond on meta.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from torchorbit.containers import leaves, map_leaves
 from torchorbit.errors import CheckpointError
 from torchorbit.graph.calls import tensor_of
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.shapes import called, shapes_in
+from torchorbit.graph.shapes import called, first_tensor, shapes_in
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
 from torchorbit.operators.modules import forward_arguments
 from torchorbit.operators.schema import is_of_kind, kind_of
@@ -190,7 +190,7 @@ class _Block(Interpreter, kinds={torch.dtype: "dtype"}):
             kind = kind_of(name, key)
             if type(arg) is ByMode:
                 self.check(self.value(arg.training), kind, key)
-                arg = arg.training if vertex.training_only else arg.evaluation
+                arg = arg.training if vertex.mode == "training" else arg.evaluation
             args[key] = value = self.value(arg)
             self.check(value, kind, key)
             some_tensor = some_tensor or any(isinstance(leaf, Tensor) for leaf in leaves(value))
@@ -206,7 +206,7 @@ class _Block(Interpreter, kinds={torch.dtype: "dtype"}):
             return None
         shape = shape_of_call(name, args)
         if shape is not None:
-            return _made(shape, _first_tensor(args.values()).dtype)
+            return _made(shape, first_tensor(args.values()).dtype)
         if row.pieces is not None and row.pieces(args) > MAX_PIECES:
             raise ValueError(f"it returns {row.pieces(args)} tensors, more than the {MAX_PIECES} that it may")
         return called(row, args)
@@ -263,16 +263,6 @@ def _made(shape: Any, dtype: torch.dtype) -> Any:
     if math.prod(shape) > MAX_ELEMENTS:
         raise ValueError(f"a result has shape {tuple(shape)!s:.200}, more than {MAX_ELEMENTS} elements")
     return _empty(shape, dtype)
-
-
-def _first_tensor(values: Iterable[Any]) -> Tensor:
-    """The first operand that is a tensor, which one that is a list of them may hold."""
-    for value in values:
-        if isinstance(value, Tensor):
-            return value
-        if isinstance(value, (tuple, list)) and value and isinstance(value[0], Tensor):
-            return value[0]
-    raise TypeError("none of its operands is a tensor")
 
 
 def _bounded(result: Any) -> Any:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torchorbit.arguments import Ref, walk_args
+
+#: In which mode a vertex runs: in one of them alone, or in both where it is empty.
+Mode = Literal["", "training", "evaluation"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,8 @@ class ModuleVertex:
     """A call of a submodule.
 
     ``leaf`` is the name of what it computes in the table of leaf modules (``"Conv2d"``); it is empty for a nested
-    `DagModule` and for a module that is kept whole because its class was listed as atomic.
+    `DagModule` and for a module that is kept whole because its class was listed as atomic. ``mode`` and ``owner`` are
+    as for an `OperatorVertex`.
     """
 
     name: str
@@ -35,20 +39,22 @@ class ModuleVertex:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     leaf: str = ""
+    mode: Mode = ""
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class OperatorVertex:
     """A call of an operator of the table in `torchorbit.operators.table`.
 
-    ``training_only`` vertices are skipped in evaluation (the counter of a batch norm, say); ``owner`` is then the
-    path of the module whose ``training`` flag decides.
+    A vertex with a ``mode`` runs in that mode alone (the counter of a batch norm in ``"training"``, say, a detector's
+    decoding in ``"evaluation"``); ``owner`` is then the path of the module whose ``training`` flag decides.
     """
 
     name: str
     operator: str
     args: dict[str, Any]
-    training_only: bool = False
+    mode: Mode = ""
     owner: str = ""
 
 

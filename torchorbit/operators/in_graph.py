@@ -8,8 +8,9 @@ from torch import Tensor
 
 from torchorbit.labels import Dim
 from torchorbit.operators.declaring import operator
-from torchorbit.operators.labelling import Operands
+from torchorbit.operators.labelling import Operands, elementwise
 from torchorbit.operators.resizing import Resized
+from torchorbit.operators.shapes import same_shape
 
 NEEDLESS = {
     "cost": "it computes nothing",
@@ -25,8 +26,17 @@ def _assigned(target: Tensor, value: Tensor) -> None:
         target.copy_(value)
 
 
-def _checked(condition: bool, message: str) -> None:
-    """Refuse inputs for which the source model would have taken another path."""
+def _itself(input: Tensor) -> Tensor:
+    """A tensor under another name: one of two, as the mode says."""
+    return input
+
+
+def _checked(condition: bool | Tensor, message: str) -> None:
+    """Refuse inputs for which the source model would have taken another path; not while the graph itself is traced."""
+    if isinstance(condition, Tensor) and (
+        condition.device.type == "meta" or torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
+    ):
+        return
     if not condition:
         raise RuntimeError(message)
 
@@ -98,6 +108,7 @@ def _scatter_resize(call: Resized) -> None:
 
 
 OPERATORS = [
+    operator("alias(input)", function=_itself, rule=elementwise, shape=same_shape, layout="alias", constant="same"),
     operator("assign(target, value)", function=_assigned, kinds={"value": "tensor"}, rule=_assign_rule, effect=True),
     operator(
         "check(condition, message)",

@@ -89,7 +89,7 @@ class Constants:
         found: dict[str, OperatorVertex] = {}
         for vertex in self._vertices.values():
             row = OPERATORS[vertex.operator]
-            if vertex.training_only or not (row.creates or row.family in _FAMILIES):
+            if vertex.mode or not (row.creates or row.family in _FAMILIES):
                 continue
             if not found and not row.creates and not any(type(arg) is Attr for arg in vertex.args.values()):
                 continue

@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchorbit.arguments import PLAIN, Attr, ByMode, Ref
+from torchorbit.arguments import PLAIN, Attr, ByMode, Ref, operands_of
 from torchorbit.collecting import no_garbage_collection
+from torchorbit.containers import map_leaves, map_together
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.names import names_at
@@ -146,7 +147,7 @@ def _read(
                 operands.freeze(tensor)
         values[name] = _marked(call, args, result)
     labels.at = ("output", "")
-    for tensor in labelled_in(reader.value(model.graph.output)):
+    for tensor in labelled_in([value(operand) for operand in operands_of(model.graph.output)]):
         for dim in tensor.dims:
             labels.freeze(dim)
     for path in fixed.attributes:
@@ -155,6 +156,11 @@ def _read(
             for dim in reading.attributes[path].dims:
                 labels.freeze(dim)
     return reading
+
+
+def _without_labels(value: Any) -> Any:
+    """What is known of a tensor that has no labels; anything else as it is."""
+    return Labelled(value.shape, [None] * len(value.shape)) if isinstance(value, Labelled) else value
 
 
 def _inputs(model: FlatModel) -> dict[str, Any]:
@@ -212,12 +218,24 @@ class _Reader(KnownValues):
         self.known_as: dict[int, str] = {}  # id of a parameter or buffer -> the path by which it was read first
 
     def by_mode(self, arg: ByMode) -> Any:
-        first, second = self.value(arg.training), self.value(arg.evaluation)
-        if isinstance(first, Labelled) and isinstance(second, Labelled) and len(first.dims) == len(second.dims):
-            meet = self.reading.labels.meet
-            dims = [meet(a, b) for a, b in zip(first.dims, second.dims, strict=True)]
-            return Labelled(second.shape, dims)
-        return second if isinstance(second, Labelled) else first if isinstance(first, Labelled) else arg
+        return map_together(self.met, [self.value(arg.evaluation), self.value(arg.training)])
+
+    def met(self, values: list[Any]) -> Any:
+        """What is known of a tensor that is one in evaluation and another in training; frozen where they differ."""
+        evaluation, training = values
+        labels, dims = self.reading.labels, []
+        alike = isinstance(evaluation, Labelled) and isinstance(training, Labelled)
+        if not alike or len(evaluation.shape) != len(training.shape):
+            for tensor in labelled_in(values):
+                for dim in tensor.dims:
+                    labels.freeze(dim)
+            return map_leaves(_without_labels, evaluation)
+        for axis, length in enumerate(evaluation.shape):
+            pair = evaluation.dims[axis], training.dims[axis]
+            dims.append(labels.meet(*pair) if training.shape[axis] == length else labels.meet(pair[0], None))
+            if training.shape[axis] != length:
+                labels.freeze(pair[1])
+        return Labelled(evaluation.shape, dims)
 
     def attr(self, arg: Attr) -> Labelled:
         path = arg.path

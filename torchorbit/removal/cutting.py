@@ -21,6 +21,7 @@ from torchorbit.removal.emptying import Emptied
 from torchorbit.removal.history import by_hand, continued
 from torchorbit.removal.leaves import Leaf, Leaves, settle
 from torchorbit.removal.optimizers import cut_state
+from torchorbit.removal.outcome import require_same_output
 from torchorbit.removal.rewriting import Rewriting
 from torchorbit.removal.tensors import CutTensors
 
@@ -68,6 +69,8 @@ def remove_channels(
             its units and may not, or cannot because the rest of the model needs more than a constant of it. The
             graph is then untouched.
         ArgumentTypeError: ``removed`` holds something else than orbits and integers, or ``optimizer`` is none.
+        InternalError: what is left does not run, or its output has other shapes, which is a mistake in torchorbit. The
+            graph is then untouched.
     """
     selection = Selection(removed, dag, allow_empty=allow_empty)
     if selection.orbits is None:
@@ -81,6 +84,7 @@ def remove_channels(
     units = sum(len(positions) for positions in selection.removed.values())
     history = continued(cut.model, by_hand(units)) if units else dag.history
     smaller = cut.build()
+    require_same_output(cut.model, smaller)
     if inplace:
         cut.replace(dag, smaller)
         smaller = dag

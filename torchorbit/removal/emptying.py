@@ -86,7 +86,7 @@ class Emptied:
             if "live" not in states | read:
                 self._made_of_parameters[vertex.name] = resized
             return True
-        if isinstance(vertex, OperatorVertex) and (vertex.training_only or OPERATORS[vertex.operator].effect):
+        if vertex.mode == "training" or (isinstance(vertex, OperatorVertex) and OPERATORS[vertex.operator].effect):
             self._gone.add(vertex.name)
             return False
         if "live" not in states:

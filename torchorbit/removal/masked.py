@@ -27,6 +27,7 @@ from torchorbit.operators import Labelled
 from torchorbit.operators.table import OPERATORS
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.orbits.selection import Selection
+from torchorbit.records import Record
 from torchorbit.removal.masked_operators import MASKED, Context, Masks, filled
 
 
@@ -106,7 +107,7 @@ class MaskedInterpreter(Interpreter):
         for position, vertex in enumerate(self.model.graph.vertices):
             if isinstance(vertex, InputVertex):
                 continue
-            if isinstance(vertex, OperatorVertex) and (vertex.training_only or OPERATORS[vertex.operator].effect):
+            if vertex.mode == "training" or (isinstance(vertex, OperatorVertex) and OPERATORS[vertex.operator].effect):
                 continue
             result = self.vertex(vertex)
             self.values[vertex.name] = self.zeroed(result, self.selection.of(vertex.name))
@@ -140,6 +141,10 @@ class MaskedInterpreter(Interpreter):
     def ref(self, arg: Ref) -> Any:
         """The result of a vertex that ran, with its zeros."""
         return pick(self.values[arg.vertex], arg.index)
+
+    def record(self, arg: Record) -> Any:
+        """An object like that which the graph returns."""
+        return super().record(arg).make()
 
     def attr(self, arg: Attr) -> Any:
         """The parameter or buffer, with zeros."""

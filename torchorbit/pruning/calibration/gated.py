@@ -240,12 +240,15 @@ def _with_gates(orbits: Orbits, gates: Sequence[Gate]) -> tuple[Graph, dict[str,
     written: dict[int, str] = {}
     renamed: dict[Ref, Ref] = {}
 
+    held = {vertex.name: (vertex.mode, vertex.owner) for vertex in old.vertices if not isinstance(vertex, InputVertex)}
+
     def write(gate: Gate, value: Any) -> Ref:
         name = written.get(id(gate))
         if name is None:
             name = written[id(gate)] = writer.free_name("gate")
             named[name] = gate
-            writer.vertices.append(ModuleVertex(name, name, (value,)))
+            mode, owner = held.get(gate.value.vertex, ("", "")) if type(gate.value) is Ref else ("", "")
+            writer.vertices.append(ModuleVertex(name, name, (value,), mode=mode, owner=owner))
         return Ref(name)
 
     def change(value: Any) -> Any:

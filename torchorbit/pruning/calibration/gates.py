@@ -147,7 +147,7 @@ class _Finder:
     def products(self) -> Iterator[tuple[str, Meeting, list[Any]]]:
         """Sums of products."""
         for name, call in self.calls.items():
-            if getattr(call, "training_only", False):
+            if call.mode == "training":
                 continue
             meetings = contracted(call.operator, call.args, self.ranks(call))
             consumed: list[Any] = [sinks.get(name) for sinks in self.sinks]
@@ -176,7 +176,7 @@ class _Finder:
     def everything(self) -> Iterator[tuple[str, Meeting, list[Any]]]:
         """All operands of operators, parameters included."""
         for name, call in self.calls.items():
-            if isinstance(call, OperatorVertex) and not call.training_only:
+            if isinstance(call, OperatorVertex) and call.mode != "training":
                 for operand in self.operands(call, parameters=True):
                     yield name, (operand,), [None] * len(self.sinks)
 
@@ -252,7 +252,7 @@ class _Finder:
         """Put gates behind the results that have units without any."""
         wanted = set(names)
         for vertex in self.orbits.model.graph.vertices:
-            if vertex.name not in wanted or isinstance(vertex, InputVertex) or getattr(vertex, "training_only", False):
+            if vertex.name not in wanted or isinstance(vertex, InputVertex) or vertex.mode == "training":
                 continue
             views: dict[tuple[int | str, ...], dict[tuple[int, bytes], View]] = {}
             for number, reading in enumerate(self.orbits.readings):

@@ -1,0 +1,196 @@
+"""What the two modes of a model do differently: steps that one of them alone runs, and values that differ.
+
+A step that one mode alone runs stands in the innermost call that both modes make. Where a call returns one tensor in
+training and another in evaluation, the two become one where that module is called: then its own flag decides, and
+whoever uses the result need not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from torchorbit.arguments import ByMode
+from torchorbit.containers import leaves_of
+from torchorbit.conversion.recording import ModuleCall, Recording, Value
+
+if TYPE_CHECKING:
+    from torchorbit.conversion.reconcile import Aligned
+
+#: Choices between the values of two modes are numbered from here on, behind the steps of all recordings.
+FIRST_CHOICE = 1_000_000_000
+#: A step: its number in the first recording, or in another one.
+Place = tuple["Aligned | None", int]
+
+
+def within(call: ModuleCall, outer: ModuleCall) -> bool:
+    """Whether a call is another one, or was made in it."""
+    inner: ModuleCall | None = call
+    while inner is not None and inner is not outer:
+        inner = inner.parent
+    return inner is not None
+
+
+class Modes:
+    """What evaluation, the first recording, and training do differently.
+
+    Args:
+        first: the first recording.
+        aligned: the others, of which one at most was taken in training mode.
+
+    Attributes:
+        alone: number of a step that one mode alone runs -> the call in which it stands.
+        root: the call of the model itself.
+    """
+
+    def __init__(self, first: Recording, aligned: Sequence[Aligned]):
+        self._first = first
+        self._aligned = aligned
+        self.alone: dict[int, ModuleCall] = {}
+        self.root = self._root()
+        self._shared = {id(call) for other in aligned for call in other.calls.values()}
+        for number, step in enumerate(first.steps):
+            if any(other.partner[number] < 0 for other in aligned):
+                self.alone[number] = self._shared_call(step.call)
+        for other in aligned:
+            for position in [position for group in other.extras.values() for position in group]:
+                self.alone[other.numbered(position)] = other.call(other.recording.steps[position].call)
+        self._returned: dict[tuple[Value, Value], ModuleCall] = {}
+        self._instead: tuple[dict[Value, tuple[Value, Value]], dict[Value, tuple[Value, Value]]] = ({}, {})
+        for other in aligned:
+            if other.variation.training:
+                self._compare_results(other)
+
+    def _root(self) -> ModuleCall:
+        steps = [
+            step for recording in (self._first, *[o.recording for o in self._aligned]) for step in recording.steps[:1]
+        ]
+        call: ModuleCall | None = steps[0].call if steps else None
+        while call is not None and call.parent is not None:
+            call = call.parent
+        return call or ModuleCall(nn.Module(), "", None)
+
+    def _shared_call(self, call: ModuleCall) -> ModuleCall:
+        """The innermost call around a step of the first recording that all make."""
+        while id(call) not in self._shared and call.parent is not None:
+            call = call.parent
+        return call
+
+    def _compare_results(self, other: Aligned) -> None:
+        """Note which calls return one tensor in training and another in evaluation."""
+        calls: dict[int, ModuleCall] = {}
+        for step in other.recording.steps:
+            call: ModuleCall | None = step.call
+            while call is not None and id(call) not in calls:
+                calls[id(call)] = call
+                call = call.parent
+        for identity, theirs in calls.items():
+            ours = other.calls.get(identity)
+            if ours is None or type(ours.result) is not Value or type(theirs.result) is not Value:
+                continue
+            evaluation, training = ours.result, other.value(theirs.result)
+            pair = training, evaluation
+            if training == evaluation or (pair in self._returned and within(self._returned[pair], ours)):
+                continue
+            self._returned[pair] = ours
+            for value, instead in zip(pair, self._instead, strict=True):
+                if value.step >= 0 and within(self.call_of(value), ours):  # else others may use it as it is, too
+                    instead[value] = pair
+
+    def call_of(self, value: Value) -> ModuleCall:
+        """The call in which the step stands that made a value."""
+        return self.alone.get(value.step) or self._first.steps[value.step].call
+
+    def order(self) -> Iterator[Place]:
+        """All steps, in an order in which what a call does in both modes stands together."""
+        begin = 0
+        for number in range(len(self._first.steps) + 1):
+            if number < len(self._first.steps) and number in self.alone:
+                continue
+            own: list[Place] = [(None, n) for n in range(begin, number)]
+            extras: list[Place] = [
+                (other, position)
+                for other in self._aligned
+                for n in range(begin, number + 1)
+                for position in other.extras.get(n, ())
+            ]
+            if own or extras:
+                yield from self._together(own, extras, None)
+            if number < len(self._first.steps):
+                yield None, number
+            begin = number + 1
+
+    def _together(self, own: list[Place], extras: list[Place], outer: ModuleCall | None) -> Iterator[Place]:
+        """Steps of two modes between two that both have; those of one call stand together."""
+        ours, theirs = self._by_call(own, outer), self._by_call(extras, outer)
+        for call, places in ours:
+            following = [n for n, (other, _) in enumerate(theirs) if call is not None and other is call]
+            if not following:
+                yield from places
+                continue
+            for _, before in theirs[: following[0]]:
+                yield from before
+            yield from self._together(places, theirs[following[0]][1], call)
+            theirs = theirs[following[0] + 1 :]
+        for _, places in theirs:
+            yield from places
+
+    def _by_call(self, places: list[Place], outer: ModuleCall | None) -> list[tuple[ModuleCall | None, list[Place]]]:
+        """Steps grouped by the calls just below another one in which they stand; None for those in none."""
+        groups: list[tuple[ModuleCall | None, list[Place]]] = []
+        for other, position in places:
+            call: ModuleCall | None = self.alone[position if other is None else other.numbered(position)]
+            below = None
+            while call is not None and call is not outer:
+                below, call = call, call.parent
+            if groups and groups[-1][0] is below:
+                groups[-1][1].append((other, position))
+            else:
+                groups.append((below, [(other, position)]))
+        return groups
+
+    def instead(self, value: Value, call: ModuleCall, *, training: bool) -> tuple[Value, Value] | None:
+        """What a call that a value comes from returns in the two modes; None where others use it as it is.
+
+        Args:
+            value: a tensor that is used in one mode alone.
+            call: where it is used.
+            training: in which mode.
+        """
+        pair = self._instead[0 if training else 1].get(value)
+        return None if pair is None or within(call, self._returned[pair]) else pair
+
+    def returning(self, pair: Any) -> ModuleCall | None:
+        """The innermost call that returns one tensor in training and another in evaluation."""
+        return self._returned.get(pair) if type(pair[0]) is type(pair[1]) is Value else None
+
+    def deciding(self, training: Any, evaluation: Any) -> ModuleCall | None:
+        """The innermost call in which arguments differ between the modes; None where no step tells."""
+        values = leaves_of(Value, (training, evaluation))
+        alone = [self.alone[value.step] for value in values if value.step in self.alone]
+        if not alone:
+            return None
+        call = alone[0]
+        while call.parent is not None and not all(within(other, call) for other in alone[1:]):
+            call = call.parent
+        for value in values:
+            # What was made after the call began has to be made in it.
+            while 0 <= value.step < FIRST_CHOICE and call.parent is not None and not self._known_in(value, call):
+                call = call.parent
+        return call
+
+    def _known_in(self, value: Value, call: ModuleCall) -> bool:
+        """Whether a value is made in a call, or before it."""
+        made = self.call_of(value)
+        if within(made, call):
+            return True
+        if value.step in self.alone:
+            return False
+        return value.step < next(n for n, step in enumerate(self._first.steps) if within(step.call, call))
+
+
+def differing(training: Any, evaluation: Any, call: ModuleCall | None) -> ByMode:
+    """One argument in training, another in evaluation, as the flag of the module that is called says."""
+    return ByMode(training, evaluation, "" if call is None else call.where())
