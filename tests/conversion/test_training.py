@@ -536,3 +536,24 @@ def test_a_graph_trains():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_statistics_move_in_a_branch_whose_result_nobody_uses():
+    def forward(self, x):
+        hidden = self.trunk(x)
+        self.auxiliary(hidden)
+        return self.head(hidden)
+
+    model = Computes(
+        forward,
+        trunk=nn.Linear(8, 6),
+        auxiliary=nn.Sequential(nn.Conv1d(4, 5, 1), nn.BatchNorm1d(5), nn.ReLU()),
+        head=nn.Linear(6, 2),
+    )
+    source = copy.deepcopy(model).train()
+    dag = torchorbit.convert(model.eval(), X).train()
+    assert_same(outcome(dag, X), outcome(source, X))
+    assert_same(dict(dag.named_buffers()), dict(source.named_buffers()))
+    orbits = torchorbit.find_orbits(dag.eval())
+    removed = {orbit: range(1, orbit.width) for orbit in orbits}
+    assert torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, removed), removed, X) < 1e-5

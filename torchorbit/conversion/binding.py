@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from torchorbit.arguments import Attr, SameDevice, walk_args
 from torchorbit.conversion.reconcile import Item, Reconciled, ValueMap
@@ -113,14 +114,21 @@ def _cut_gradients(bound: list[BoundStep], items: list[Item], output: Any) -> tu
     return result, cut(output, root)
 
 
+def _keeps_statistics(step: BoundStep) -> bool:
+    """Whether training moves buffers of the module that is called, whoever uses its result."""
+    return isinstance(step.module, _NormBase) and step.module.running_mean is not None
+
+
 def _without_dead(bound: list[BoundStep], output: Any) -> list[BoundStep]:
-    """Leave out steps that nothing uses. Checks of sizes do not keep a step alive, those of values do."""
+    """Leave out steps that nothing uses, and that leave nothing behind. Checks of sizes do not keep a step alive, those of
+    values do.
+    """
     alive = {value.step for value in walk_args(output) if isinstance(value, Value)}
     kept: list[BoundStep] = []
     for step in reversed(bound):
         if step.operator == "check" and not isinstance(step.args["condition"], Value):
             kept.append(step)
-        elif step.number in alive or step.operator in ("assign", "check"):
+        elif step.number in alive or step.operator in ("assign", "check") or _keeps_statistics(step):
             alive.update(value.step for value in step.values() if isinstance(value, Value))
             kept.append(step)
     kept.reverse()
