@@ -122,11 +122,18 @@ class _Stretch:
 
     Images are tripled: three is odd and no window size or stride that occurs, so a length stays divisible by whatever
     it was divisible by, and indivisible by whatever it was not.
+
+    Beside whole numbers, whose number is a length, numbers may have a fixed width: edges of a graph beside its nodes.
     """
 
     dim: int | None
     factor: int
     divisor: int = 1
+    whole_numbers: bool = False
+
+    def changes(self, tensor: Tensor) -> bool:
+        """Whether lengths of an input are changed."""
+        return not (self.whole_numbers and tensor.is_floating_point())
 
 
 def _place(error: ConversionError | DisagreementError) -> tuple[str, str]:
@@ -233,7 +240,7 @@ class _Recordings:
             lengths = list(tensor.shape)
             if self.batch and self.batched(tensor):
                 lengths[0] = _OTHER_BATCH if variation.batch else self.batch
-            if stretch is not None:
+            if stretch is not None and stretch.changes(tensor):
                 for dim in range(2, len(lengths)) if stretch.dim is None else (stretch.dim,):
                     if dim < len(lengths):
                         lengths[dim] = max(lengths[dim] * stretch.factor // stretch.divisor, 1)
@@ -367,7 +374,9 @@ class _Recordings:
             # Tokens come second, or last where the model is a convolution along them; tables may limit them.
             return [_Stretch(1, 3), _Stretch(2, 3), _Stretch(1, 1, 2), _Stretch(2, 1, 2)]
         if any(t.dim() == 2 and not t.is_floating_point() for t in self.inputs.tensors()):
-            return [_Stretch(1, 3), _Stretch(1, 1, 2)]
+            every = [_Stretch(1, 3), _Stretch(1, 1, 2)]
+            beside = any(t.dim() == 2 and t.is_floating_point() for t in self.inputs.tensors())
+            return [*every, *[dataclasses.replace(one, whole_numbers=True) for one in every if beside]]
         return []
 
     def provenance(
