@@ -382,7 +382,21 @@ class SameFunctionInManyPlaces(nn.Module):
         return x
 
 
+class UnusedHead(nn.Module):
+    """An auxiliary head that runs in both modes, and whose result only a loss would use."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(8, 3))
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x):
+        self.head(x * 2)
+        return self.norm(x)
+
+
 MODES = [
+    UnusedHead,
     TwoWrites,
     TwiceTheSameState,
     ReboundAfterAWrite,

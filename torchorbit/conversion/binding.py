@@ -80,7 +80,9 @@ def _bind(item: Item, follows: Value | Attr | None) -> BoundStep:
     except UnknownOperatorError as error:
         name = function_name(step.function)
         reason = f"{error} is not in the table of operators; list the class of its module in atomic to keep it whole"
-        raise ConversionError("build", step.call.where(), name, reason) from error
+        if isinstance(step.function, torch._ops.OpOverload):
+            reason = f"{error} is of a program that torch.export made; convert the module from which it was exported"
+        raise ConversionError("build", step.call.where(), name, reason, step.line) from error
     if operator in _FACTORIES and "device" not in args and follows is not None:
         args["device"] = SameDevice(follows)
     return BoundStep(item.number, item.call, args, operator, mode=item.mode, shape=shape)
@@ -114,26 +116,36 @@ def _cut_gradients(bound: list[BoundStep], items: list[Item], output: Any) -> tu
     return result, cut(output, root)
 
 
-def _keeps_statistics(step: BoundStep) -> bool:
-    """Whether training moves buffers of the module that is called, whoever uses its result."""
-    return isinstance(step.module, _NormBase) and step.module.running_mean is not None
-
-
 def _without_dead(bound: list[BoundStep], output: Any) -> list[BoundStep]:
-    """Leave out steps that nothing uses, and that leave nothing behind. Checks of sizes do not keep a step alive, those of
-    values do.
+    """Leave out steps that nothing uses. Checks of sizes do not keep a step alive, those of values do.
+
+    What moves statistics of batches in training is used in training, even where its result is not.
     """
     alive = {value.step for value in walk_args(output) if isinstance(value, Value)}
+    trained: set[int] = set()  # steps that are there for what training does to statistics
     kept: list[BoundStep] = []
     for step in reversed(bound):
         if step.operator == "check" and not isinstance(step.args["condition"], Value):
             kept.append(step)
-        elif step.number in alive or step.operator in ("assign", "check") or _keeps_statistics(step):
+        elif step.number in alive or step.operator in ("assign", "check"):
             alive.update(value.step for value in step.values() if isinstance(value, Value))
             kept.append(step)
+        elif step.mode != "evaluation" and (step.number in trained or _moves_statistics(step)):
+            trained.update(value.step for value in step.values() if isinstance(value, Value))
+            if step.mode != "training":
+                step.mode, step.shape = "training", None
+            kept.append(step)
     kept.reverse()
+    alive |= trained
 
     def possible(step: BoundStep) -> bool:
         return all(value.step in alive or value.step < 0 for value in step.values() if isinstance(value, Value))
 
     return [step for step in kept if step.operator != "check" or possible(step)]
+
+
+def _moves_statistics(step: BoundStep) -> bool:
+    """Whether a step moves running statistics when it runs in training."""
+    if step.operator is None:
+        return isinstance(step.module, _NormBase) and step.module.running_mean is not None
+    return isinstance(step.args.get("running_mean"), Attr)

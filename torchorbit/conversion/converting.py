@@ -20,6 +20,7 @@ from torchorbit.conversion.preserving import Snapshot
 from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, reconcile
 from torchorbit.conversion.recorder import record
 from torchorbit.conversion.recording import CHECK, Recording, Value
+from torchorbit.conversion.wrappers import refuse_scripted, unwrapped, without_caches
 from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError
 from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.graph.one_level import one_level
@@ -44,6 +45,7 @@ def convert(
 
     Args:
         model: any module whose forward runs. It is left as it was; while it is converted it must not run elsewhere.
+            Of `DataParallel`, `DistributedDataParallel` and ``torch.compile`` it is the module inside.
         example_inputs: a tensor; or a tuple or list of the forward's positional arguments; or a dict of its keyword
             arguments. Only shapes and dtypes matter. The first dimension is the batch.
         atomic: module classes (with their subclasses) that stay whole: a vertex of their own that is not looked
@@ -66,9 +68,11 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise ArgumentTypeError(f"model is a {type(model).__name__}, expected an nn.Module")
+    model = unwrapped(model)
     if entry_point != "forward":
         model = entered_at(model, entry_point)
-    with no_garbage_collection():
+    refuse_scripted(model)
+    with no_garbage_collection(), without_caches(model):
         return _convert(model, _Inputs.of(model, example_inputs), tuple(atomic))
 
 
@@ -123,17 +127,17 @@ class _Stretch:
     Images are tripled: three is odd and no window size or stride that occurs, so a length stays divisible by whatever
     it was divisible by, and indivisible by whatever it was not.
 
-    Beside whole numbers, whose number is a length, numbers may have a fixed width: edges of a graph beside its nodes.
+    Attributes:
+        dim: the dimension.
+        factor: how many times as long it is.
+        divisor: of how many parts of the length that many are taken.
+        indices: of tensors of integers alone.
     """
 
     dim: int | None
     factor: int
     divisor: int = 1
-    whole_numbers: bool = False
-
-    def changes(self, tensor: Tensor) -> bool:
-        """Whether lengths of an input are changed."""
-        return not (self.whole_numbers and tensor.is_floating_point())
+    indices: bool = False
 
 
 def _place(error: ConversionError | DisagreementError) -> tuple[str, str]:
@@ -240,7 +244,7 @@ class _Recordings:
             lengths = list(tensor.shape)
             if self.batch and self.batched(tensor):
                 lengths[0] = _OTHER_BATCH if variation.batch else self.batch
-            if stretch is not None and stretch.changes(tensor):
+            if stretch is not None and not (stretch.indices and tensor.is_floating_point()):
                 for dim in range(2, len(lengths)) if stretch.dim is None else (stretch.dim,):
                     if dim < len(lengths):
                         lengths[dim] = max(lengths[dim] * stretch.factor // stretch.divisor, 1)
@@ -374,9 +378,7 @@ class _Recordings:
             # Tokens come second, or last where the model is a convolution along them; tables may limit them.
             return [_Stretch(1, 3), _Stretch(2, 3), _Stretch(1, 1, 2), _Stretch(2, 1, 2)]
         if any(t.dim() == 2 and not t.is_floating_point() for t in self.inputs.tensors()):
-            every = [_Stretch(1, 3), _Stretch(1, 1, 2)]
-            beside = any(t.dim() == 2 and t.is_floating_point() for t in self.inputs.tensors())
-            return [*every, *[dataclasses.replace(one, whole_numbers=True) for one in every if beside]]
+            return [_Stretch(1, 3, indices=True), _Stretch(1, 1, 2, indices=True)]
         return []
 
     def provenance(

@@ -39,7 +39,7 @@ from torchorbit.conversion.recording import (
 )
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
-from torchorbit.operators.binding import is_composite
+from torchorbit.operators.binding import is_composite, is_known
 from torchorbit.operators.modules import leaf_name
 from torchorbit.records import record_of
 
@@ -72,7 +72,12 @@ _FACTORIES = {
 }  # fmt: skip
 _LITERALS = {torch.tensor, torch.as_tensor, torch.asarray}
 _DEVICE_MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda}
-_IGNORED = {torch._C._set_grad_enabled, torch._assert_async}
+_IGNORED = {
+    torch._C._set_grad_enabled,
+    torch._assert_async,
+    torch.ops.profiler._record_function_enter_new.default,
+    torch.ops.profiler._record_function_exit._RecordFunction,
+}
 
 _PYTHON_CONSTANTS = {
     int, float, bool, str, complex, type(None), type(Ellipsis), torch.dtype, torch.memory_format, torch.layout,
@@ -226,6 +231,11 @@ class Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__set__" and func != Tensor.requires_grad.__set__:  # type: ignore[attr-defined]
             raise self.error("an attribute of a tensor is set, which a graph does not hold", function_name(func))
+        if name == "_pack_padded_sequence":
+            raise self.error(
+                "a graph holds no packed sequences; give them padded, to a layer that is not told lengths",
+                "pack_padded_sequence",
+            )
         if name in QUESTIONS:
             return self.questions.answer(func, name, args, kwargs)
         if name in SHAPED_BY_VALUES or (name == "where" and len(args) + len(kwargs) == 1):
@@ -275,6 +285,8 @@ class Recorder(TorchFunctionMode):
         if target is None and not _has_tensor(result):
             return result
         self.steps.append(Step(func, frozen_args, frozen_kwargs, self.stack[-1], no_grad=not torch.is_grad_enabled()))
+        if not is_known(func):
+            self.steps[-1].line = line_running()
         if target is not None:
             if name != "__setitem__" and any(t.dtype != target.dtype for t in leaves_of(Tensor, args)):
                 # Written in place, a result has the dtype of what it is written into.

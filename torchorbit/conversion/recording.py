@@ -55,6 +55,7 @@ class Step:
     shape: Any = None  # of the result: a torch.Size, or the result's own container of them
     result: Any = None  # tensors on meta; of a write the tensor that was written into
     leaf: str | None = None
+    line: str | None = None  # of the model's code, where the function is in no table
 
 
 class _Marker:

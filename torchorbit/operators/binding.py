@@ -148,6 +148,7 @@ _WRITTEN_IN_PYTHON = {"torch.functional", "torch.nn.functional", "torch._tensor"
 
 
 @functools.cache
+@functools.cache
 def is_composite(function: Any) -> bool:
     """Whether a function of torch is written in Python and no operator: what it calls can be recorded in its place."""
     if not isinstance(function, types.FunctionType) or function.__module__ not in _WRITTEN_IN_PYTHON:
@@ -159,6 +160,18 @@ def is_composite(function: Any) -> bool:
         return _find(function, function.__name__).of_schema
     except UnknownOperatorError:
         return True
+
+
+@functools.cache
+def is_known(function: Any) -> bool:
+    """Whether a function is an operator of the tables, however it is called."""
+    if function in _CALLS or getattr(function, "__name__", "") in _REFLECTED:
+        return True
+    try:
+        _find(function, getattr(function, "__name__", ""))
+    except UnknownOperatorError:
+        return False
+    return True
 
 
 def functions_of(operator: Operator) -> list[Any]:

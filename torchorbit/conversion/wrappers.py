@@ -1,0 +1,93 @@
+"""What stands around a model or a function and is no part of it: parallel and compiled wrappers, caches."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from torchorbit.errors import ConversionError
+
+_LruCache: type = type(functools.lru_cache(lambda: None))
+# Folder of a package -> number of modules loaded when it was looked through, and the caches found in it.
+_known: dict[str, tuple[int, list[Any]]] = {}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside of `DataParallel`, `DistributedDataParallel` and what ``torch.compile`` returns."""
+    while True:
+        if isinstance(model, (DataParallel, DistributedDataParallel)):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
+
+
+def refuse_scripted(model: nn.Module) -> None:
+    """Refuse modules whose forward is no Python.
+
+    Raises:
+        ConversionError: a module is scripted or traced.
+    """
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            kind = type(module).__name__
+            raise ConversionError(
+                "run",
+                path,
+                kind,
+                "it is scripted or traced, and does not run in Python; give the module it was made from",
+            )
+
+
+@contextmanager
+def without_caches(model: nn.Module) -> Iterator[None]:
+    """Empty what ``functools.lru_cache`` keeps in the packages of a model's classes, before and after it is recorded.
+
+    Otherwise a table that was made on meta would be found there by the model's next run, and one that was made earlier
+    would be taken for a constant.
+    """
+    caches = [cache for package in _packages(model) for cache in _caches(package)]
+    for cache in caches:
+        cache.cache_clear()
+    try:
+        yield
+    finally:
+        for cache in caches:
+            cache.cache_clear()
+
+
+def _packages(model: nn.Module) -> set[str]:
+    names = {cls.__module__.partition(".")[0] for cls in {type(module) for module in model.modules()}}
+    return names - {"torch", "torchorbit"}
+
+
+def _caches(package: str) -> list[Any]:
+    """Cached functions in the loaded modules of a package, and cached methods of its classes."""
+    count, found = _known.get(package, (0, []))
+    if count != len(sys.modules) or package == "__main__":
+        found = list({id(cache): cache for module in _modules(package) for cache in _caches_in(module)}.values())
+        _known[package] = len(sys.modules), found
+    return found
+
+
+def _modules(package: str) -> list[ModuleType]:
+    prefix = f"{package}."
+    loaded = list(sys.modules.items())
+    return [module for name, module in loaded if name == package or name.startswith(prefix) if module is not None]
+
+
+def _caches_in(module: ModuleType) -> Iterator[Any]:
+    for value in list(vars(module).values()):
+        if type(value) is _LruCache:
+            yield value
+        elif isinstance(value, type) and value.__module__ == module.__name__:
+            yield from (member for member in list(vars(value).values()) if type(member) is _LruCache)
