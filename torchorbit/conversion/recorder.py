@@ -222,8 +222,7 @@ class Recorder(TorchFunctionMode):
         if name in _DATA_DEPENDENT:
             raise self.error("the model's path depends on the values of a tensor, which a graph cannot follow", name)
 
-        if not self.autocast and torch._C._is_any_autocast_enabled():
-            raise self.error("it runs under autocast, which a graph does not hold; cast explicitly instead", name)
+        self.refuse_autocast(name)
         if func in _LITERALS and not _has_tensor((args, kwargs)):
             return self.literal(func, args, kwargs)
 
@@ -265,6 +264,11 @@ class Recorder(TorchFunctionMode):
             return result if result is None else target
         self.steps[-1].shape = shapes_in(result)
         return self.register(result)
+
+    def refuse_autocast(self, name: str) -> None:
+        """Refuse what runs under autocast that the model itself turns on: which dtype it has depends on the device."""
+        if not self.autocast and torch._C._is_any_autocast_enabled():
+            raise self.error("it runs under autocast, which a graph does not hold; cast explicitly instead", name)
 
     def literal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         """A tensor made of Python numbers or an array: its values are kept."""
@@ -382,6 +386,7 @@ class Recorder(TorchFunctionMode):
         kwargs: dict[str, Any],
     ) -> Any:
         """Record a leaf module as one step."""
+        self.refuse_autocast(type(module).__name__)
         with torch._C.DisableTorchFunction():
             self.saw_traced = False
             step = Step(
@@ -559,6 +564,19 @@ def _register_input(recorder: Recorder, value: Any, step: int) -> None:
         if isinstance(leaf, Tensor):
             recorder.values[id(leaf)] = Value(step, index)
             recorder.alive.append(leaf)
+
+
+def held_modes(snapshot: Snapshot, paths: Mapping[int, str]) -> dict[str, bool]:
+    """The modules that a model's own `train` leaves in one mode, by their paths, and whether that is training."""
+    if not snapshot.trains_itself:
+        return {}
+    with on_meta(snapshot.modules[0]):
+        snapshot.train(True)
+        training = snapshot.modes()
+        snapshot.train(False)
+        evaluation = snapshot.modes()
+    flags = zip(snapshot.modules, training, evaluation, strict=True)
+    return {paths[id(module)]: in_training for module, in_training, other in flags if in_training == other}
 
 
 @contextmanager

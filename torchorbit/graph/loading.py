@@ -147,6 +147,8 @@ _PROVENANCE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "source": (_is_text, "a string"),
     "mode": (lambda value: value in ("both", "evaluation"), "'both' or 'evaluation'"),
     "training_differs": (_texts, "a list of strings"),
+    "always_evaluation": (_texts, "a list of strings"),
+    "always_training": (_texts, "a list of strings"),
     "free_batch": (lambda value: isinstance(value, bool), "true or false"),
     "free_lengths": (lambda value: isinstance(value, bool), "true or false"),
     "fixed_by": (lambda value: _texts(value) and len(value) == 2, "two strings"),
