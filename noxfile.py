@@ -41,8 +41,8 @@ _KERNELS = (
 )
 
 _BENCHMARKS = ("imports", "conversion", "orbits", "latency", "loading", "targets", "criteria")
-# Those that want to be told what to compare with.
-_COMPARISONS = ("commits",)
+# Those that run when they are named: they want to be told what to compare with, or bring a dozen packages of their own.
+_NAMED_BENCHMARKS = ("commits", "generality")
 
 
 def _install(session: nox.Session, *extras: str) -> None:
@@ -177,10 +177,10 @@ def _chooses_models(arguments: list[str]) -> bool:
 def bench(session: nox.Session) -> None:
     """Measure side by side with the alternatives; after `--`, the name of one benchmark, arguments for it, or both."""
     _install(session, "bench")
-    # Without its dependencies, which would replace torch and timm by those of 2023.
-    requirements = "benchmarks/requirements-torch-dag.txt"
+    chosen = [name for name in session.posargs[:1] if name in (*_BENCHMARKS, *_NAMED_BENCHMARKS)]
+    # Without dependencies: these would replace torch and timm by those of 2023, or bring much that nothing here needs.
+    requirements = f"benchmarks/requirements-{'generality' if chosen == ['generality'] else 'torch-dag'}.txt"
     _run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", requirements)
-    chosen = [name for name in session.posargs[:1] if name in (*_BENCHMARKS, *_COMPARISONS)]
     for name in chosen or _BENCHMARKS:
         _run(session, "python", f"benchmarks/{name}.py", *session.posargs[len(chosen) :])
 

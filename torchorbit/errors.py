@@ -67,19 +67,22 @@ class ConversionError(TorchorbitError):
             cannot be written down), ``"reconcile"`` (two recordings disagree) or ``"build"``.
         module: path of the submodule in which it happened (``""`` is the model itself).
         operator: name of the function or module class that it happened at, or None.
+        line: file and line of the model's code at which it happened, or None where it is not known.
     """
 
-    def __init__(self, stage: str, module: str, operator: str | None, message: str):
+    def __init__(self, stage: str, module: str, operator: str | None, message: str, line: str | None = None):
         self.stage = stage
         self.module = module
         self.operator = operator
         self.reason = " ".join(message.split())
+        self.line = line
         where = f"module '{module}'" if module else "the model itself"
         at = f", at {operator}" if operator else ""
-        super().__init__(f"cannot convert ({stage}) in {where}{at}: {self.reason}")
+        code = f" ({line})" if line else ""
+        super().__init__(f"cannot convert ({stage}) in {where}{at}{code}: {self.reason}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (self.stage, self.module, self.operator, self.reason))
+        return (type(self), (self.stage, self.module, self.operator, self.reason, self.line))
 
 
 class GraphRunError(TorchorbitError, RuntimeError):

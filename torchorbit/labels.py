@@ -33,6 +33,13 @@ Array = NDArray[np.int32]
 Mask = NDArray[np.bool_]
 
 
+class JoinedMask(np.ndarray):
+    """A mask of a dimension in which channels stand beside what has no labels, as registers beside tokens of an image.
+
+    Inputs may decide how many of those there are. What is removed of the dimension is a number then, and no share.
+    """
+
+
 class _Other:
     def __repr__(self) -> str:
         return "OTHER"

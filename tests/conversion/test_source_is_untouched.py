@@ -1,9 +1,14 @@
 """Conversion computes nothing, allocates no weights, and leaves the model and the process exactly as they were."""
 
+import contextlib
 import copy
 import gc
+import inspect
+import os
 import random
+import sys
 import threading
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -289,3 +294,156 @@ def test_two_threads_convert_at_once():
     for number, model in enumerate(models):
         assert_same(outcome(graphs[number], x), outcome(model, x))
     assert gc.isenabled()
+
+
+# -- whatever is raised, wherever
+
+
+class Refuses(OrderedDict):
+    """A configuration that cannot be changed once it is made, as some libraries have them."""
+
+    def __init__(self, **values):
+        super().__init__(**values)
+        self._frozen = True
+
+    def __setitem__(self, key, value):
+        if getattr(self, "_frozen", False):
+            raise TypeError("it cannot be changed")
+        super().__setitem__(key, value)
+
+    def update(self, *args, **kwargs):
+        raise TypeError("it cannot be changed")
+
+    def clear(self):
+        raise TypeError("it cannot be changed")
+
+
+class Settings:
+    def __init__(self):
+        self.table = None
+        self.scale = torch.full((8,), 0.5)
+        self.calls = []
+
+
+class Configured(nn.Module):
+    """Its attributes are objects that hold tensors, refuse to be changed, or are changed by the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.settings = Settings()
+        self.config = Refuses(width=8, inner={"depth": [1]})
+        self.linear = nn.Linear(8, 8)
+        self.register_buffer("steps", torch.zeros(1))
+
+    def forward(self, x):
+        if self.settings.table is None:
+            self.settings.table = torch.arange(8) * 1.0
+        self.settings.calls.append(x)
+        self.config["inner"]["depth"].append(2)
+        self.steps.add_(1)
+        self.extra = x
+        return self.linear(x) * self.settings.table + self.settings.scale
+
+
+class LeftAlone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([Configured(), Caches(), nn.BatchNorm1d(4)])
+        self.parts[2].eval()
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x.softmax(-1)
+
+
+class Interrupted(BaseException):
+    """What no code of the package catches."""
+
+
+def interrupted_at(place, action):
+    """Run an action and raise when the package calls its own function for the ``place``-th time.
+
+    Returns how many times it did; what puts things back is left alone.
+    """
+    calls = 0
+
+    def on_call(frame, event, arg):
+        nonlocal calls
+        name = frame.f_code.co_filename
+        ours = f"torchorbit{os.sep}conversion" in name and not name.endswith("preserving.py")
+        if event == "call" and ours and not frame.f_code.co_flags & inspect.CO_GENERATOR:  # called to be closed, too
+            calls += 1
+            if calls == place:
+                raise Interrupted
+
+    sys.setprofile(on_call)
+    try:
+        action()
+    except Interrupted:
+        pass
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+def everything(model):
+    parts = {path: settings_of(module) for path, module in model.named_modules()}
+    return snapshot(model), parts, patched_state()[:3], patched_state()[3:6], torch.get_rng_state().tolist()
+
+
+def settings_of(module):
+    settings, config = getattr(module, "settings", None), getattr(module, "config", None)
+    held = (
+        None if settings is None else (settings.table, id(settings.scale), settings.scale.device, len(settings.calls))
+    )
+    return held, None if config is None else (list(OrderedDict.items(config)), len(config["inner"]["depth"]))
+
+
+SMALL = {
+    "left alone": lambda: (LeftAlone(), X),
+    "caches": lambda: (nn.Sequential(Caches()), X),
+    "configured": lambda: (nn.Sequential(Configured()), X),
+    "normalized": lambda: (nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(4), nn.Dropout(0.5)), X),
+    "attention": lambda: (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), X),
+    "recurrent": lambda: (Computes(lambda m, x: m.rnn(x)[0], rnn=nn.LSTM(8, 4, batch_first=True)), X),
+    "parametrized": lambda: (nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(8, 8))), X),
+    "fails": lambda: (Fails(), X),
+    "branch": lambda: (Computes(lambda x: x.relu() if x.shape[0] > 1 else x), X),
+    "embedding": lambda: (nn.Sequential(nn.Embedding(9, 8), nn.LayerNorm(8)), torch.zeros(2, 4, dtype=torch.long)),
+}
+TIMM = """
+    test_byobnet test_convnext test_convnext2 test_efficientnet test_efficientnet_evos test_mambaout test_nfnet
+    test_resnet test_vit test_vit4
+"""
+
+
+@pytest.mark.parametrize("name", [*SMALL, *TIMM.split()])
+def test_whatever_is_raised_while_a_model_is_recorded_leaves_it_as_it_was(name):
+    if name in SMALL:
+        model, x = SMALL[name]()
+    else:
+        model = timm.create_model(name)
+        x = torch.randn(1, *model.pretrained_cfg["input_size"])
+    before = everything(model)
+
+    def convert():
+        with contextlib.suppress(torchorbit.ConversionError):
+            torchorbit.convert(model, x)
+
+    calls = interrupted_at(None, convert)
+    assert everything(model) == before
+    number = min(calls, 40 if name in SMALL else 8)
+    for place in range(number):
+        interrupted_at(1 + place * calls // number, convert)
+        assert everything(model) == before
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_explaining_leaves_a_model_as_it_was(name):
+    model, x = SMALL[name]()
+    broken = nn.Sequential(model, Computes(lambda x: (x[0] if isinstance(x, tuple) else x) * x[0].sum().item()))
+    before = everything(broken)
+    with contextlib.suppress(torchorbit.ConversionError):
+        torchorbit.explain(broken, x)
+    assert everything(broken) == before

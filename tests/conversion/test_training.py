@@ -276,7 +276,120 @@ class CountsEvaluations(nn.Module):
         return x * 2 + self.count
 
 
+class TwoWrites(nn.Module):
+    """A hand-written norm: all of its writes count, whether augmented, chained or of a part."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(8))
+        self.register_buffer("var", torch.ones(8))
+        self.register_buffer("seen", torch.zeros(2))
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                self.mean.mul_(0.9).add_(0.1 * x.mean((0, 1)))
+                self.var.mul_(0.9)
+                self.var.add_(x.var((0, 1)), alpha=0.1)
+                self.seen[0] += 1
+                self.seen[1:].add_(x.shape[0])
+        return (x - self.mean) / (self.var + 1e-5).sqrt()
+
+
+class TwiceTheSameState(nn.Module):
+    """A module with state that is called twice, and reads the state in between."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = TwoWrites()
+
+    def forward(self, x):
+        x = self.inner(x)
+        between = self.inner.mean + 0
+        return self.inner(x * 2) + between + self.inner.seen.sum()
+
+
+class ReboundAfterAWrite(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("center", torch.zeros(8))
+
+    def forward(self, x):
+        old = self.center
+        part = old[:3]
+        if self.training:
+            self.center.add_(x.detach().mean((0, 1)))
+            self.center = self.center * 0.9 + 0.1
+        return x - self.center, old * 1, part
+
+
+class Codebook(nn.Module):
+    """Moves its entries towards what they stand for, by moving averages, in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("entries", torch.linspace(-1, 1, 48).view(6, 8))
+        self.register_buffer("sizes", torch.ones(6))
+        self.register_buffer("sums", torch.linspace(-1, 1, 48).view(6, 8))
+
+    def forward(self, x):
+        flat = x.reshape(-1, 8)
+        index = torch.cdist(flat, self.entries).argmin(1)
+        chosen = F.one_hot(index, 6).to(x.dtype)
+        if self.training:
+            with torch.no_grad():
+                self.sizes.mul_(0.9).add_(chosen.sum(0), alpha=0.1)
+                self.sums.mul_(0.9).add_(chosen.t() @ flat, alpha=0.1)
+                total = self.sizes.sum()
+                sizes = (self.sizes + 1e-5) / (total + 6e-5) * total
+                self.entries.copy_(self.sums / sizes.unsqueeze(1))
+        found = F.embedding(index, self.entries).view_as(x)
+        return x + (found - x).detach()
+
+
+class OwnSpectralNorm(nn.Module):
+    """Power iteration in training: the same functions as what follows, with other operands."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 64).view(8, 8) + torch.eye(8))
+        self.register_buffer("u", F.normalize(torch.linspace(1, 2, 8), dim=0))
+        self.register_buffer("v", F.normalize(torch.linspace(2, 1, 8), dim=0))
+
+    def forward(self, x):
+        if self.training:
+            with torch.no_grad():
+                for _ in range(2):
+                    self.u = F.normalize(torch.mv(self.weight, self.v), dim=0, out=self.u)
+                    self.v = F.normalize(torch.mv(self.weight.t(), self.u), dim=0, out=self.v)
+        sigma = torch.dot(self.u.clone(), torch.mv(self.weight, self.v.clone()))
+        return F.linear(x, self.weight / sigma)
+
+
+class SameFunctionOfAnotherRank(nn.Module):
+    def forward(self, x):
+        if self.training:
+            x = x + x.flatten(1).mean(1).view(-1, 1, 1)
+        return x.transpose(1, 2).flatten(2).mean(2)
+
+
+class SameFunctionInManyPlaces(nn.Module):
+    def forward(self, x):
+        for scale in (1, 2, 3):
+            if self.training:
+                x = (x * 0.5).relu() - x.mean(0)
+            x = (x * scale).relu() - x.mean(1, keepdim=True)
+        return x
+
+
 MODES = [
+    TwoWrites,
+    TwiceTheSameState,
+    ReboundAfterAWrite,
+    Codebook,
+    OwnSpectralNorm,
+    SameFunctionOfAnotherRank,
+    SameFunctionInManyPlaces,
     FunctionalDropout,
     ScaledDropout,
     Attention,
@@ -327,7 +440,12 @@ def test_what_depends_on_the_mode_does_so_in_the_graph(kind):
 
 
 @pytest.mark.parametrize(
-    "kind", [kind for kind in MODES if kind not in (TwoOutputs, InsideADict, LayersOfOneMode, MoreEntriesInTraining)]
+    "kind",
+    [
+        kind
+        for kind in MODES
+        if kind not in (TwoOutputs, InsideADict, LayersOfOneMode, MoreEntriesInTraining, ReboundAfterAWrite)
+    ],
 )
 def test_what_depends_on_the_mode_does_so_inside_blocks(kind):
     inner = nn.Sequential(nn.Identity(), kind())

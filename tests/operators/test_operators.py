@@ -47,6 +47,91 @@ def written(self, y):
     return z
 
 
+def halves(self, y):
+    z = y.new_empty(y.shape[0], 16, 8, 8)
+    z[:, :8] = y
+    z[:, 8:] = self.c(y)
+    return z
+
+
+def exchanged(self, y):
+    z = torch.zeros_like(y)
+    z[:, :4] = y[:, 4:]
+    z[:, 4:] = y[:, :4]
+    return z
+
+
+def strided(self, y):
+    z = y * 1
+    z[:, ::2] = self.c(y)
+    return z
+
+
+def one_written(self, y):
+    z = y * 1
+    z[:, 3] = self.c(y)[:, 0]
+    return z
+
+
+def at_positions(self, y):
+    z = y * 1
+    z[:, [6, 0, 3]] = self.c(y)
+    return z
+
+
+def shifted_in_time(self, y):
+    z = torch.zeros_like(y)
+    z[:-1, :2] = y[1:, :2]
+    z[1:, 2:4] = y[:-1, 2:4]
+    z[:, 4:] = y[:, 4:]
+    return z
+
+
+def masked(self, y):
+    z = y * 1
+    z[z < 0] = 0.1
+    return z
+
+
+def masked_by_two(self, y):
+    z = y * 1
+    z[(z < 0) & ~(y > -0.2).expand_as(y)] = torch.tensor(0.1, dtype=y.dtype)
+    return z
+
+
+def masked_samples(self, y):
+    z = y * 1
+    z[y.sum((1, 2, 3)) < 0] = 0.0
+    return z
+
+
+def masked_rows(self, y):
+    z = y.permute(0, 2, 3, 1) * 1
+    z[z.sum(-1) < 0] = y.mean((2, 3))[0]
+    return z.permute(0, 3, 1, 2)
+
+
+def angles(width):
+    return torch.arange(8.0)[:, None] / 100 ** (2 * (torch.arange(width) // 2) / width)
+
+
+def sines(self, y):
+    angle = angles(8)
+    places = torch.stack((angle[:, 0::2].sin(), angle[:, 1::2].cos()), -1).flatten(1)
+    return y + places.t()[None, :, :, None].to(y.dtype)
+
+
+def paired_sines(self, y):
+    rows = y.mean((1, 3))[..., None] / 100 ** (2 * (torch.arange(8) // 2) / 8).to(y.dtype)
+    places = torch.stack((rows[..., 0::2].sin(), rows[..., 1::2].cos()), -1).flatten(2)
+    return y + places.transpose(1, 2)[..., None]
+
+
+def used_twice(self, y):
+    scale = torch.linspace(1, 2, 8, dtype=y.dtype)
+    return y * scale[:, None, None] + scale.cumsum(0)[:, None, None]
+
+
 #: Name -> (model and input, width and reading of every orbit).
 CASES = {
     # elementwise
@@ -88,7 +173,17 @@ CASES = {
     "prod": (images(lambda self, y: y + y.prod(1, keepdim=True)), [(8, 0)]),
     "logsumexp": (images(lambda self, y: y * y.logsumexp(1, keepdim=True)), [(8, 0)]),
     "norm": (images(lambda self, y: y * y.norm(dim=1, keepdim=True)), [(8, 0)]),
-    "max with positions": (images(lambda self, y: y * y.max(1, keepdim=True)[0]), []),
+    "max along channels": (images(lambda self, y: y * y.max(1, keepdim=True)[0]), [(8, 0)]),
+    "min along channels": (images(lambda self, y: y * torch.min(y, 1).values[:, None]), [(8, 0)]),
+    "max of all": (images(lambda self, y: y / (1 + y.max())), [(8, 0)]),
+    "max along channels, and where": (images(lambda self, y: y * y.max(1, keepdim=True)[1]), []),
+    "gate by the mean and the largest": (
+        images(
+            lambda self, y: y * self.g(torch.cat([y.mean(1, True), torch.max(y, 1, True)[0]], 1)).sigmoid(),
+            g=conv(2, 1, 3, padding=1),
+        ),
+        [(8, 0)],
+    ),
     # views
     "squeeze of a dimension that is longer than one": (images(lambda self, y: y.squeeze(1)), [(8, 0)]),
     "squeeze of several": (images(lambda self, y: y[:, :, None].squeeze((1, 2))), [(8, 0)]),
@@ -98,9 +193,16 @@ CASES = {
     ),
     "unflatten": (images(lambda self, y: self.u(y).sum(1), out=4, u=nn.Unflatten(1, (2, 4))), [(2, 1), (4, 0)]),
     "flip": (images(lambda self, y: y.flip(1)), [(8, 0)]),
-    "roll": (images(lambda self, y: y.roll(1, 1)), []),
+    "roll": (images(lambda self, y: y.roll(1, 1)), [(8, 0)]),
+    "roll back": (images(lambda self, y: torch.roll(y, -3, dims=(1,))), [(8, 0)]),
+    "roll of channels, twice, and space": (images(lambda self, y: y.roll((11, 2, -1), (1, 2, 1))), [(8, 0)]),
+    "roll of all elements": (images(lambda self, y: y.roll(3)), []),
     "roll of space": (images(lambda self, y: y.roll((1, 2), (2, 3))), [(8, 0)]),
     "repeat": (images(lambda self, y: y.repeat(1, 2, 1, 1), out=16), [(8, 0)]),
+    "repeat_interleave to a length": (
+        images(lambda self, y: y.repeat_interleave(2, 1, output_size=16), out=16),
+        [(8, 0)],
+    ),
     "repeat_interleave": (images(lambda self, y: y.repeat_interleave(2, 1), out=16), [(8, 0)]),
     "expand": (images(lambda self, y: y[:, :1].expand(-1, 8, -1, -1) * self.c(y), c=conv(8, 8, 1)), [(7, 0), (8, 0)]),
     "expand of a parameter": (
@@ -137,7 +239,13 @@ CASES = {
     ),
     "reflection": (images(lambda self, y: self.p(y), p=nn.ReflectionPad2d(1)), [(8, 0)]),
     # indexing
-    "positions in any order": (images(lambda self, y: y[:, [1, 0, 3, 2, 5, 4, 7, 6]]), []),
+    "positions in any order": (images(lambda self, y: y[:, [1, 0, 3, 2, 5, 4, 7, 6]]), [(8, 0)]),
+    "some positions, one twice": (images(lambda self, y: y[:, [3, 3, -1]], out=3), [(2, 0), (6, 0)]),
+    "positions in a buffer": (images(lambda self, y: y[:, self.p], p=torch.randperm(8)), [(8, 0)]),
+    "positions that are computed": (images(lambda self, y: y[:, torch.arange(8).view(2, 4).t().flatten()]), [(8, 0)]),
+    "index_select": (images(lambda self, y: y.index_select(1, self.p), p=torch.randperm(8)), [(8, 0)]),
+    "positions that an input decides": (images(lambda self, y: y[:, y.mean((0, 2, 3)).argsort()]), []),
+    "one position, and another dimension by position": (images(lambda self, y: y[:, [1, 0], [0, 1]][:, :, None], out=2), []),
     "gather in space": (images(lambda self, y: y.gather(2, y.argsort(2))), [(8, 0)]),
     "adding at positions in space": (
         images(lambda self, y: y.index_add(2, torch.tensor([0, 2, 5]), self.c(y)[:, :, :3]), c=conv(8, 8, 1)),
@@ -147,7 +255,26 @@ CASES = {
     "cumsum": (images(lambda self, y: y.cumsum(1)), []),
     "cumsum over space": (images(lambda self, y: y.cumsum(2)), [(8, 0)]),
     "writing rows": (images(swapped), [(8, 0)]),
-    "writing channels": (images(written), []),
+    "writing channels": (images(written), [(4, 0), (4, 0)]),
+    "writing half and half": (images(halves, out=16, c=conv(8, 8, 1)), [(8, 0), (8, 0)]),
+    "writing channels from others": (images(exchanged), [(4, 0)]),
+    "writing every other channel": (images(strided, c=conv(8, 4, 1)), [(4, 0), (4, 0)]),
+    "writing one channel": (images(one_written, c=conv(8, 1, 1)), [(7, 0)]),
+    "writing channels at positions": (images(at_positions, c=conv(8, 3, 1)), [(3, 0), (5, 0)]),
+    "writing channels of some samples": (images(shifted_in_time), [(2, 0), (2, 0), (4, 0)]),
+    "writing where a mask holds": (images(masked), [(8, 0)]),
+    "writing where a mask of masks holds": (images(masked_by_two), [(8, 0)]),
+    "writing where a mask of samples holds": (images(masked_samples), [(8, 0)]),
+    "writing rows of values where a mask holds": (images(masked_rows), [(8, 0)]),
+    # constants that are made in forward
+    "positions as sines": (images(sines), [(8, 0)]),
+    "positions as sines, in pairs": (images(paired_sines), [(4, 0)]),
+    "a constant of each channel": (images(lambda self, y: y * torch.linspace(1, 2, 8)[:, None, None]), [(8, 0)]),
+    "a constant of each channel, used twice": (images(used_twice), [(8, 0)]),
+    "a constant matrix": (
+        images(lambda self, y: torch.einsum("bihw,ij->bjhw", y, (torch.eye(8) + torch.linspace(0, 1, 8)).to(y.dtype))),
+        [(8, 0)],
+    ),
     "embedding": (
         tokens(lambda self, i: self.o(self.e(i)), x=INDICES, e=nn.Embedding(10, 6), o=nn.Linear(6, 3)),
         [(6, 0)],
@@ -233,6 +360,62 @@ CASES = {
         ),
         [(6, 0), (7, 0)],
     ),
+    "distance": (
+        tokens(
+            lambda self, x: self.o(F.pairwise_distance(self.i(x)[:, :, None], self.w)),
+            i=nn.Linear(12, 6), w=nn.Parameter(torch.randn(7, 6)), o=nn.Linear(7, 3),
+        ),
+        [(6, 0), (7, 0)],
+    ),
+    "a weight of norm and direction": (
+        tokens(
+            lambda self, x: self.o(F.linear(self.i(x), torch._weight_norm(self.v, self.g))),
+            i=nn.Linear(12, 6), v=nn.Parameter(torch.randn(7, 6)), g=nn.Parameter(torch.randn(7, 1)), o=nn.Linear(7, 3),
+        ),
+        [(7, 0)],  # a norm goes over all that it is given
+    ),
+    "a bag of embeddings": (
+        tokens(
+            lambda self, x: self.o(self.e(x)), INDICES,
+            e=nn.EmbeddingBag(10, 6, mode="mean", padding_idx=2), o=nn.Linear(6, 3),
+        ),
+        [(6, 0)],
+    ),
+    "unpooling": (
+        images(lambda self, y: F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2)), [(8, 0)],
+    ),
+    "unpooling with the positions of others": (
+        images(
+            lambda self, y: F.max_unpool2d(F.avg_pool2d(self.c(y), 2), F.max_pool2d(y, 2, return_indices=True)[1], 2),
+            c=conv(8, 8, 1),
+        ),
+        [(8, 0)],
+    ),
+    "the conjugate transpose": (images(lambda self, y: (y.flatten(2).mH * 2).mH.unflatten(2, (8, 8))), [(8, 0)]),
+    "differences of tokens": (tokens(lambda self, x: self.o(torch.diff(self.i(x), dim=1)), i=nn.Linear(12, 6), o=nn.Linear(6, 3)), [(6, 0)]),
+    "differences of channels": (tokens(lambda self, x: self.o(torch.diff(self.i(x))), i=nn.Linear(12, 6), o=nn.Linear(5, 3)), []),
+    "quantized numbers": (images(lambda self, y: torch.fake_quantize_per_tensor_affine(y.float(), 0.1, 3, -128, 127).to(y.dtype)), [(8, 0)]),
+    "written, filled and copied positions": (
+        images(lambda self, y: y.index_fill(2, torch.tensor([1]), 2.0).index_copy(3, torch.tensor([0, 2]), self.c(y)[..., :2]), c=conv(8, 8, 1)),
+        [(8, 0)],
+    ),
+    "written rows": (images(lambda self, y: y.select_scatter(self.c(y)[:, :, 0], 2, 1).slice_scatter(y[..., :2], 3, 1, 3), c=conv(8, 8, 1)), [(8, 0)]),
+    "written channels": (images(lambda self, y: y.select_scatter(y[:, 0], 1, 2)), []),
+    "reduced at positions": (
+        images(lambda self, y: y.scatter_reduce(3, torch.zeros_like(y, dtype=torch.long), self.c(y), "amax"), c=conv(8, 8, 1)),
+        [(8, 0)],
+    ),
+    "determinants, one for each channel": (
+        images(lambda self, y: y * torch.linalg.det(y[..., :2, :2])[..., None, None] + torch.slogdet(y)[1][..., None, None]), [(8, 0)],
+    ),
+    "a loss": (tokens(lambda self, x: self.o(self.i(x)) + F.mse_loss(self.i(x), self.j(x)), i=nn.Linear(12, 6), j=nn.Linear(12, 6), o=nn.Linear(6, 3)), []),
+    "broadcast tensors": (
+        images(lambda self, y: torch.add(*torch.broadcast_tensors(y, self.c(y.mean((2, 3), True)))), c=conv(8, 8, 1)), [(8, 0)],
+    ),
+    "a p-norm pool of volumes": (
+        tokens(lambda self, x: self.o(F.lp_pool3d(self.i(x), 2, 2)), torch.randn(2, 3, 4, 4, 4), i=nn.Conv3d(3, 6, 1), o=nn.Conv3d(6, 2, 1)),
+        [(6, 0)],
+    ),
     "channels attend to channels": (
         images(lambda self, y: ((y.flatten(2) @ y.flatten(2).mT).softmax(-1) @ y.flatten(2)).unflatten(2, (8, 8))),
         [(8, 0)],
@@ -269,6 +452,27 @@ CASES = {
             a=nn.Linear(12, 8), l=nn.GRU(8, 6, 2, batch_first=True), o=nn.Linear(6, 3),
         ),
         [(6, 0), (8, 0)],
+    ),
+    "a step of an LSTM": (
+        tokens(
+            lambda self, x: self.o(self.c(self.a(x[:, 0]), (self.h(x[:, 1]), self.h(x[:, 2])))[0]),
+            a=nn.Linear(12, 8), h=nn.Linear(12, 6), c=nn.LSTMCell(8, 6), o=nn.Linear(6, 3),
+        ),
+        [(6, 0), (8, 0)],
+    ),
+    "steps of a GRU, which begin with zeros": (
+        tokens(
+            lambda self, x: self.o(self.c(self.a(x[:, 1]), self.c(self.a(x[:, 0])))),
+            a=nn.Linear(12, 8), c=nn.GRUCell(8, 6), o=nn.Linear(6, 3),
+        ),
+        [(6, 0), (8, 0)],
+    ),
+    "a step of a recurrent layer of one unit": (
+        tokens(
+            lambda self, x: self.o(self.c(self.a(x[:, 1]), self.h(x[:, 0]))),
+            a=nn.Linear(12, 8), h=nn.Linear(12, 1), c=nn.RNNCell(8, 1, nonlinearity="relu"), o=nn.Linear(1, 3),
+        ),
+        [(8, 0)],
     ),
     "LSTM with projections": (
         tokens(

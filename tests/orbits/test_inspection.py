@@ -311,9 +311,9 @@ def test_what_only_one_channel_is_taken_of_and_what_an_operator_needs_whole():
     assert [(reason.kind, "cumsum" in reason.text) for reason in summed.reasons] == [("operator", True)]
 
 
-def test_tables_of_constants_freeze_what_they_meet():
+def test_tables_of_whole_numbers_freeze_what_they_meet():
     model = Computes(
-        lambda self, x: self.last(self.first(x) * torch.arange(1.0, 5.0)), first=nn.Linear(3, 4), last=nn.Linear(4, 2)
+        lambda self, x: self.last(self.first(x) * torch.arange(1, 5)), first=nn.Linear(3, 4), last=nn.Linear(4, 2)
     )
     orbits = of(model, torch.randn(2, 3))
     assert reasons(orbits, "first.weight") == [("constant", "arange")]

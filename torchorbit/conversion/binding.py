@@ -70,6 +70,8 @@ def _bind(item: Item, follows: Value | Attr | None) -> BoundStep:
         return BoundStep(item.number, item.call, {"input": item.args[0]}, "alias", shape=step.shape)
     if step.function is CHECK:
         message = "the model was recorded with other sizes, for which it takes another path here"
+        if isinstance(item.args[0], Value):
+            message = "the model was recorded with inputs of other values, for which it takes another path here"
         return BoundStep(item.number, item.call, {"condition": item.args[0], "message": message}, "check")
     rank = len(step.shape) if isinstance(step.shape, torch.Size) else None
     try:
@@ -112,15 +114,13 @@ def _cut_gradients(bound: list[BoundStep], items: list[Item], output: Any) -> tu
 
 
 def _without_dead(bound: list[BoundStep], output: Any) -> list[BoundStep]:
-    """Leave out steps that nothing uses. Checks of sizes do not keep a step alive."""
+    """Leave out steps that nothing uses. Checks of sizes do not keep a step alive, those of values do."""
     alive = {value.step for value in walk_args(output) if isinstance(value, Value)}
     kept: list[BoundStep] = []
-    checks: list[BoundStep] = []
     for step in reversed(bound):
-        if step.operator == "check":
-            checks.append(step)
+        if step.operator == "check" and not isinstance(step.args["condition"], Value):
             kept.append(step)
-        elif step.number in alive or step.operator == "assign":
+        elif step.number in alive or step.operator in ("assign", "check"):
             alive.update(value.step for value in step.values() if isinstance(value, Value))
             kept.append(step)
     kept.reverse()

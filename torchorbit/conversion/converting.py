@@ -255,6 +255,7 @@ class _Recordings:
             self.paths,
             self.atomic,
             snapshot=self.snapshot,
+            examples=[*self.inputs.args, *self.inputs.kwargs.values()],
             training=variation.training,
             dtypes=dtypes,
         )

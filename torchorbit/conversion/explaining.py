@@ -11,6 +11,7 @@ from torch import nn
 
 from torchorbit.conversion import recorder
 from torchorbit.conversion.converting import convert
+from torchorbit.conversion.preserving import Snapshot, preserved
 from torchorbit.errors import ConversionError
 from torchorbit.operators.modules import leaf_name
 
@@ -112,34 +113,27 @@ def _observe(model: nn.Module, example: Any) -> dict[int, Any]:
         names = [name for name, _ in zip(type(module).forward.__code__.co_varnames[1:], args, strict=False)]
         calls.setdefault(id(module), {**dict(zip(names, args, strict=False)), **kwargs} if kwargs else args)
 
-    hooks = [
-        module.register_forward_pre_hook(note, with_kwargs=True) for module in model.modules() if module is not model
-    ]
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if isinstance(example, dict):
         kwargs = example
     else:
         args = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    snapshot = Snapshot(model)
     try:
-        with torch.no_grad():
+        with preserved(snapshot), torch.no_grad():
+            for module in snapshot.modules[1:]:
+                module.register_forward_pre_hook(note, with_kwargs=True)
             try:
                 with recorder.on_meta(model):
                     meta = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
                     model(*meta[0], **meta[1])
             except Exception:
                 calls.clear()
-                buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-                try:
-                    model(*args, **kwargs)
-                finally:
-                    for buffer, before in buffers:
-                        buffer.copy_(before)
+                snapshot.copy_tensors()
+                model(*args, **kwargs)
     except Exception as error:
         # What was reached before the forward failed can be tried all the same.
         if not calls:
             raise ConversionError("run", "", None, f"{type(error).__name__}: {error}") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     return calls

@@ -15,6 +15,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
+from torchorbit.containers import map_leaves
+
 #: Called with (symbol, operands, outcome) for every comparison between traced numbers; set while recording.
 Listener = Callable[[str, tuple[Any, ...], bool], None]
 
@@ -66,6 +70,11 @@ def untraced(value: Any) -> Any:
     if type(value) is TracedFloat:
         return float.__float__(value)
     return value
+
+
+def plain(arg: Any) -> Any:
+    """An argument with plain numbers for traced ones."""
+    return map_leaves(lambda leaf: tuple(map(untraced, leaf)) if type(leaf) is torch.Size else untraced(leaf), arg)
 
 
 def _binary(base: type, name: str, symbol: str) -> Callable[..., Any]:

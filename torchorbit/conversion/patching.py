@@ -43,7 +43,8 @@ def swapped(snapshot: Snapshot, recorder: Recorder, dtypes: Mapping[torch.dtype,
                 if tensor is not None:
                     twin = twin_of(tensor)
                     recorder.values.setdefault(id(twin), Attr(prefix + name))
-                    recorder.state[twin.untyped_storage()._cdata] = id(twin)
+                    recorder.attributes.setdefault(prefix + name, twin)
+                    recorder.state.setdefault(twin.untyped_storage()._cdata, prefix + name)
                     recorder.members.append((tensors, name, twin))
                     tensors[name] = twin  # type: ignore[assignment]
     for container, key, tensor in snapshot.hanging:
@@ -60,6 +61,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
     original = nn.Module.__call__
     apply = vars(torch.autograd.Function)["apply"]  # the classmethod itself, not bound to a class
     fast_path = torch.backends.mha.get_fastpath_enabled()
+    is_compiling = torch.compiler.is_compiling
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != recorder.thread or recorder.inside_leaf:
@@ -84,7 +86,12 @@ def patched(recorder: Recorder) -> Iterator[None]:
             cls.__qualname__,
         )
 
+    def compiling() -> bool:
+        # Models that ask leave out what depends on values, for which a graph would have only one answer.
+        return (threading.get_ident() == recorder.thread and not recorder.inside_leaf) or is_compiling()
+
     try:
+        torch.compiler.is_compiling = compiling
         nn.Module.__call__ = call  # type: ignore[method-assign]
         nn.Module.training = property(read_training, write_training)  # type: ignore[assignment]
         torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]
@@ -98,6 +105,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
         if "training" in vars(nn.Module):
             del nn.Module.training
         nn.Module.__call__ = original  # type: ignore[method-assign]
+        torch.compiler.is_compiling = is_compiling
 
 
 def meta_twin(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:

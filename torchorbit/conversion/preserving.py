@@ -107,15 +107,25 @@ class Snapshot:
         """The training flag of every module."""
         return [module.__dict__["training"] for module in self.modules]
 
+    def copy_tensors(self) -> None:
+        """Put copies in the places of all tensors, for a run that may write into them."""
+        copies: dict[int, Tensor] = {}
+
+        def copied(tensor: Tensor) -> Tensor:
+            if id(tensor) not in copies:
+                copies[id(tensor)] = tensor.detach().clone()
+            return copies[id(tensor)]
+
+        for module in self.modules:
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        tensors[name] = copied(tensor)  # type: ignore[assignment]
+        for container, key, tensor in self.hanging:
+            put(container, key, copied(tensor))
+
     def put_back(self) -> None:
         """Let everything hold what it held when this was made."""
-        try:
-            self._put_back()
-        except BaseException:  # an interrupt in between; what is put back already stays so
-            self._put_back()
-            raise
-
-    def _put_back(self) -> None:
         for kept in self._kept:
             kept.put_back()
         if any(self._empty):
@@ -186,7 +196,11 @@ def preserved(snapshot: Snapshot) -> Iterator[None]:
     try:
         yield
     finally:
-        snapshot.put_back()
+        try:
+            snapshot.put_back()
+        except BaseException:  # an interrupt in between; what is put back already stays so
+            snapshot.put_back()
+            raise
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])

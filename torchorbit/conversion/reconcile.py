@@ -16,17 +16,13 @@ import torch
 
 from torchorbit.arguments import PLAIN, ArgumentMap, Attr, Expr, SameDevice, SameDtype, Size, Transformer
 from torchorbit.containers import items_like, items_of, rebuilt
+from torchorbit.conversion.aligning import MODE_DEPENDENT, key_of, pairs, same_steps
 from torchorbit.conversion.modes import FIRST_CHOICE, Modes, differing, within
 from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
 from torchorbit.conversion.recording import ALIAS, CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Mode
-from torchorbit.operators import OPERATORS
 
-# How far a step that exists only in one mode may be from the next step that both modes share.
-_LOOK_AHEAD = 64
-# Functions with an argument that depends on the training flag.
-_MODE_DEPENDENT = {name for row in OPERATORS.values() if row.by_mode for name in (row.name, *row.names)}
 _NEGATED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
 
 
@@ -153,52 +149,42 @@ def _compare_constants(first: Recording, other: Recording) -> None:
             raise DisagreementError(None, "a tensor is made from numbers that are not always the same")
 
 
-def _key(step: Step) -> tuple[Any, ...]:
-    return (step.function, step.path, step.call.path, len(step.args), tuple(step.kwargs))
-
-
 def _align(first: Recording, other: Recording, variation: Variation) -> Aligned:
-    steps, theirs = first.steps, other.steps
-    result = Aligned(other, variation, [], {}, {}, {})
+    ours, theirs = first.steps, other.steps
+    if same_steps(ours, theirs, training=variation.training):
+        found = list(zip(range(len(ours)), range(len(ours)), strict=True))
+    elif not variation.training:
+        raise _parting(ours, theirs)
+    else:
+        paired = pairs(ours, theirs)
+        if paired is None:
+            raise DisagreementError(None, "in training the model takes another path from start to end")
+        found = paired
+    result = Aligned(other, variation, [-1] * len(ours), {}, {}, {})
     j = 0
-    for i, step in enumerate(steps):
-        key = _key(step)
-        if j < len(theirs) and _key(theirs[j]) == key:
-            found = j
-        elif variation.training:
-            found = _ahead(steps, i, theirs, j)
-        else:
-            raise DisagreementError(step, f"the model takes another path after {_name(step)}")
-        if found < 0:
-            result.partner.append(-1)
-            continue
-        if found > j:
-            result.extras[i] = list(range(j, found))
-        result.partner.append(found)
-        result.number[found] = i
-        theirs_call: ModuleCall | None = theirs[found].call
-        ours_call: ModuleCall | None = step.call
+    for number, position in [*found, (len(ours), len(theirs))]:
+        if position > j:
+            result.extras[number] = list(range(j, position))
+        if number == len(ours):
+            break
+        result.partner[number] = position
+        result.number[position] = number
+        ours_call: ModuleCall | None = ours[number].call
+        theirs_call: ModuleCall | None = theirs[position].call
         while theirs_call is not None and ours_call is not None and id(theirs_call) not in result.calls:
             result.calls[id(theirs_call)] = ours_call
             theirs_call, ours_call = theirs_call.parent, ours_call.parent
-        j = found + 1
-    if j < len(theirs):
-        if not variation.training:
-            raise DisagreementError(theirs[j], "the model goes on differently at the end")
-        result.extras[len(steps)] = list(range(j, len(theirs)))
+        j = position + 1
     return result
 
 
-def _ahead(steps: list[Step], i: int, theirs: list[Step], j: int) -> int:
-    """Where the other recording has step ``i`` of the first, from ``j`` on; -1 where the first alone has it."""
-    key = _key(steps[i])
-    ahead = range(j + 1, min(j + _LOOK_AHEAD, len(theirs)))
-    found = next((k for k in ahead if _key(theirs[k]) == key), -1)
-    if found < 0 or j == len(theirs):
-        return -1
-    # What comes first is the next step that both have.
-    wanted = _key(theirs[j])
-    return -1 if any(_key(step) == wanted for step in steps[i + 1 : i + found - j]) else found
+def _parting(ours: list[Step], theirs: list[Step]) -> DisagreementError:
+    """Where two recordings take different paths."""
+    for step, their in zip(ours, theirs, strict=False):
+        if key_of(step) != key_of(their):
+            return DisagreementError(step, f"the model takes another path after {_name(step)}")
+    longer = max(ours, theirs, key=len)
+    return DisagreementError(longer[min(len(ours), len(theirs))], "the model goes on differently at the end")
 
 
 def _name(step: Step) -> str:
@@ -318,7 +304,7 @@ class _Merger:
             tried = [Variation(), *[other.variation for other in self.having]]
             only = aligned.variation.training and any(map(aligned.variation.without_mode, tried))
             name = getattr(self.step.function, "__name__", "") if self.step is not None else ""
-            known = aligned.variation.training and name in _MODE_DEPENDENT and type(base) is not Value
+            known = aligned.variation.training and name in MODE_DEPENDENT and type(base) is not Value
             if not only and not known:
                 self.fail(f"{base} became {other}", mode=aligned.variation.training)
             training = _Unfolding(self, aligned).value(other)

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -22,18 +21,32 @@ from torch.utils import _pytree as pytree
 from torchorbit.arguments import Attr
 from torchorbit.containers import items_of, leaves_of, map_leaves, map_placed, placed_leaves, rebuilt
 from torchorbit.conversion import shapes
-from torchorbit.conversion.numbers import Traced, traced, untraced
+from torchorbit.conversion.lines import line_of, line_running
+from torchorbit.conversion.memory import Memory
+from torchorbit.conversion.numbers import Traced, plain, traced
 from torchorbit.conversion.patching import lock, meta_twin, patched, swapped
 from torchorbit.conversion.preserving import Snapshot, preserved
-from torchorbit.conversion.recording import ASSIGN, MODULE, ModuleCall, Recording, Step, Value, function_name
+from torchorbit.conversion.questions import QUESTIONS, SHAPED_BY_VALUES, Questions
+from torchorbit.conversion.recording import (
+    ASSIGN,
+    MODULE,
+    ModuleCall,
+    Recording,
+    Step,
+    Value,
+    function_name,
+    writes_in_place,
+)
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
+from torchorbit.operators.binding import is_composite
 from torchorbit.operators.modules import leaf_name
 from torchorbit.records import record_of
 
 _META = torch.device("meta")
 
 # What these return is no tensor and takes part in no computation. Sizes are handled apart.
+_COUNTS = {Tensor.numel, Tensor.nelement, torch.numel}
 _SIZE_READS = {Tensor.shape.__get__, Tensor.size}  # type: ignore[attr-defined]
 _PLAIN_READS = {
     getattr(Tensor, name).__get__
@@ -48,31 +61,18 @@ _PLAIN_READS = {
     for name in ("dim", "ndimension", "is_floating_point", "is_complex", "is_contiguous", "stride", "element_size",
                  "get_device", "storage_offset", "is_conj", "is_neg", "is_signed", "requires_grad_", "is_inference",
                  "__repr__", "__format__", "__hash__", "data_ptr", "is_shared", "retain_grad", "register_hook")
-} | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch.numel, torch._assert}  # fmt: skip
-
-_DATA_DEPENDENT = {
-    "item", "tolist", "__bool__", "__int__", "__float__", "__index__", "__complex__", "is_nonzero", "equal",
-    "allclose", "numpy", "nonzero", "masked_select", "unique", "unique_consecutive", "argwhere", "__contains__",
-    "bincount", "__array__", "cpu_numpy",
-}  # fmt: skip
+} | {torch.is_floating_point, torch.is_complex, torch.is_tensor, torch._assert}  # fmt: skip
 
 # Made of nothing but Python values: they must be told to be on meta while recording.
 _FACTORIES = {
     getattr(torch, name)
     for name in ("arange", "linspace", "logspace", "eye", "zeros", "ones", "empty", "full", "rand", "randn", "randint",
-                 "randperm", "tril_indices", "triu_indices", "hann_window", "hamming_window", "empty_strided",
-                 "scalar_tensor")
+                 "randperm", "tril_indices", "triu_indices", "hann_window", "hamming_window", "scalar_tensor",
+                 "blackman_window", "bartlett_window", "kaiser_window")
 }  # fmt: skip
 _LITERALS = {torch.tensor, torch.as_tensor, torch.asarray}
 _DEVICE_MOVES = {Tensor.to, Tensor.cpu, Tensor.cuda}
-# Python functions of torch that are no single operator: what they do inside is recorded instead.
-_COMPOSITE = {F.multi_head_attention_forward}
 _IGNORED = {torch._C._set_grad_enabled, torch._assert_async}
-
-_IN_PLACE_OPERATORS = {
-    "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__", "__imod__", "__ipow__",
-    "__iand__", "__ior__", "__ixor__", "__setitem__",
-}  # fmt: skip
 
 _PYTHON_CONSTANTS = {
     int, float, bool, str, complex, type(None), type(Ellipsis), torch.dtype, torch.memory_format, torch.layout,
@@ -95,10 +95,13 @@ class Recorder(TorchFunctionMode):
         self.originals: dict[int, Tensor] = {}  # and back
         self.checks: list[tuple[int, ModuleCall, str, tuple[Any, ...], bool]] = []
         self.training_reads: dict[int, nn.Module] = {}
-        self.mutated: dict[int, tuple[int, int]] = {}  # storage -> (step of the last write, id of the tensor)
-        self.state: dict[int, int] = {}  # storage of a parameter or buffer -> id of its meta tensor
+        self.memory = Memory(self)
+        self.inputs: list[Any] = []
+        self.questions = Questions(self, ())
+        self.attributes: dict[str, Tensor] = {}  # path of a parameter, buffer or constant -> its meta tensor
+        self.state: dict[int, str] = {}  # storage of a parameter or buffer -> its path
         self.members: list[tuple[dict[str, Any], str, Tensor]] = []  # where parameters and buffers hang
-        self.through_view: set[int] = set()  # storages of state written to through a view, and not put back
+        self.unassigned: dict[str, None] = {}  # paths of parameters and buffers that were written into
         self.stack: list[ModuleCall] = [ModuleCall(model, "", None)]
         self.failed_in: str | None = None
         self.running: str | None = None  # what torch was asked for last, until it answers
@@ -152,11 +155,16 @@ class Recorder(TorchFunctionMode):
         found = self.values.get(id(tensor))
         if found is None:
             found = self.capture(tensor)
-        elif self.mutated and type(found) is Value:
-            written = self.mutated.get(tensor.untyped_storage()._cdata)
-            if written is not None and written[1] != id(tensor) and found.step < written[0]:
-                raise self.error("a tensor is used after memory that it shares was written in place through a view")
-        return found
+        return self.memory.current(tensor, found) if self.memory.written else found
+
+    def tensor_of(self, value: Value | Attr) -> Tensor | None:
+        """The meta tensor for which a value was recorded."""
+        if isinstance(value, Attr):
+            return self.attributes.get(value.path)
+        result = self.steps[value.step].result if value.step >= 0 else self.inputs[-1 - value.step]
+        for place in value.index:
+            result = result[place]
+        return result if isinstance(result, Tensor) else None
 
     def capture(self, tensor: Tensor) -> Attr:
         """A tensor that no step made: it hangs somewhere on the model, or in a closure."""
@@ -179,6 +187,7 @@ class Recorder(TorchFunctionMode):
             attr = Attr(f"_constant_{number}")
             self.constants[attr.path] = source
         self.values[id(tensor)] = attr
+        self.attributes.setdefault(attr.path, tensor)
         self.alive.append(tensor)
         return attr
 
@@ -195,7 +204,7 @@ class Recorder(TorchFunctionMode):
 
     def error(self, message: str, operator: str | None = None) -> ConversionError:
         """An error that says where the model is just now."""
-        return ConversionError("record", self.stack[-1].where(), operator, message)
+        return ConversionError("record", self.stack[-1].where(), operator, message, line_running())
 
     # -- torch functions
 
@@ -209,9 +218,7 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in _IGNORED:
             return None if func is torch._assert_async else func(*args, **kwargs)
-        if func in _COMPOSITE:
-            return self.composite(func, args, kwargs)
-        if func is Tensor.numel:
+        if func in _COUNTS:
             product: Any = 1
             for length in self.sizes(Tensor.size, args, {}):
                 product = product * length
@@ -219,27 +226,30 @@ class Recorder(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__set__" and func != Tensor.requires_grad.__set__:  # type: ignore[attr-defined]
             raise self.error("an attribute of a tensor is set, which a graph does not hold", function_name(func))
-        if name in _DATA_DEPENDENT:
-            raise self.error("the model's path depends on the values of a tensor, which a graph cannot follow", name)
+        if name in QUESTIONS:
+            return self.questions.answer(func, name, args, kwargs)
+        if name in SHAPED_BY_VALUES or (name == "where" and len(args) + len(kwargs) == 1):
+            return self.questions.computed(func, args, kwargs)
+        if is_composite(func):
+            return self.composite(func, args, kwargs)
 
         self.refuse_autocast(name)
         if func in _LITERALS and not _has_tensor((args, kwargs)):
-            return self.literal(func, args, kwargs)
+            return self.questions.literal(func, args, kwargs)
+        if func is Tensor.new_tensor and not _has_tensor((args[1:], kwargs)):
+            return self.new_tensor(*args, **kwargs)
 
-        if name == "__setitem__" and isinstance(args[2], Tensor):
+        if name == "__setitem__" and self.memory.unchanged_view(args[2], args[0], args[1]):
             # `x[0] += y` writes into a view and then puts the view where it came from.
-            storage = args[0].untyped_storage()._cdata
-            if self.mutated.get(storage, (0, 0))[1] == id(args[2]):
-                del self.mutated[storage]
-                self.through_view.discard(storage)
+            self.memory.forget(args[2])
         self.saw_traced = False
         out_argument = kwargs.pop("out", None)
         frozen_args = tuple([self.freeze(a) for a in args])
         frozen_kwargs = {key: self.freeze(a) for key, a in kwargs.items()} if kwargs else {}
         if self.saw_traced:
-            args, kwargs = _plain(args), _plain(kwargs)
+            args, kwargs = plain(args), plain(kwargs)
 
-        in_place = _writes_in_place(name, func, args, kwargs)
+        in_place = writes_in_place(name, func, args, kwargs)
         target = out_argument
         if in_place and target is None:
             target = args[0] if args else next(iter(kwargs.values()))
@@ -248,7 +258,16 @@ class Recorder(TorchFunctionMode):
             result = shapes.function_result(func, args, kwargs)
         if result is None:
             self.running = function_name(func)
-            result = self.run(func, args, kwargs)
+            try:
+                result = self.run(func, args, kwargs)
+            except (RuntimeError, NotImplementedError) as error:
+                # A kernel that has no way to go on without the values of an operand.
+                if "meta" not in str(error):
+                    raise
+                args, kwargs = self.questions.with_values(name, args, kwargs)
+                frozen_args = tuple([self.freeze(a) for a in args])
+                frozen_kwargs = {key: self.freeze(a) for key, a in kwargs.items()}
+                result = self.run(func, args, kwargs)
             self.running = None
         if result is NotImplemented:
             return result
@@ -262,23 +281,23 @@ class Recorder(TorchFunctionMode):
                 self.steps.append(Step(Tensor.to, (Value(len(self.steps) - 1), target.dtype), {}, self.stack[-1]))
             self.write(target)
             return result if result is None else target
-        self.steps[-1].shape = shapes_in(result)
-        return self.register(result)
+        step = self.steps[-1]
+        step.shape = shapes_in(result)
+        step.result = self.register(result)
+        return step.result
 
     def refuse_autocast(self, name: str) -> None:
         """Refuse what runs under autocast that the model itself turns on: which dtype it has depends on the device."""
         if not self.autocast and torch._C._is_any_autocast_enabled():
             raise self.error("it runs under autocast, which a graph does not hold; cast explicitly instead", name)
 
-    def literal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """A tensor made of Python numbers or an array: its values are kept."""
-        if kwargs.get("device") is not None:
-            kwargs = {**kwargs, "device": "cpu"}
-        made = func(*_plain(args), **_plain(kwargs))
-        twin = meta_twin(made)
-        self.known_constants[id(twin)] = made
-        self.capture(twin)
-        return twin
+    def new_tensor(self, like: Tensor, data: Any, *, dtype: torch.dtype | None = None, **others: Any) -> Tensor:
+        """Python numbers as a tensor of the dtype that another one has."""
+        made = self.questions.literal(torch.tensor, (data,), {"dtype": dtype})
+        if dtype is not None:
+            return made
+        with self:
+            return made.type_as(like)
 
     def run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a torch function such that its result is on meta."""
@@ -312,12 +331,11 @@ class Recorder(TorchFunctionMode):
         self.values[id(target)] = Value(step)
         self.alive.append(target)
         self.steps[-1].shape = target.shape
-        storage = target.untyped_storage()._cdata
-        self.mutated[storage] = (step, id(target))
-        if storage in self.state and self.state[storage] != id(target):
-            self.through_view.add(storage)
-        if isinstance(before, Attr):
-            self.steps.append(Step(ASSIGN, (before, Value(step)), {}, self.stack[-1], no_grad=True))
+        self.steps[-1].result = target
+        self.memory.write(target, before, step)
+        path = self.state.get(target.untyped_storage()._cdata)
+        if path is not None:
+            self.unassigned[path] = None
 
     def sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``x.shape`` and ``x.size()``, with numbers that remember where they come from."""
@@ -333,14 +351,20 @@ class Recorder(TorchFunctionMode):
 
     def composite(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Record what a Python function of torch does inside."""
-        # The function checks `has_torch_function` and would come back to this mode: switch the check off.
-        ask = getattr(F, "has_torch_function")  # noqa: B009 - not part of its declared interface
-        setattr(F, "has_torch_function", lambda *_: False)  # noqa: B010
+        # It begins by asking whether a mode like this one wants to be called instead. Once, none does.
+        names = func.__globals__
+        asks = {name: value for name, value in names.items() if name.startswith("has_torch_function")}
+
+        def none_does(*_: Any) -> bool:
+            names.update(asks)
+            return False
+
+        names.update(dict.fromkeys(asks, none_does))
         try:
             with self:
                 return func(*args, **kwargs)
         finally:
-            setattr(F, "has_torch_function", ask)  # noqa: B010
+            names.update(asks)
 
     # -- modules
 
@@ -359,6 +383,8 @@ class Recorder(TorchFunctionMode):
         try:
             result = original(module, *args, **kwargs)
             call.result = self.values.get(id(result))
+            if self.unassigned and path is not None:
+                self.assign(path)
             return result
         except Exception:
             if self.failed_in is None:
@@ -400,7 +426,7 @@ class Recorder(TorchFunctionMode):
                 leaf=leaf,
             )
             if self.saw_traced:
-                args, kwargs = _plain(args), _plain(kwargs)
+                args, kwargs = plain(args), plain(kwargs)
             result = None
             if leaf is not None and not kwargs:
                 result = shapes.module_result(module, leaf, args)
@@ -419,10 +445,10 @@ class Recorder(TorchFunctionMode):
             self.steps.append(step)
             step.shape = shapes_in(result)
             if getattr(module, "inplace", False) and args and result is args[0]:
-                # Later uses of the argument see what was written into it.
-                self.values[id(result)] = Value(len(self.steps) - 1)
+                self.write(result)  # later uses of the argument see what was written into it
                 return result
-            return self.register(result)
+            step.result = self.register(result)
+            return step.result
 
     def run_atomic(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run a module that is kept whole: on meta, or where it depends on values, a copy of it on ones."""
@@ -440,18 +466,40 @@ class Recorder(TorchFunctionMode):
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: torch.ones_like(t, device="cpu"), (args, kwargs))
             return pytree.tree_map_only(Tensor, lambda t: t.to(_META), copied(*args, **kwargs))
 
-    def note_rebound(self) -> None:
-        """After the run: buffers that forward replaced by another tensor are assigned to."""
-        if self.through_view:
-            raise self.error("a parameter or buffer is written in place through a view of it")
-        for members, name, twin in self.members:
-            now = members.get(name)
-            attr = self.values[id(twin)]
-            if now is twin or not isinstance(attr, Attr):
-                continue
-            if not isinstance(now, Tensor) or now.shape != twin.shape:
-                continue  # a table that is made when it is first needed; the graph makes it every time
-            self.steps.append(Step(ASSIGN, (attr, self.lookup(now)), {}, self.stack[0], no_grad=True))
+    def assign(self, scope: str) -> None:
+        """Assign what was written in place into parameters and buffers of a module to them, when its call ends."""
+        prefix = f"{scope}." if scope else ""
+        with torch._C.DisableTorchFunction():
+            for path in [path for path in self.unassigned if path.startswith(prefix)]:
+                del self.unassigned[path]
+                value = self.lookup(self.attributes[path])
+                self.steps.append(Step(ASSIGN, (Attr(path), value), {}, self.stack[-1], no_grad=True))
+
+    def outcome(self, result: Any) -> Any:
+        """What the model returned, frozen; buffers that forward replaced by another tensor are assigned to."""
+        rebound = [(path, now) for path, now in map(self.rebound, self.members) if path]
+        for path, _ in rebound:
+            # The graph writes into the buffer: what still stands for its old value must be a copy of that.
+            old = self.attributes[path]
+            self.steps.append(Step(Tensor.clone, (self.lookup(old),), {}, self.stack[0]))
+            self.write(old)
+            self.unassigned.pop(path, None)
+        output = self.freeze_output(result)
+        self.assign("")
+        values = [(Attr(path), self.lookup(now)) for path, now in rebound]
+        self.steps += [Step(ASSIGN, pair, {}, self.stack[0], no_grad=True) for pair in values]
+        return output
+
+    def rebound(self, member: tuple[dict[str, Any], str, Tensor]) -> tuple[str, Tensor]:
+        """The path of a parameter or buffer and the tensor that is there now; no path where it is the same."""
+        members, name, twin = member
+        now = members.get(name)
+        if now is twin or not isinstance(now, Tensor) or now.shape != twin.shape:
+            return (
+                "",
+                twin,
+            )  # of another shape it is a table made when it is first needed; the graph makes it every time
+        return self.state[twin.untyped_storage()._cdata], now
 
     def note_check(self, symbol: str, operands: tuple[Any, ...], outcome: bool) -> None:
         """A comparison of traced numbers was made."""
@@ -467,25 +515,8 @@ class Recorder(TorchFunctionMode):
             self.training_reads[id(module)] = module
 
 
-def _plain(arg: Any) -> Any:
-    """An argument with plain numbers for traced ones."""
-    return map_leaves(lambda leaf: tuple(map(untraced, leaf)) if type(leaf) is torch.Size else untraced(leaf), arg)
-
-
 def _has_tensor(result: Any) -> bool:
     return isinstance(result, Tensor) or bool(leaves_of(Tensor, result))
-
-
-def _writes_in_place(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    if name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")):
-        return True
-    if kwargs.get("inplace"):
-        return True
-    code = getattr(func, "__code__", None)
-    if code is not None and "inplace" in code.co_varnames[: code.co_argcount]:
-        position = code.co_varnames.index("inplace")
-        return len(args) > position and bool(args[position])
-    return False
 
 
 def _to_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -508,6 +539,7 @@ def record(
     atomic: tuple[type[nn.Module], ...],
     *,
     snapshot: Snapshot,
+    examples: Sequence[Any],
     training: bool,
     dtypes: Mapping[torch.dtype, torch.dtype],
 ) -> Recording:
@@ -523,6 +555,7 @@ def record(
         paths: id of every submodule -> its path.
         atomic: classes that stay whole.
         snapshot: what hangs on the model, and is put back.
+        examples: the example inputs, for questions about what tensors hold.
         training: record in training mode, else in evaluation mode.
         dtypes: floating-point dtypes to be replaced, old -> new.
 
@@ -532,7 +565,9 @@ def record(
     recorder = Recorder(model, paths, atomic)
     with lock, preserved(snapshot), swapped(snapshot, recorder, dtypes), patched(recorder):
         snapshot.train(training)
-        for position, (_, value) in enumerate([*enumerate(args), *kwargs.items()]):
+        recorder.inputs = [*args, *kwargs.values()]
+        recorder.questions = Questions(recorder, examples)
+        for position, value in enumerate(recorder.inputs):
             _register_input(recorder, value, -1 - position)
         inputs = [
             (name, recorder.freeze(value), keyword)
@@ -549,9 +584,9 @@ def record(
             raise ConversionError("run", "", None, f"RecursionError: {error}") from error
         except Exception as error:
             where = recorder.failed_in if recorder.failed_in is not None else ""
-            raise ConversionError("run", where, recorder.running, f"{type(error).__name__}: {error}") from error
-        recorder.note_rebound()
-        output = recorder.freeze_output(result)
+            reason = f"{type(error).__name__}: {error}"
+            raise ConversionError("run", where, recorder.running, reason, line_of(error.__traceback__)) from error
+        output = recorder.outcome(result)
         output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
     reads = [paths[identity] for identity in recorder.training_reads]
     return Recording(

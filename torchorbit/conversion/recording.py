@@ -8,6 +8,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
+_IN_PLACE_OPERATORS = {
+    "__iadd__", "__isub__", "__imul__", "__itruediv__", "__idiv__", "__ifloordiv__", "__imod__", "__ipow__",
+    "__iand__", "__ior__", "__ixor__", "__setitem__",
+}  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Value:
@@ -48,6 +53,7 @@ class Step:
     path: str | None = None
     no_grad: bool = False
     shape: Any = None  # of the result: a torch.Size, or the result's own container of them
+    result: Any = None  # tensors on meta; of a write the tensor that was written into
     leaf: str | None = None
 
 
@@ -92,3 +98,16 @@ class Recording:
 def function_name(function: Any) -> str:
     """A readable name of a recorded function."""
     return resolve_name(function) or getattr(function, "__name__", None) or repr(function)
+
+
+def writes_in_place(name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a call of a torch function changes its first argument."""
+    if name in _IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")):
+        return True
+    if kwargs.get("inplace"):
+        return True
+    code = getattr(func, "__code__", None)
+    if code is not None and "inplace" in code.co_varnames[: code.co_argcount]:
+        position = code.co_varnames.index("inplace")
+        return len(args) > position and bool(args[position])
+    return False

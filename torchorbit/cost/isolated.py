@@ -107,6 +107,7 @@ class Walk(MaskedInterpreter):
             result,
             masks,
             lambda name: getattr(self.value(call.args[name]), "shape", None),
+            self.model.constants.numbers,
         )
         resize = OPERATORS[call.operator].resize
         if resize is not None:

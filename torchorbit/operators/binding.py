@@ -7,6 +7,7 @@ functions whose arguments are not those of its signature, are declared with it (
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from typing import Any
@@ -140,6 +141,24 @@ def _finish(name: str, arguments: dict[str, Any]) -> Bound:
             continue
         ordered[parameter] = value
     return name, ordered
+
+
+# Where torch has functions that are written in Python.
+_WRITTEN_IN_PYTHON = {"torch.functional", "torch.nn.functional", "torch._tensor"}
+
+
+@functools.cache
+def is_composite(function: Any) -> bool:
+    """Whether a function of torch is written in Python and no operator: what it calls can be recorded in its place."""
+    if not isinstance(function, types.FunctionType) or function.__module__ not in _WRITTEN_IN_PYTHON:
+        return False
+    asks = any(name.startswith("has_torch_function") for name in function.__globals__)
+    if not asks or function.__name__.startswith("__") or function in _CALLS:
+        return False
+    try:
+        return _find(function, function.__name__).of_schema
+    except UnknownOperatorError:
+        return True
 
 
 def functions_of(operator: Operator) -> list[Any]:

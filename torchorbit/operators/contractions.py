@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchorbit.labels import Dim
-from torchorbit.operators.declaring import Arguments, Contraction, Leaf, Shapes, module_operator, operator
+from torchorbit.operators.declaring import Arguments, Contraction, Leaf, Shapes, operator
 from torchorbit.operators.labelling import Labelled, Operands
 from torchorbit.operators.resizing import Resized
 from torchorbit.operators.shapes import Shape, are_floats, broadcast, misfit
@@ -192,13 +192,20 @@ def _attention_rule(operands: Operands) -> list[Dim]:
     return [*operands.broadcast(stacks, batch), rows, value.dims[-1]]
 
 
+def _similarity_rule(operands: Operands) -> list[Dim]:
+    return _compared(operands, operands.arg("dim"), keep=False)
+
+
 def _distance_rule(operands: Operands) -> list[Dim]:
-    module = operands.module
-    first, second = operands.tensor("0"), operands.tensor("1")
+    return _compared(operands, -1, keep=operands.arg("keepdim"))
+
+
+def _compared(operands: Operands, axis: int, *, keep: bool) -> list[Dim]:
+    """The labels of a comparison of vectors, which are along one dimension."""
+    first, second = operands.tensor("x1"), operands.tensor("x2")
     shape = tuple(np.broadcast_shapes(first.shape, second.shape))
     dims = operands.broadcast([first, second], shape)
-    axis = int(getattr(module, "dim", -1)) % len(dims)
-    keep = getattr(module, "keepdim", False)
+    axis %= len(dims)
     return [*dims[:axis], *([None] if keep else []), *dims[axis + 1 :]]
 
 
@@ -269,20 +276,19 @@ def _tensordot_cost(shapes: Shapes, result: Shape, args: dict[str, Any]) -> floa
 
 
 def _einsum_cost(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
+    """One operand after the other is multiplied in; one alone is only put in another order, or summed."""
     operands = shapes("operands")
-    if len(operands) != 2:
-        return float(math.prod(result)) * max((math.prod(shape) for shape in operands), default=0)
-    # Every letter's length once: those of the result, and those that are summed over.
+    terms, left = _subscripts(args["equation"], [len(shape) for shape in operands])
     lengths: dict[str, int] = {}
-    written = args["equation"].replace(" ", "").partition("->")[0].split(",")
-    for term, shape in zip(written, operands, strict=True):
-        letters = list(term.replace("...", ""))
-        if "..." in term:
-            place = term.index("...")
-            letters[place:place] = [f".{n}" for n in range(len(shape) - len(letters), 0, -1)]
-        for letter, length in zip(letters, shape, strict=True):
+    for term, shape in zip(terms, operands, strict=True):
+        for letter, length in zip(term, shape, strict=True):
             lengths[letter] = max(lengths.get(letter, 1), length)
-    return float(math.prod(lengths.values()))
+    total, so_far = 0, set(terms[0])
+    for n, term in enumerate(terms[1:], start=1):
+        so_far |= set(term)
+        total += math.prod([lengths[letter] for letter in so_far])
+        so_far &= set(left).union(*terms[n + 1 :])
+    return float(total)
 
 
 def _attention_cost(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
@@ -341,6 +347,9 @@ def _attention_contraction(args: dict[str, Any], rank: Ranks) -> list[Meeting]:
         (Operand("query", rank("query") - 1), Operand("key", rank("key") - 1)),
         (Operand("key", rank("key") - 2), Operand("value", rank("value") - 2)),
     ]
+
+
+_OF_COMPARISONS = {"cost": "fvcore does not count it", "contraction": "scores look at what it is given"}
 
 
 def _last(rank: int, weight_rank: int, module: nn.Module | None) -> int:
@@ -439,12 +448,24 @@ OPERATORS = [
         resize=_attention_resize,
         contraction=_attention_contraction,
     ),
-    *[
-        module_operator(
-            Leaf(cls, kept_as=kept_as),
-            rule=_distance_rule,
-            needless={"cost": "fvcore does not count it", "contraction": "scores look at what it is given"},
-        )
-        for cls, kept_as in ((nn.CosineSimilarity, {}), (nn.PairwiseDistance, {"p": "norm"}))
-    ],
+    operator(
+        "cosine_similarity(x1, x2, dim=1, eps=1e-08)",
+        modules=[Leaf(nn.CosineSimilarity, inputs=("x1", "x2"), attributes=("dim", "eps"))],
+        kinds={"dim": "int"},
+        rule=_similarity_rule,
+        needless=_OF_COMPARISONS,
+    ),
+    operator(
+        "pairwise_distance(x1, x2, p=2.0, eps=1e-06, keepdim=False)",
+        modules=[
+            Leaf(
+                nn.PairwiseDistance,
+                inputs=("x1", "x2"),
+                attributes=("p=norm", "eps", "keepdim"),
+                kept_as={"p": "norm"},
+            )
+        ],
+        rule=_distance_rule,
+        needless=_OF_COMPARISONS,
+    ),
 ]

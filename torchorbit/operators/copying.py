@@ -63,6 +63,13 @@ def _to_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) ->
     return "to", arguments
 
 
+def _as_tensor_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    """``torch.as_tensor`` of what is a tensor already."""
+    arguments = {**dict(zip(("input", "dtype", "device"), args, strict=False)), **kwargs}
+    arguments["input"] = next(arguments.pop(name) for name in ("input", "data", "obj") if name in arguments)
+    return "to", {name: value for name, value in arguments.items() if name not in DROPPED}
+
+
 def _moved_call(device: str) -> Binder:
     return lambda args, kwargs, rank: ("to", {"input": args[0], "device": torch.device(device)})
 
@@ -104,6 +111,8 @@ OPERATORS = [
         calls={
             Tensor.to: _to_call,
             Tensor.type: _to_call,
+            torch.as_tensor: _as_tensor_call,
+            torch.asarray: _as_tensor_call,
             Tensor.cpu: _moved_call("cpu"),
             Tensor.cuda: _moved_call("cuda"),
             **{getattr(Tensor, name): _cast_call(dtype) for name, dtype in _CASTS.items()},

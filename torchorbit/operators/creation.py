@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchorbit.labels import Dim
+from torchorbit.operators.aten import aten_operator
 from torchorbit.operators.declaring import operator, operators
 from torchorbit.operators.labelling import Labelled, Operands, like_the_first
 from torchorbit.operators.resizing import sizes
@@ -33,6 +34,10 @@ def _normal(input: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     return torch.empty_like(input).normal_(mean, std)
 
 
+_NUMBERS = {"window_length": "int", "periodic": "bool", "beta": "number", "base": "number"}
+_DRAWN = ("low", "high", "size")
+
+
 # -- other ways of calling them
 
 
@@ -44,6 +49,20 @@ def _arange_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None
         arguments.update(zip(("start", "end", "step"), args, strict=False))
         arguments.setdefault("start", 0)
     return "arange", {key: value for key, value in arguments.items() if key not in DROPPED}
+
+
+def _randint_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    """``randint(high, size)`` and ``randint(low, high, size)``."""
+    names = ("low", "high", "size") if len(args) + sum(name in kwargs for name in _DRAWN) > 2 else ("high", "size")
+    arguments = {"low": 0, **dict(zip(names, args, strict=False)), **kwargs}
+    return "randint", {key: value for key, value in arguments.items() if key not in DROPPED}
+
+
+def _randint_like_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    """``randint_like(x, high)`` and ``randint_like(x, low, high)``."""
+    names = ("input", "low", "high") if len(args) > 2 else ("input", "low" if "high" in kwargs else "high")
+    arguments = {"low": 0, **dict(zip(names, args, strict=False)), **kwargs}
+    return "randint_like", {key: value for key, value in arguments.items() if key not in DROPPED}
 
 
 def _meshgrid_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
@@ -87,10 +106,41 @@ OPERATORS = [
         "arange(start, end, step=1, *, dtype=None, device=None)",
         calls={torch.arange: _arange_call},
         rule=_each_different_rule,
+        creates=True,
     ),
-    operator("linspace(start, end, steps, *, dtype=None, device=None)", rule=_each_different_rule),
-    operator("eye(n, m=None, *, dtype=None, device=None)", kinds={"n": "int"}, rule=_each_different_rule),
+    operator("linspace(start, end, steps, *, dtype=None, device=None)", rule=_each_different_rule, creates=True),
+    operator("eye(n, m=None, *, dtype=None, device=None)", kinds={"n": "int"}, rule=_each_different_rule, creates=True),
     operator("randperm(n, *, dtype=None, device=None)", kinds={"n": "int"}, rule=_each_different_rule),
+    operator(
+        "randint(low, high, size: ints, *, dtype=None, device=None)",
+        kinds={"low": "int", "high": "int"},
+        calls={torch.randint: _randint_call},
+        rule=_alike_rule,
+        resize=sizes("size"),
+    ),
+    operator(
+        "randint_like(input, low, high, *, dtype=None, device=None, memory_format=None)",
+        kinds={"low": "int", "high": "int"},
+        calls={torch.randint_like: _randint_like_call},
+        rule=like_the_first,
+    ),
+    operator(
+        "logspace(start, end, steps, base=10.0, *, dtype=None, device=None)", kinds=_NUMBERS, rule=_each_different_rule
+    ),
+    operator("scalar_tensor(s, *, dtype=None, device=None)", kinds={"s": "number"}, rule=_each_different_rule),
+    aten_operator("tril_indices", rule=_each_different_rule),
+    aten_operator("triu_indices", rule=_each_different_rule),
+    *operators(
+        """
+        hann_window(window_length, periodic=True, *, dtype=None, device=None)
+        hamming_window(window_length, periodic=True, *, dtype=None, device=None)
+        blackman_window(window_length, periodic=True, *, dtype=None, device=None)
+        bartlett_window(window_length, periodic=True, *, dtype=None, device=None)
+        kaiser_window(window_length, periodic=True, beta=12.0, *, dtype=None, device=None)
+        """,
+        kinds=_NUMBERS,
+        rule=_each_different_rule,
+    ),
     *operators(
         """
         zeros(size: ints, *, dtype=None, device=None)
@@ -131,6 +181,7 @@ OPERATORS = [
         calls={Tensor.bernoulli_: _bernoulli_call},
         rule=like_the_first,
     ),
+    aten_operator("exponential", rule=like_the_first),
     operator(
         "uniform(input, low=0.0, high=1.0)",
         function=_uniform,

@@ -157,8 +157,12 @@ class Operator:
         in_full: the dimensions of an operand that it does not take to be of length one where they are longer.
         constant: what becomes of a constant operand.
         probability: argument with the probability with which it drops elements or channels.
+        creates: whether it makes a tensor of numbers alone, the same one at every call.
+        flags: whether its results are true or false.
         normalizes: whether it normalizes, with a scale per channel that a criterion may look at.
         effect: whether it is there for what it does, and has no result.
+        of_schema: whether it is declared by torch's schema (`torchorbit.operators.aten`). Functions of Python that have
+            its name have other arguments, and call it.
         needless: capability -> why this operator needs none; the page of operators shows other gaps as such.
         family: name of the file that declares it; filled in by the registry.
     """
@@ -190,8 +194,11 @@ class Operator:
     in_full: Callable[[Resized], set[int]] | None = None
     constant: OfConstant = ""
     probability: str = ""
+    creates: bool = False
+    flags: bool = False
     normalizes: bool = False
     effect: bool = False
+    of_schema: bool = False
     needless: Mapping[str, str] = field(default_factory=dict)
     family: str = ""
     by_mode: bool = field(init=False)

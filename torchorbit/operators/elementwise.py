@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from torchorbit.labels import Dim
+from torchorbit.operators.aten import aten_operator
 from torchorbit.operators.declaring import Arguments, operator, operators
-from torchorbit.operators.labelling import elementwise
+from torchorbit.operators.labelling import Operands, elementwise
 from torchorbit.operators.shapes import Shape, are_floats, broadcast, same_shape
 from torchorbit.operators.spelling import PARAMETER_NAMES, Bound, renamed, unary
 
@@ -41,12 +43,42 @@ def _arithmetic_shape(args: Arguments) -> Shape | None:
     return broadcast(first.shape, second.shape) if second is not None and are_floats(first, second) else None
 
 
+def _quantized_shape(args: Arguments) -> Shape | None:
+    """There is no kernel on meta for it."""
+    in_order = args["quant_min"] <= args["quant_max"] and not isinstance(args["zero_point"], Tensor)
+    fits = in_order and args["quant_min"] <= args["zero_point"] <= args["quant_max"]
+    return same_shape(args) if fits else None
+
+
+def _quantized_channels_shape(args: Arguments) -> Shape | None:
+    """There is no kernel on meta for it."""
+    x, beside, axis = args["input"], [args["scale"], args["zero_point"]], args["axis"]
+    if not are_floats(x) or not 0 <= axis < x.dim() or not args["quant_min"] <= 0 <= args["quant_max"]:
+        return None
+    fits = all(tensor.shape == x.shape[axis : axis + 1] for tensor in beside) and beside[0].dtype is torch.float32
+    return x.shape if fits else None
+
+
 _ARITHMETIC: dict[str, Any] = {
     "rule": elementwise,
     "kinds": _NUMBER,
     "shape": _arithmetic_shape,
     "layout": "dense",
 }
+
+
+def _quantized_channels_rule(operands: Operands) -> list[Dim]:
+    dims, axis = list(operands.tensor().dims), operands.arg("axis")
+    scale, zero_point = operands.tensor("scale"), operands.tensor("zero_point")
+    dims[axis] = operands.labels.meet(dims[axis], scale.dims[0], zero_point.dims[0])
+    return dims
+
+
+_RARE = """
+    bitwise_left_shift bitwise_right_shift conj_physical copysign entr erfcx float_power fmax fmin gcd heaviside i0
+    i0e i1 i1e igamma igammac isclose isneginf isposinf isreal lcm ldexp log_ndtr logaddexp2 logit ndtr ndtri
+    nextafter signbit xlog1py xlogy zeta
+"""
 
 OPERATORS = [
     operator("add(input, other, *, alpha=1)", symbol="+", reflected="__radd__", **_ARITHMETIC),
@@ -80,12 +112,12 @@ OPERATORS = [
     operator(
         "pow(input, exponent)", symbol="**", names="__pow__", reflected="__rpow__", kinds=_NUMBER, rule=elementwise
     ),
-    operator("eq(input, other)", symbol="==", kinds=_NUMBER, rule=elementwise),
-    operator("ne(input, other)", symbol="!=", names="not_equal", kinds=_NUMBER, rule=elementwise),
-    operator("lt(input, other)", symbol="<", names="less", kinds=_NUMBER, rule=elementwise),
-    operator("le(input, other)", symbol="<=", names="less_equal", kinds=_NUMBER, rule=elementwise),
-    operator("gt(input, other)", symbol=">", names="greater", kinds=_NUMBER, rule=elementwise),
-    operator("ge(input, other)", symbol=">=", names="greater_equal", kinds=_NUMBER, rule=elementwise),
+    operator("eq(input, other)", symbol="==", kinds=_NUMBER, rule=elementwise, flags=True),
+    operator("ne(input, other)", symbol="!=", names="not_equal", kinds=_NUMBER, rule=elementwise, flags=True),
+    operator("lt(input, other)", symbol="<", names="less", kinds=_NUMBER, rule=elementwise, flags=True),
+    operator("le(input, other)", symbol="<=", names="less_equal", kinds=_NUMBER, rule=elementwise, flags=True),
+    operator("gt(input, other)", symbol=">", names="greater", kinds=_NUMBER, rule=elementwise, flags=True),
+    operator("ge(input, other)", symbol=">=", names="greater_equal", kinds=_NUMBER, rule=elementwise, flags=True),
     operator(
         "bitwise_and(input, other)", symbol="&", names="__and__", reflected="__rand__", kinds=_NUMBER, rule=elementwise
     ),
@@ -97,10 +129,16 @@ OPERATORS = [
     ),
     *operators(
         """
-        fmod(input, other)
         logical_and(input, other)
         logical_or(input, other)
         logical_xor(input, other)
+        """,
+        rule=elementwise,
+        flags=True,
+    ),
+    *operators(
+        """
+        fmod(input, other)
         maximum(input, other)
         minimum(input, other)
         hypot(input, other)
@@ -140,9 +178,12 @@ OPERATORS = [
     operator("atan(input)", names="arctan", rule=elementwise, shape=same_shape, layout="dense"),
     operator("neg(input)", names="negative", rule=elementwise, shape=same_shape, layout="dense"),
     operator("trunc(input)", names="fix", rule=elementwise, shape=same_shape, layout="dense"),
+    operator("acosh(input)", names="arccosh", rule=elementwise, shape=same_shape, layout="dense"),
+    operator("asinh(input)", names="arcsinh", rule=elementwise, shape=same_shape, layout="dense"),
+    operator("atanh(input)", names="arctanh", rule=elementwise, shape=same_shape, layout="dense"),
     *operators(
         """
-        acosh asinh atanh ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 floor frac lgamma log log10 log1p
+        ceil cos cosh deg2rad digamma erf erfc erfinv exp exp2 expm1 floor frac lgamma log log10 log1p
         log2 rad2deg reciprocal rsqrt sgn sign sin sinc sinh sqrt square tan
         """,
         rule=elementwise,
@@ -153,5 +194,14 @@ OPERATORS = [
     operator("bitwise_not(input)", names="__invert__", rule=elementwise),
     operator("real(input)", calls={_REAL_METHODS[0]: unary("real")}, rule=elementwise),
     operator("imag(input)", calls={_REAL_METHODS[1]: unary("imag")}, rule=elementwise),
-    *operators("angle conj isfinite isinf isnan logical_not", rule=elementwise),
+    *operators("angle conj", rule=elementwise),
+    *operators("isfinite isinf isnan logical_not", rule=elementwise, flags=True),
+    *[aten_operator(name, rule=elementwise) for name in _RARE.split()],
+    aten_operator("fake_quantize_per_tensor_affine", rule=elementwise, shape=_quantized_shape, layout="dense"),
+    aten_operator(
+        "fake_quantize_per_channel_affine",
+        rule=_quantized_channels_rule,
+        shape=_quantized_channels_shape,
+        layout="dense",
+    ),
 ]

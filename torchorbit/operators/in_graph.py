@@ -31,8 +31,12 @@ def _itself(input: Tensor) -> Tensor:
     return input
 
 
-def _checked(condition: bool, message: str) -> None:
-    """Refuse inputs for which the source model would have taken another path."""
+def _checked(condition: bool | Tensor, message: str) -> None:
+    """Refuse inputs for which the source model would have taken another path; not while the graph itself is traced."""
+    if isinstance(condition, Tensor) and (
+        condition.device.type == "meta" or torch._C._get_tracing_state() is not None or torch.compiler.is_compiling()
+    ):
+        return
     if not condition:
         raise RuntimeError(message)
 

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from torchorbit.labels import Dim, Mask
+from torchorbit.labels import OTHER, Dim, Mask
+from torchorbit.operators.aten import aten_operator
 from torchorbit.operators.declaring import Leaf, Operator, operator, operators
-from torchorbit.operators.labelling import Labelled, Operands
+from torchorbit.operators.labelling import Labelled, Operands, unlabelled
 from torchorbit.operators.resizing import Resized
-from torchorbit.operators.spelling import PARAMETER_NAMES, Bound, UnknownOperatorError
+from torchorbit.operators.spelling import PARAMETER_NAMES, Bound
 from torchorbit.operators.table import REQUIRED
 
 NEEDLESS = {
@@ -30,6 +32,22 @@ def _set_item(input: Tensor, index: Any, value: Any) -> Tensor:
     out = input.clone()
     out[index] = value
     return out
+
+
+def _embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> tuple[Tensor, ...]:
+    """``torch.embedding_bag``, which takes its last argument only behind all others."""
+    others = (scale_grad_by_freq, mode, sparse, per_sample_weights, include_last_offset)
+    return tuple(torch.embedding_bag(weight, indices, offsets, *others, padding_idx))
 
 
 # -- other ways of calling them
@@ -48,7 +66,7 @@ def _embedding_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | N
 def _index_put_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
     arguments = {**dict(zip(("input", "indices", "values", "accumulate"), args, strict=False)), **kwargs}
     if arguments.get("accumulate"):
-        raise UnknownOperatorError("index_put with accumulate")
+        return "index_put", arguments
     return "setitem", {"input": arguments["input"], "index": tuple(arguments["indices"]), "value": arguments["values"]}
 
 
@@ -82,10 +100,9 @@ def _advanced(entry: Any) -> bool:
     return isinstance(entry, (Labelled, list))
 
 
-def _parts(operands: Operands, x: Labelled, index: Any) -> tuple[list[Dim], list[int | None]]:
-    """Labels of ``x[index]``, and for each of its dimensions the one of ``x`` that passed through whole."""
+def _parts(operands: Operands, x: Labelled, index: Any, *, in_place: bool = False) -> list[Dim]:
+    """Labels of ``x[index]``; with ``in_place`` it is written there, and positions cannot be picked from a result."""
     dims: list[Dim] = []
-    whole: list[int | None] = []
     entries = _expanded(index, len(x.shape))
     places = [n for n, entry in enumerate(entries) if _advanced(entry) or isinstance(entry, int)]
     adjacent = bool(places) and places == list(range(places[0], places[-1] + 1))
@@ -95,37 +112,50 @@ def _parts(operands: Operands, x: Labelled, index: Any) -> tuple[list[Dim], list
     for entry in entries:
         if entry is None:
             dims.append(None)
-            whole.append(None)
             continue
         dim, length = x.dims[axis], x.shape[axis]
         if isinstance(entry, slice):
             numbers = all(part is None or isinstance(part, int) for part in (entry.start, entry.stop, entry.step))
             if entry == slice(None):
                 dims.append(dim)
-                whole.append(axis)
-            elif numbers:
+            elif numbers and not (in_place and places and entry.step not in (None, 1)):
                 dims.append(operands.piece(dim, *entry.indices(length)))
-                whole.append(None)
             else:
                 operands.freeze(dim)
                 dims.append(None)
-                whole.append(None)
         elif _advanced(entry):
-            operands.freeze(dim)
+            known = _known(entry, length) if len(places) == 1 and isinstance(dim, np.ndarray) else None
             if isinstance(entry, Labelled):
                 operands.freeze(entry)
-            if not indexed:
-                at = len(dims) if adjacent else 0
-                dims[at:at] = [None] * max(ranks)
-                whole[at:at] = [None] * max(ranks)
-                indexed = True
+            if known is not None or dim is OTHER:
+                dims.append(dim if known is None else operands.picked(dim, known))
+            else:
+                operands.freeze(dim)
+                if not indexed:
+                    at = len(dims) if adjacent else 0
+                    dims[at:at] = [None] * max(ranks)
+            indexed = True
         elif isinstance(dim, np.ndarray):
             if isinstance(entry, int):
                 operands.freeze(dim[entry : entry + 1] if entry != -1 else dim[-1:])
             else:
                 operands.freeze(dim)
         axis += 1
-    return dims, whole
+    return dims
+
+
+def _known(entry: Any, length: int) -> NDArray[np.int64] | None:
+    """The positions that a list or a constant of one dimension picks from one; None where they are not known."""
+    if isinstance(entry, Labelled):
+        numbers = entry.numbers() if entry.numbers is not None and len(entry.shape) == 1 else None
+    else:
+        numbers = np.array(entry) if all(isinstance(item, int) for item in entry) else None
+    return None if numbers is None else _positions(numbers, length)
+
+
+def _positions(numbers: NDArray[Any], length: int) -> NDArray[np.int64]:
+    """The positions that flags or numbers stand for, negative ones among them."""
+    return np.flatnonzero(numbers) if numbers.dtype == np.bool_ else numbers.astype(np.int64) % length
 
 
 def _has_mask(index: Any, x: Labelled, shape: tuple[int, ...]) -> bool:
@@ -145,29 +175,50 @@ def _getitem_rule(operands: Operands) -> list[Dim]:
         for tensor in operands.tensors():
             operands.freeze(tensor)
         return [None] * len(operands.shape)
-    return _parts(operands, x, index)[0]
+    return _parts(operands, x, index)
 
 
 def _setitem_rule(operands: Operands) -> list[Dim]:
+    """What is written is tied to the channels in the place of which it is written."""
     x, index, value = operands.tensor(), operands.args["index"], operands.maybe("value")
     entries = index if isinstance(index, tuple) else (index,)
+    first = entries[0] if entries else None
+    if isinstance(first, Labelled) and first.flags and all(entry == slice(None) for entry in entries[1:]):
+        return _masked_write(operands, x, first, value)
     if any(isinstance(entry, Labelled) and len(entry.shape) != 1 for entry in entries):
         for tensor in operands.tensors():
             operands.freeze(tensor)
         return [None] * len(x.shape)
-    _, whole = _parts(operands, x, index)
-    dims: list[Dim] = [dim if axis in whole else None for axis, dim in enumerate(x.dims)]
-    for axis, dim in enumerate(x.dims):
-        if axis not in whole:
-            operands.freeze(dim)
+    written = _parts(operands, x, index, in_place=True)
     if value is not None:
-        for position, dim in enumerate(reversed(value.dims), start=1):
-            place = whole[-position] if position <= len(whole) else None
-            if place is None or value.shape[-position] == 1:
-                operands.freeze(dim)
-            else:
-                dims[place] = operands.labels.meet(dims[place], dim)
+        _meet_from_the_right(operands, written, value)
+    return x.dims
+
+
+def _masked_write(operands: Operands, x: Labelled, mask: Labelled, value: Labelled | None) -> list[Dim]:
+    """``x[mask] = value``, where the mask has the first dimensions of ``x``, or all of them."""
+    rank = len(mask.shape)
+    whole = value is None or all(length == 1 for length in value.shape)
+    dims = list(x.dims)
+    for axis, dim in enumerate(mask.dims):
+        if whole:
+            dims[axis] = None if x.shape[axis] == 1 else operands.labels.meet(dims[axis], dim)
+        else:
+            # A row of values for every place where the mask holds.
+            operands.freeze(dims[axis])
+            operands.freeze(dim)
+    if value is not None and not whole:
+        _meet_from_the_right(operands, [None, *dims[rank:]], value)
     return dims
+
+
+def _meet_from_the_right(operands: Operands, dims: list[Dim], value: Labelled) -> None:
+    """Tie the dimensions of a value to those in the place of which it is written, where it is as long."""
+    for position, (dim, length) in enumerate(zip(reversed(value.dims), reversed(value.shape), strict=True), start=1):
+        if position > len(dims) or length == 1:
+            operands.freeze(dim)
+        else:
+            operands.labels.meet(dims[-position], dim)
 
 
 def _select_rule(operands: Operands) -> list[Dim]:
@@ -194,12 +245,16 @@ def _narrow_rule(operands: Operands) -> list[Dim]:
 
 
 def _index_select_rule(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    operands.freeze(operands.tensor("index"))
+    x, index = operands.tensor(), operands.tensor("index")
+    operands.freeze(index)
     dims = list(x.dims)
     axis = operands.arg("dim") % len(dims)
-    operands.freeze(dims[axis])
-    dims[axis] = None
+    known = _known(index, x.shape[axis]) if isinstance(dims[axis], np.ndarray) else None
+    if known is None:
+        operands.freeze(dims[axis])
+        dims[axis] = dims[axis] if dims[axis] is OTHER else None
+    else:
+        dims[axis] = operands.picked(dims[axis], known)
     return dims
 
 
@@ -235,6 +290,42 @@ def _index_add_rule(operands: Operands) -> list[Dim]:
     return [None if n == axis else operands.labels.meet(*dims) for n, dims in enumerate(meeting)]
 
 
+def _index_fill_rule(operands: Operands) -> list[Dim]:
+    x = operands.tensor()
+    for tensor in operands.tensors():
+        if tensor is not x:
+            operands.freeze(tensor)
+    axis = operands.arg("dim") % len(x.shape)
+    operands.freeze(x.dims[axis])
+    return [None if position == axis else dim for position, dim in enumerate(x.dims)]
+
+
+def _select_scatter_rule(operands: Operands) -> list[Dim]:
+    x, source = operands.tensor(), operands.tensor("src")
+    axis = operands.arg("dim") % len(x.shape)
+    operands.freeze(x.dims[axis])
+    written = [*source.dims[:axis], None, *source.dims[axis:]]
+    meeting = zip(x.dims, written, strict=True)
+    return [None if n == axis else operands.labels.meet(*dims) for n, dims in enumerate(meeting)]
+
+
+def _slice_scatter_rule(operands: Operands) -> list[Dim]:
+    x, source = operands.tensor(), operands.tensor("src")
+    axis = operands.arg("dim") % len(x.shape)
+    operands.freeze(x.dims[axis])
+    operands.freeze(source.dims[axis])
+    meeting = zip(x.dims, source.dims, strict=True)
+    return [None if n == axis else operands.labels.meet(*dims) for n, dims in enumerate(meeting)]
+
+
+def _embedding_bag_rule(operands: Operands) -> tuple[Labelled, ...]:
+    weight = operands.tensor("weight")
+    operands.freeze(weight.dims[0])
+    operands.source(weight.dims[1])
+    bags, *others = operands.shape
+    return (Labelled(tuple(bags), [None, weight.dims[1]]), *[unlabelled(shape) for shape in others])
+
+
 def _embedding_rule(operands: Operands) -> list[Dim]:
     index, weight = operands.tensor(), operands.tensor("weight")
     operands.freeze(weight.dims[0])
@@ -258,9 +349,7 @@ def _one_hot_rule(operands: Operands) -> list[Dim]:
 
 def _bounds(mask: Mask, start: int, stop: int, step: int) -> tuple[int, int, int] | list[int]:
     """Where the kept channels of a slice are among all that are kept: a slice, or positions where it is none."""
-    places = np.cumsum(mask) - 1
-    chosen = np.arange(start, stop, step)
-    chosen = places[chosen[mask[chosen]]]
+    chosen = np.array(_kept_positions(mask, np.arange(start, stop, step)), np.int64)
     if len(chosen) == 1:
         return int(chosen[0]), int(chosen[0]) + 1, 1
     steps = np.diff(chosen)
@@ -283,29 +372,72 @@ def _index_resize(call: Resized) -> None:
             axis += len(shape) - used
             place += len(shape) - used
             continue
-        mask = masks[axis]
-        if isinstance(entry, slice):
-            if mask is not None and entry != slice(None):
-                bounds = _bounds(mask, *entry.indices(shape[axis]))
-                if isinstance(bounds, list):
-                    entries[n] = slice(None)
-                    call.after.append(("select_positions", {"dim": place, "index": tuple(bounds)}))
-                else:
-                    entries[n] = slice(*bounds[:2]) if bounds[2] == 1 else slice(*bounds)
-            place += 1
-        elif isinstance(entry, int) and not isinstance(entry, bool):
+        mask = masks[axis] if axis < len(masks) else None  # a mask of several dimensions stands for what follows, too
+        if isinstance(entry, int) and not isinstance(entry, bool):
             if mask is not None:
-                entries[n] = int(np.cumsum(mask)[entry]) - 1
+                entries[n] = _kept_position(mask, entry)
         else:
-            place += 1  # an index tensor: what it indexes is frozen
+            if mask is not None and entry != slice(None):
+                entries[n] = _smaller_entry(call, entry, mask, place)
+            place += 1
         axis += 1
     call.args["index"] = tuple(entries) if isinstance(index, tuple) else entries[0]
+
+
+def _smaller_entry(call: Resized, entry: Any, mask: Mask, place: int) -> Any:
+    """An entry of an index for what is kept of the dimension; positions that are no slice are picked afterwards."""
+    if isinstance(entry, slice):
+        if entry.step in (None, 1):
+            return _kept_slice(mask, entry)
+        bounds = _bounds(mask, *entry.indices(len(mask)))
+        if not isinstance(bounds, list):
+            return slice(*bounds)
+    else:
+        numbers = np.array(entry) if isinstance(entry, list) else call.numbers(entry)
+        if numbers is None or numbers.ndim != 1:
+            return entry  # flags for the dimensions that lose channels, which lose them, too
+        bounds = _kept_positions(mask, _positions(numbers, len(mask)))
+    if call.operator == "setitem":
+        return bounds
+    call.after.append(("select_positions", {"dim": place, "index": tuple(bounds)}))
+    return slice(None)
+
+
+def _kept_slice(mask: Mask, entry: slice) -> slice:
+    """A slice of what is kept. What is counted from the end, or goes on to it, still does: the end may be elsewhere."""
+
+    def bound(place: int | None) -> int | None:
+        if place is None:
+            return None
+        return int(mask[:place].sum()) if place >= 0 else -int(mask[place:].sum()) or None
+
+    return slice(bound(entry.start), bound(entry.stop))
+
+
+def _kept_position(mask: Mask, position: int) -> int:
+    """Where a position that is kept is among all that are, counted from the same end."""
+    return int(mask[:position].sum()) if position >= 0 else -int(mask[position:].sum())
+
+
+def _kept_positions(mask: Mask, positions: NDArray[np.int64]) -> list[int]:
+    """Where those of some positions that are kept are among all that are."""
+    kept: list[int] = (np.cumsum(mask) - 1)[positions[mask[positions]]].tolist()
+    return kept
+
+
+def _index_select_resize(call: Resized) -> None:
+    axis = call.args["dim"] % len(call.masks())
+    mask = call.masks()[axis]
+    if mask is not None:
+        kept = _kept_positions(mask, _positions(call.numbers(call.args["index"]), len(mask)))
+        call.operator = "select_positions"
+        call.args = {"input": call.args["input"], "dim": axis, "index": tuple(kept)}
 
 
 def _select_resize(call: Resized) -> None:
     mask = call.masks()[call.args["dim"]]
     if mask is not None:
-        call.args["index"] = int(np.cumsum(mask)[call.args["index"]]) - 1
+        call.args["index"] = _kept_position(mask, call.args["index"])
 
 
 def _narrow_resize(call: Resized) -> None:
@@ -313,10 +445,9 @@ def _narrow_resize(call: Resized) -> None:
     mask = call.masks()[axis]
     if mask is None:
         return
-    start, length = call.args["start"] % len(mask), call.args["length"]
-    bounds = _bounds(mask, start, start + length, 1)
-    assert not isinstance(bounds, list)
-    call.args["start"], call.args["length"] = bounds[0], bounds[1] - bounds[0]
+    start, length = call.args["start"], call.args["length"]
+    first = start % len(mask)
+    call.args["start"], call.args["length"] = _kept_position(mask, start), int(mask[first : first + length].sum())
 
 
 def _settle_embedding(module: Any) -> None:
@@ -346,7 +477,7 @@ OPERATORS = [
     ),
     operator("narrow(input, dim, start, length)", rule=_narrow_rule, resize=_narrow_resize),
     operator("select(input, dim, index)", kinds={"index": "int"}, rule=_select_rule, resize=_select_resize),
-    operator("index_select(input, dim, index)", rule=_index_select_rule),
+    operator("index_select(input, dim, index)", rule=_index_select_rule, resize=_index_select_resize),
     *operators(
         """
         gather(input, dim, index)
@@ -361,6 +492,28 @@ OPERATORS = [
         rule=_gather_rule,
     ),
     operator("index_add(input, dim, index, source, *, alpha=1)", kinds={"source": "tensor"}, rule=_index_add_rule),
+    aten_operator("index_copy", rule=_index_add_rule),
+    aten_operator("index_reduce", rule=_index_add_rule),
+    aten_operator("index_fill", rule=_index_fill_rule),
+    aten_operator("scatter_reduce", rule=_gather_rule),
+    aten_operator("select_scatter", rule=_select_scatter_rule),
+    aten_operator("slice_scatter", rule=_slice_scatter_rule),
+    operator(
+        "embedding_bag(weight, indices, offsets, scale_grad_by_freq=False, mode=0, sparse=False,\
+ per_sample_weights=None, include_last_offset=False, padding_idx=None)",
+        function=_embedding_bag,
+        kinds={
+            "weight": "tensor",
+            "offsets": "tensor",
+            "mode": "int",
+            "sparse": "bool",
+            "per_sample_weights": "tensor|none",
+            "include_last_offset": "bool",
+        },
+        rule=_embedding_bag_rule,
+        channels_in=False,
+        of_schema=True,
+    ),
     operator(
         "embedding(input, weight, padding_idx=None, max_norm=None, norm_type=2.0, scale_grad_by_freq=False,\
  sparse=False)",

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from torchorbit.labels import Dim
 from torchorbit.operators.declaring import Arguments, Leaf, operator
 from torchorbit.operators.labelling import Labelled, Operands
-from torchorbit.operators.resizing import Resized
+from torchorbit.operators.resizing import Resized, scaled
 from torchorbit.operators.shapes import Shape, misfit
+from torchorbit.operators.spelling import Bound
 
 NEEDLESS = {
     "cost": "it computes nothing",
@@ -165,9 +167,9 @@ def _split_resize(call: Resized) -> None:
     axis = call.args.get("dim", 0) % len(call.masks())
     if call.masks()[axis] is None:
         return
-    sections = []
-    for shape, masks in zip(call.shape, call.result, strict=True):
-        sections.append(shape[axis] if masks[axis] is None else int(masks[axis].sum()))
+    given = call.args.get("split_size_or_sections")
+    lengths = given if isinstance(given, (tuple, list)) else [shape[axis] for shape in call.shape]
+    sections = [scaled(length, masks[axis]) for length, masks in zip(lengths, call.result, strict=True)]
     call.operator = "split"
     call.args = {"input": call.args["input"], "split_size_or_sections": tuple(sections), "dim": axis}
 
@@ -216,7 +218,28 @@ def _paddings() -> list[Leaf]:
     return found
 
 
+def _broadcast_tensors(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(torch.broadcast_tensors(*tensors))
+
+
+def _broadcast_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | None) -> Bound:
+    tensors = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
+    return "broadcast_tensors", {"tensors": tuple(tensors)}
+
+
+def _broadcast_rule(operands: Operands) -> tuple[Labelled, ...]:
+    shape = tuple(operands.shape[0])
+    dims = operands.broadcast(operands.tensors(), shape)
+    return tuple([Labelled(shape, list(dims)) for _ in operands.shape])
+
+
 OPERATORS = [
+    operator(
+        "broadcast_tensors(tensors)",
+        function=_broadcast_tensors,
+        calls=dict.fromkeys((torch.broadcast_tensors, torch.functional.broadcast_tensors), _broadcast_call),
+        rule=_broadcast_rule,
+    ),
     operator("cat(tensors, dim=0)", names="concat concatenate", rule=_cat_rule, shape=_cat_shape, layout="kept"),
     operator("stack(tensors, dim=0)", rule=_stack_rule),
     operator("hstack(tensors)", rule=_hstack_rule),

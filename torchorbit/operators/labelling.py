@@ -19,19 +19,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
-from torchorbit.containers import leaves_of
-from torchorbit.labels import Array, Dim, Labels
+from torchorbit.containers import leaves_of, map_leaves
+from torchorbit.labels import OTHER, Array, Dim, Labels
 from torchorbit.operators.table import OPERATORS, REQUIRED
 
 
 @dataclass(slots=True)
 class Labelled:
-    """What is known of a tensor: its shape, and the labels of each of its dimensions (`torchorbit.labels`)."""
+    """What is known of a tensor.
+
+    Attributes:
+        shape: its shape.
+        dims: the labels of each of its dimensions (`torchorbit.labels`).
+        numbers: gives the values of a constant that holds whole numbers or flags, or None where they are not known.
+        flags: whether it is known to hold what is true or false.
+    """
 
     shape: tuple[int, ...]
     dims: list[Dim]
+    numbers: Callable[[], NDArray[Any] | None] | None = None
+    flags: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +49,7 @@ class Mixing:
     """An operator that looks at neighbours along a labelled dimension, where removing one would give others.
 
     To remove channels there, the operand is put back to its full length, with zeros where channels are gone, and the
-    kept ones are picked from the result.
+    kept ones are picked from the result. Without an argument they are picked only: the vertex makes a constant.
     """
 
     argument: str
@@ -60,6 +70,7 @@ class Reading:
         pieces: runs of labels that must each keep something: what is left of a split must not be empty.
         mixing: vertex name -> where it mixes channels.
         unruled: operators without a rule.
+        reads: gives which of several results of a vertex anything reads; None is among them where all are at once.
     """
 
     labels: Labels
@@ -70,6 +81,7 @@ class Reading:
     pieces: list[Array] = field(default_factory=list)
     mixing: dict[str, list[Mixing]] = field(default_factory=dict)
     unruled: dict[str, None] = field(default_factory=dict)
+    reads: Callable[[str], frozenset[Any]] = field(default=lambda name: frozenset({None}), compare=False)
 
 
 @dataclass(slots=True)
@@ -137,6 +149,22 @@ class Operands:
         self.reading.pieces.append(part)
         return part
 
+    def picked(self, dim: Dim, positions: NDArray[np.int64]) -> Dim:
+        """Channels at some positions, in any order. One channel alone cannot be removed."""
+        if not isinstance(dim, np.ndarray):
+            self.freeze(dim)
+            return dim if dim is OTHER and len(positions) > 1 else None
+        part = dim[positions]
+        if len(part) <= 1:
+            self.labels.freeze(part)
+            return None
+        self.reading.pieces.append(part)
+        return part
+
+    def reads(self, position: int, name: str) -> bool:
+        """Whether anything reads one of the several results, by its position and its name."""
+        return not self.reading.reads(self.vertex).isdisjoint({None, position, name})
+
     def source(self, dim: Dim) -> None:
         """The vertex produces these channels."""
         if isinstance(dim, np.ndarray):
@@ -180,6 +208,18 @@ def elementwise(operands: Operands) -> list[Dim]:
 def like_the_first(operands: Operands) -> list[Dim]:
     """The result has the labels of the first operand."""
     return operands.tensor().dims
+
+
+def needs_everything(operands: Operands) -> Any:
+    """Every number of the result depends on all operands, and none of their channels can be removed."""
+    for tensor in operands.tensors():
+        operands.freeze(tensor)
+    return unlabelled(operands.shape)
+
+
+def unlabelled(shape: Any) -> Any:
+    """A result, or containers of them, in which no dimension has labels."""
+    return map_leaves(lambda size: None if size is None else Labelled(size, [None] * len(size)), shape)
 
 
 #: Rules that give an operand its own labels back where it is the only argument.

@@ -40,6 +40,20 @@ def _last(rank: int, weight_rank: int, module: nn.Module | None) -> int:
 # -- labels
 
 
+def _weight_norm_rule(operands: Operands) -> list[Dim]:
+    """A norm goes over all dimensions of the weight but one, and over nothing less than all of them."""
+    weight, scale = operands.tensor("v"), operands.tensor("g")
+    axis = operands.arg("dim")
+    axis = axis % len(weight.shape) if len(scale.shape) == len(weight.shape) else None
+    for position, dim in enumerate(weight.dims):
+        if position != axis:
+            operands.freeze(dim)
+    if axis is None:
+        return [None] * len(weight.shape)
+    kept = operands.labels.meet(weight.dims[axis], scale.dims[axis])
+    return [kept if position == axis else None for position in range(len(weight.shape))]
+
+
 def _per_channel_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     dims = list(x.dims)
@@ -331,6 +345,18 @@ OPERATORS = [
             "cost": "fvcore does not count it",
             "resize": "no argument holds a length",
             "oracle": "zeros have no part in a norm",
+        },
+    ),
+    operator(
+        "weight_norm(v, g, dim=0)",
+        function=torch._weight_norm,
+        names="_weight_norm",
+        kinds={"v": "tensor", "g": "tensor", "dim": "int"},
+        rule=_weight_norm_rule,
+        needless={
+            "cost": "fvcore does not count it",
+            "resize": "no argument holds a length",
+            "oracle": "it freezes the dimensions that it goes over",
         },
     ),
 ]

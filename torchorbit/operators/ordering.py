@@ -1,4 +1,4 @@
-"""The largest and smallest, and the order of elements: positions are given, so what they are of is frozen."""
+"""The largest and smallest, and the order of elements: where positions are read, what they are of is frozen."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchorbit.labels import Dim
+from torchorbit.operators.aten import aten_operator
 from torchorbit.operators.declaring import operator, operators
 from torchorbit.operators.labelling import Labelled, Operands, several
 from torchorbit.operators.reductions import labels_left
@@ -47,7 +48,8 @@ def _with_positions_rule(operands: Operands) -> list[Dim] | tuple[Labelled, ...]
             else tuple([Labelled(tuple(shape), [None] * len(shape)) for shape in operands.shape])
         )
     axis %= len(x.shape)
-    operands.freeze(x.dims[axis])
+    if operands.operator not in ("max", "min") or operands.reads(1, "indices"):
+        operands.freeze(x.dims[axis])
     dims = list(x.dims)
     kept = len(operands.shape[0]) == len(x.shape)
     dims[axis : axis + 1] = [None] if kept else []
@@ -88,6 +90,7 @@ OPERATORS = [
         """,
         rule=_with_positions_rule,
     ),
+    *[aten_operator(name, rule=_with_positions_rule) for name in ("cummax", "cummin", "kthvalue", "mode", "nanmedian")],
     *operators(
         """
         argmax(input, dim=None, keepdim=False)

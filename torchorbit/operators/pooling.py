@@ -8,8 +8,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
+from torchorbit.labels import Dim
+from torchorbit.operators.aten import aten_operator
 from torchorbit.operators.declaring import Leaf, Operator, Shapes, operator
-from torchorbit.operators.labelling import Rule
+from torchorbit.operators.labelling import Operands, Rule
 from torchorbit.operators.resampling import over_space
 from torchorbit.operators.shapes import Shape
 
@@ -24,6 +26,19 @@ NEEDLESS = {
 def _rule(count: int) -> Rule:
     """Pooling of the last dimensions."""
     return lambda operands: over_space(operands, count)
+
+
+def _unpool_rule(count: int) -> Rule:
+    """Every element goes to the place in its own channel that its position says."""
+
+    def rule(operands: Operands) -> list[Dim]:
+        positions, x = operands.tensor("indices"), operands.tensor()
+        operands.broadcast([x, positions], x.shape)
+        dims = over_space(operands, count)
+        assert isinstance(dims, list)
+        return dims
+
+    return rule
 
 
 def _adaptive_cost(shapes: Shapes, result: Shape, args: dict[str, Any]) -> float:
@@ -80,4 +95,5 @@ OPERATORS = [
         )
         for n in (1, 2)
     ],
+    *[aten_operator(f"max_unpool{n}d", rule=_unpool_rule(n)) for n in (2, 3)],
 ]

@@ -9,6 +9,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from torchorbit.labels import Array, Dim
+from torchorbit.operators.aten import aten_operator
 from torchorbit.operators.declaring import Arguments, Leaf, Shapes, module_operator
 from torchorbit.operators.labelling import Labelled, Operands
 from torchorbit.operators.shapes import misfit
@@ -66,6 +67,29 @@ def _rule(operands: Operands) -> tuple[object, ...]:
     return _results(operands, x, below, unit)
 
 
+def _cell_rule(operands: Operands) -> Any:
+    """One step: the states are given and returned."""
+    labels, x = operands.labels, operands.tensor()
+    from_below, from_before = operands.tensor("w_ih"), operands.tensor("w_hh")
+    labels.meet(x.dims[-1], from_below.dims[1])
+    operands.sink(from_below.dims[1])
+    operands.source(from_below.dims[0])
+    unit = from_before.dims[1] if isinstance(from_before.dims[1], np.ndarray) else None
+    biases = [bias for bias in map(operands.maybe, ("b_ih", "b_hh")) if bias is not None]
+    rows = [from_below.dims[0], from_before.dims[0], *[bias.dims[0] for bias in biases]]
+    if unit is None:  # one unit
+        for dim in rows:
+            operands.freeze(dim)
+    else:
+        labels.meet(np.tile(unit, from_before.shape[0] // from_before.shape[1]), *rows)
+    given = operands.args["hx"]
+    states = [given] if isinstance(given, Labelled) else list(given)
+    for state in states:
+        labels.meet(state.dims[-1], unit)
+    after = [Labelled(state.shape, [*x.dims[:-1], unit]) for state in states]
+    return after[0].dims if isinstance(given, Labelled) else tuple(after)
+
+
 def _results(operands: Operands, x: Labelled, output: Dim, state: Dim) -> tuple[object, ...]:
     def states(shapes: object) -> object:
         assert isinstance(shapes, tuple)
@@ -118,6 +142,10 @@ def _cost(shapes: Shapes, result: Any, args: dict[str, Any]) -> float:
     return float(steps * sum(math.prod(shapes(name)) for name in args if name.startswith("weight")))
 
 
+def _cell_cost(shapes: Shapes, result: Any, args: dict[str, Any]) -> float:
+    return float(math.prod(shapes("input")[:-1]) * (math.prod(shapes("w_ih")) + math.prod(shapes("w_hh"))))
+
+
 # -- numbers that a module keeps
 
 
@@ -143,4 +171,7 @@ OPERATORS = [
         (nn.LSTM, (*_ARGUMENTS, "proj_size")),
         (nn.GRU, _ARGUMENTS),
     )
+] + [
+    aten_operator(f"{name}_cell", rule=_cell_rule, cost=_cell_cost, contraction=last_dimensions("input"), sinks=True)
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
 ]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from torchorbit.labels import Dim
+from torchorbit.operators.aten import aten_operator
 from torchorbit.operators.declaring import Arguments, operator, operators
 from torchorbit.operators.labelling import Labelled, Operands
 from torchorbit.operators.shapes import Shape, are_floats
@@ -77,6 +78,15 @@ def _cumulative_rule(operands: Operands) -> list[Dim]:
     return dims
 
 
+def _difference_rule(operands: Operands) -> list[Dim]:
+    tensors = operands.tensors()  # what stands before and after it has its dimensions
+    axis = operands.arg("dim") % len(operands.shape)
+    for tensor in tensors:
+        operands.freeze(tensor.dims[axis])
+    meeting = zip(*[tensor.dims for tensor in tensors], strict=True)
+    return [None if position == axis else operands.labels.meet(*dims) for position, dims in enumerate(meeting)]
+
+
 # -- shapes
 
 
@@ -97,6 +107,11 @@ def _reduced_shape(args: Arguments) -> Shape | None:
 
 
 _FLAGS = {"contraction": "it gives flags, and no sum"}
+
+_FREEZES_WHAT_IT_GOES_OVER = {
+    "contraction": "it freezes the dimension that it goes over",
+    "oracle": "it freezes the dimension that it goes over",
+}
 
 OPERATORS = [
     operator(
@@ -131,6 +146,7 @@ OPERATORS = [
         """,
         rule=_reduction_rule,
         needless=_FLAGS,
+        flags=True,
     ),
     operator(
         "var(input, dim=None, *, correction=1, keepdim=False)",
@@ -176,9 +192,9 @@ OPERATORS = [
         """,
         kinds={"dim": "int"},
         rule=_cumulative_rule,
-        needless={
-            "contraction": "it freezes the dimension that it goes over",
-            "oracle": "it freezes the dimension that it goes over",
-        },
+        needless=_FREEZES_WHAT_IT_GOES_OVER,
     ),
+    aten_operator("logcumsumexp", rule=_cumulative_rule, needless=_FREEZES_WHAT_IT_GOES_OVER),
+    aten_operator("diff", rule=_difference_rule, needless=_FREEZES_WHAT_IT_GOES_OVER),
+    aten_operator("nansum", rule=_reduction_rule, reduces="input"),
 ]

@@ -19,7 +19,10 @@ from torchorbit.operators import (
     in_graph,
     indexing,
     joining,
+    linear_algebra,
+    losses,
     normalizations,
+    opaque,
     ordering,
     pooling,
     recurrent,
@@ -36,7 +39,8 @@ FAMILIES = {
     module.__name__.rpartition(".")[2]: module
     for module in (
         convolutions, contractions, recurrent, normalizations, activations, dropout, pooling, resampling, elementwise,
-        reductions, ordering, views, indexing, joining, creation, copying, fourier, in_graph,
+        reductions, ordering, views, indexing, joining, creation, copying, fourier, linear_algebra,
+        losses, in_graph, opaque,
     )
 }  # fmt: skip
 

@@ -35,9 +35,12 @@ def _interpolate_rule(operands: Operands) -> list[Dim] | tuple[Labelled, ...]:
     return over_space(operands, len(operands.tensor().shape) - 2)
 
 
-def _grid_sample_rule(operands: Operands) -> list[Dim] | tuple[Labelled, ...]:
-    operands.freeze(operands.tensor("grid"))
-    return over_space(operands, len(operands.tensor().shape) - 2)
+def _grid_sample_rule(operands: Operands) -> list[Dim]:
+    x, grid = operands.tensor(), operands.tensor("grid")
+    for dim in (*x.dims[2:], *grid.dims[1:]):
+        operands.freeze(dim)
+    # Heads may be folded into the batch, of which every sample has a grid of its own.
+    return [operands.labels.meet(x.dims[0], grid.dims[0]), x.dims[1], *[None] * (len(x.shape) - 2)]
 
 
 def _affine_grid_rule(operands: Operands) -> list[Dim]:

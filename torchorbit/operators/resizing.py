@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from torchorbit.arguments import Expr, Size
-from torchorbit.labels import Mask
+from torchorbit.arguments import Expr
+from torchorbit.labels import JoinedMask, Mask
 
 Masks = list[Mask | None]
 
@@ -24,6 +24,7 @@ class Resized:
         result: what is kept of the result's dimensions, or containers of that.
         masks_of: gives what is kept of the dimensions of an argument, by its name.
         shape_of: gives the shape of an argument before, by its name.
+        numbers: gives the values of an argument that is a constant of whole numbers or flags; None for any other.
         after: operations on the result to be put after the call: (operator, arguments).
     """
 
@@ -35,6 +36,7 @@ class Resized:
         result: Any,
         masks: Callable[[str], Any],
         shapes: Callable[[str], Any],
+        numbers: Callable[[Any], Any],
     ):
         self.operator = operator
         self.args = dict(args)
@@ -42,6 +44,7 @@ class Resized:
         self.result = result
         self.masks_of = masks
         self.shape_of = shapes
+        self.numbers = numbers
         self.after: list[tuple[str, dict[str, Any]]] = []
 
     def masks(self, argument: str = "input") -> Masks:
@@ -51,20 +54,42 @@ class Resized:
 
 def scaled(size: Any, mask: Mask | None) -> Any:
     """A size in an argument, for what is kept of the dimension that it is the length of."""
-    if mask is None or size == -1:
+    if mask is None or (isinstance(size, int) and size == -1):
         return size
-    kept, total = int(mask.sum()), len(mask)
     if isinstance(size, int):
-        return kept
-    divisor = math.gcd(kept, total)
-    return Expr("//", (Expr("*", (size, kept // divisor)), total // divisor))
+        return int(mask.sum())
+    if isinstance(mask, JoinedMask):
+        return Expr("-", (size, len(mask) - int(mask.sum())))
+    kept, total = _share(mask)
+    return Expr("//", (Expr("*", (size, kept)), total))
 
 
-def restored(size: Size, mask: Mask) -> Expr:
+def restored(size: Any, mask: Mask) -> Expr:
     """The length that a dimension had, from the one that it has."""
+    if isinstance(mask, JoinedMask):
+        return Expr("+", (size, len(mask) - int(mask.sum())))
+    kept, total = _share(mask)
+    return Expr("//", (Expr("*", (size, total)), kept))
+
+
+def simplified(size: Expr) -> Any:
+    """A size, without what `scaled` makes of it where `restored` has made the opposite of it."""
+    inner: Any = size.operands[0]
+    if size.operator == "-" and isinstance(inner, Expr) and inner.operator == "+":
+        return inner.operands[0] if inner.operands[1] == size.operands[1] else size
+    if size.operator == "//" and isinstance(inner, Expr) and inner.operator == "*":
+        kept, total = inner.operands[1], size.operands[1]
+        for core in getattr(getattr(inner.operands[0], "operands", (None,))[0], "operands", ())[:1]:
+            if inner.operands[0] == Expr("//", (Expr("*", (core, total)), kept)):
+                return core
+    return size
+
+
+def _share(mask: Mask) -> tuple[int, int]:
+    """How many of how many are kept, as a fraction in lowest terms."""
     kept, total = int(mask.sum()), len(mask)
     divisor = math.gcd(kept, total)
-    return Expr("//", (Expr("*", (size, total // divisor)), kept // divisor))
+    return kept // divisor, total // divisor
 
 
 def smaller_shape(shape: Any, masks: Any) -> Any:

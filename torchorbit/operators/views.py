@@ -53,6 +53,11 @@ def _permute_rule(operands: Operands) -> list[Dim]:
     return [dims[axis] for axis in operands.arg("dims")]
 
 
+def _adjoint_rule(operands: Operands) -> list[Dim]:
+    *batch, rows, columns = operands.tensor().dims
+    return [*batch, columns, rows]
+
+
 def _transpose_rule(operands: Operands) -> list[Dim]:
     dims = list(operands.tensor().dims)
     first, second = operands.arg("dim0"), operands.arg("dim1")
@@ -135,13 +140,24 @@ def _flip_rule(operands: Operands) -> list[Dim]:
 
 
 def _roll_rule(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    axes = operands.arg("dims")
-    dims = list(x.dims)
-    for axis in range(len(dims)) if axes is None else (axes,) if isinstance(axes, int) else axes:
-        operands.freeze(dims[axis])
-        dims[axis] = None
+    dims = list(operands.tensor().dims)
+    shifts = _shifts(operands.arg("shifts"), operands.arg("dims"))
+    for axis, shift in dict.fromkeys(range(len(dims))).items() if shifts is None else shifts:
+        dim = dims[axis]
+        if isinstance(dim, np.ndarray) and isinstance(shift, int):
+            dims[axis] = np.roll(dim, shift)
+        else:
+            operands.freeze(dim)
+            dims[axis] = None
     return dims
+
+
+def _shifts(shifts: Any, axes: Any) -> list[tuple[int, Any]] | None:
+    """Dimensions and by how much each is rolled; None where the elements are rolled as if in one dimension."""
+    if axes is None or axes == ():
+        return None
+    axes, shifts = (given if isinstance(given, (tuple, list)) else (given,) for given in (axes, shifts))
+    return list(zip(axes, shifts, strict=True))
 
 
 def _rot90_rule(operands: Operands) -> list[Dim]:
@@ -267,10 +283,27 @@ def _repeat_interleave_resize(call: Resized) -> None:
     axis = call.args["dim"] % len(call.result)
     if call.shape_of("input")[axis] == 1:
         call.args["repeats"] = scaled(call.args["repeats"], call.result[axis])
+    if call.args.get("output_size") is not None:
+        call.args["output_size"] = scaled(call.args["output_size"], call.result[axis])
 
 
 def _channel_shuffle_resize(call: Resized) -> None:
     call.args["groups"] = kept_groups(call.args["groups"], call.masks()[1])
+
+
+def _roll_resize(call: Resized) -> None:
+    shifts = _shifts(call.args["shifts"], call.args.get("dims"))
+    if shifts is None:
+        return
+    masks, result = list(call.masks()), []
+    for axis, shift in shifts:
+        mask = masks[axis]
+        if mask is not None:
+            # What is kept of those that come round to the front still does.
+            moved = masks[axis] = np.roll(mask, shift)
+            shift = int(moved[: shift % len(mask)].sum())
+        result.append(shift)
+    call.args["shifts"], call.args["dims"] = tuple(result), tuple([axis for axis, _ in shifts])
 
 
 def _unflatten_numbers(call: Resized) -> dict[str, Any]:
@@ -283,6 +316,7 @@ def _shuffle_numbers(call: Resized) -> dict[str, Any]:
 
 _OF_MATRICES = Tensor.mT.__get__  # type: ignore[attr-defined]
 _OF_ALL = Tensor.T.__get__  # type: ignore[attr-defined]
+_CONJUGATED = (Tensor.mH.__get__, Tensor.H.__get__)  # type: ignore[attr-defined]
 
 OPERATORS = [
     operator(
@@ -333,6 +367,7 @@ OPERATORS = [
         rule=_transpose_rule,
         constant="computed",
     ),
+    operator("adjoint(input)", calls=dict.fromkeys(_CONJUGATED, unary("adjoint")), rule=_adjoint_rule),
     operator("movedim(input, source, destination)", names="moveaxis", rule=_movedim_rule),
     operator("expand(input, size: ints)", style="method", rule=_expand_rule, resize=sizes("size")),
     operator("expand_as(input, other)", style="method", kinds={"other": "tensor"}, rule=_expand_rule),
@@ -352,7 +387,7 @@ OPERATORS = [
         resize=_repeat_interleave_resize,
     ),
     operator("flip(input, dims: ints)", rule=_flip_rule),
-    operator("roll(input, shifts, dims=None)", rule=_roll_rule, constant="moved"),
+    operator("roll(input, shifts, dims=None)", rule=_roll_rule, resize=_roll_resize, constant="moved"),
     operator("rot90(input, k=1, dims=(0, 1))", rule=_rot90_rule),
     operator(
         "pixel_shuffle(input, upscale_factor)",

@@ -39,7 +39,8 @@ class Costs:
             result = [reading.values[name] for reading in readings]
             for mixing in [mixing for reading in readings for mixing in reading.mixing.get(name, ())]:
                 # It works on the full length, with zeros where channels are gone.
-                args[mixing.argument] = [_unlabelled(value, mixing.axis) for value in args[mixing.argument]]
+                if mixing.argument:
+                    args[mixing.argument] = [_unlabelled(value, mixing.axis) for value in args[mixing.argument]]
                 result = [_unlabelled(value, mixing.result_axis) for value in result]
             self.vertices.append((priced, args, result))
 

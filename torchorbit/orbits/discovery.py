@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from torchorbit.arguments import PLAIN, Attr, ByMode, operands_of
+from torchorbit.arguments import PLAIN, Attr, ByMode, Ref, operands_of
 from torchorbit.collecting import no_garbage_collection
 from torchorbit.containers import map_leaves, map_together
 from torchorbit.errors import ArgumentError, ArgumentTypeError
@@ -17,8 +19,8 @@ from torchorbit.graph.dag import DagModule
 from torchorbit.graph.names import names_at
 from torchorbit.graph.vertices import ModuleVertex
 from torchorbit.labels import Dim, Labels, joint
-from torchorbit.operators import RULES, Labelled, Operands, Reading
-from torchorbit.operators.labelling import SAME_LABELS
+from torchorbit.operators import OPERATORS, RULES, Labelled, Mixing, Operands, Reading
+from torchorbit.operators.labelling import SAME_LABELS, needs_everything, unlabelled
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.operands import KnownValues, labelled_in
 from torchorbit.orbits.orbit import Orbits
@@ -108,18 +110,25 @@ def _read(
     else:
         reading = Reading(kind(0))
     labels = reading.labels
+    reading.reads = model.reads
     reader = _Reader(model, reading, dead)
     value, values, shapes = reader.value, reading.values, model.graph.shapes
+    known, ends = model.constants.names, model.constants.ends
+    values.update(_inputs(model))
     for vertex in model.graph.vertices:
         name = vertex.name
         call = model.calls.get(name)
         if call is None:
-            values[name] = _bare(shapes.get(name))
             continue
         labels.at = ("vertex", name)
+        if name in known or name in ends:
+            value(tuple(call.args.values()))
+            values[name] = _constant(model, reading, name)
+            continue
         function = RULES.get(call.operator)
         if function in SAME_LABELS and len(call.args) == 1 and name not in fixed.vertices:
-            values[name] = value(*call.args.values())
+            operand = value(*call.args.values())
+            values[name] = _marked(call, operand, operand)
             continue
         args = {key: arg if type(arg) in PLAIN else value(arg) for key, arg in call.args.items()}
         module = model.module_at(vertex.target) if isinstance(vertex, ModuleVertex) else None
@@ -127,9 +136,7 @@ def _read(
         if function is None:
             reading.unruled.setdefault(call.operator)
             labels.at = ("unruled", name)
-            for tensor in operands.tensors():
-                operands.freeze(tensor)
-            result: Any = _bare(operands.shape)
+            result: Any = needs_everything(operands)
         else:
             result = function(operands)
             if isinstance(result, list):
@@ -138,7 +145,7 @@ def _read(
             labels.at = ("frozen", name)
             for tensor in [*operands.tensors(), *labelled_in(result)]:
                 operands.freeze(tensor)
-        values[name] = result
+        values[name] = _marked(call, args, result)
     labels.at = ("output", "")
     for tensor in labelled_in([value(operand) for operand in operands_of(model.graph.output)]):
         for dim in tensor.dims:
@@ -156,9 +163,49 @@ def _without_labels(value: Any) -> Any:
     return Labelled(value.shape, [None] * len(value.shape)) if isinstance(value, Labelled) else value
 
 
-def _bare(shape: Any) -> Any:
-    """A result without labels."""
-    return map_leaves(lambda size: None if size is None else Labelled(size, [None] * len(size)), shape)
+def _inputs(model: FlatModel) -> dict[str, Any]:
+    """What is known of the inputs, which have no labels."""
+    found: dict[str, Any] = {}
+    dtypes = iter(model.dag.provenance.input_dtypes if model.dag.provenance is not None else ())
+    for vertex in model.graph.inputs:
+        value = unlabelled(model.graph.shapes.get(vertex.name))
+        for tensor in labelled_in(value):
+            tensor.flags = next(dtypes, "") == "bool"
+        found[vertex.name] = value
+    return found
+
+
+def _constant(model: FlatModel, reading: Reading, name: str) -> Any:
+    """What is known of a constant: an end of it is labelled as a buffer is, and what is kept is picked from it."""
+    value = unlabelled(model.graph.shapes.get(name))
+    if not isinstance(value, Labelled):
+        return value
+    if name not in model.constants.ends:
+        value.numbers = partial(model.constants.numbers, Ref(name))
+        return value
+    for axis, length in enumerate(value.shape):
+        if length > 1:
+            value.dims[axis] = reading.labels.fresh(length)
+            reading.mixing.setdefault(name, []).append(Mixing("", axis, axis))
+    return value
+
+
+_FLAGS = frozenset([name for name, row in OPERATORS.items() if row.flags])
+# What only looks at the elements of flags, or combines them, gives flags.
+_OF_FLAGS = frozenset({"bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "getitem"}) | frozenset(
+    [name for name, row in OPERATORS.items() if row.family in ("copying", "views")]
+)
+
+
+def _marked(call: Any, operands: Any, result: Any) -> Any:
+    """A result, marked where it is known to hold what is true or false."""
+    operator = call.operator
+    flags = operator in _FLAGS or (operator == "to" and call.args.get("dtype") is torch.bool)
+    if not flags and operator in _OF_FLAGS:
+        tensors = labelled_in(operands)
+        counted = tensors if operator.startswith("bitwise") else tensors[:1]
+        flags = bool(counted) and all(tensor.flags for tensor in counted)
+    return Labelled(result.shape, result.dims, flags=True) if flags and isinstance(result, Labelled) else result
 
 
 class _Reader(KnownValues):
@@ -206,6 +253,9 @@ class _Reader(KnownValues):
                 numbers = tensor.is_floating_point() or tensor.is_complex()
                 dims = [self.fresh(path, axis, n) if numbers else None for axis, n in enumerate(tensor.shape)]
                 known = Labelled(tuple(tensor.shape), dims)
+                if not numbers:
+                    known.numbers = partial(self.model.constants.numbers, arg)
+                    known.flags = tensor.dtype is torch.bool
             self.reading.attributes[path] = known
         return known
 

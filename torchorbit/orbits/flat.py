@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
-from torchorbit.arguments import Attr, Ref
+from torchorbit.arguments import Attr, Ref, walk_args
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.calls import Call, call_of, tensor_of
 from torchorbit.graph.dag import DagModule, Graph
 from torchorbit.graph.one_level import one_level
 from torchorbit.graph.shapes import ArgumentShapes
-from torchorbit.graph.vertices import OperatorVertex
+from torchorbit.graph.vertices import OperatorVertex, vertex_args
+from torchorbit.orbits.constants import Constants
 
 
 @dataclass(slots=True)
@@ -38,6 +40,8 @@ class FlatModel:
     buffers: set[str] = field(default_factory=set)
     tables: dict[tuple[str, int], tuple[int, ...]] = field(default_factory=dict)
     _modules: dict[str, nn.Module] = field(default_factory=dict)
+    _constants: Constants | None = None
+    _reads: dict[str, frozenset[Any]] | None = None
 
     @classmethod
     def of(cls, dag: DagModule, *, input_shapes: Sequence[Sequence[int]] = (), separate: bool = True) -> FlatModel:
@@ -65,6 +69,26 @@ class FlatModel:
                 model.calls[vertex.name] = call
         model.tables = _tables(model.graph)
         return model
+
+    @property
+    def constants(self) -> Constants:
+        """The tensors that it makes of numbers alone."""
+        if self._constants is None:
+            self._constants = Constants(self)
+        return self._constants
+
+    def reads(self, name: str) -> frozenset[Any]:
+        """Which of several results of a vertex anything reads; None is among them where all are read at once."""
+        if self._reads is None:
+            found: dict[str, set[Any]] = {}
+            for arg in [
+                *walk_args(self.graph.output),
+                *chain(*[walk_args(vertex_args(v)) for v in self.graph.vertices]),
+            ]:
+                if type(arg) is Ref:
+                    found.setdefault(arg.vertex, set()).add(arg.index[0] if arg.index else None)
+            self._reads = {vertex: frozenset(items) for vertex, items in found.items()}
+        return self._reads.get(name, frozenset())
 
     def look_again(self) -> None:
         """Forget which modules were found: some may have been replaced since."""

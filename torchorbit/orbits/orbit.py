@@ -17,6 +17,7 @@ from torchorbit.labels import Array, Dim, arrays_of
 from torchorbit.operators import Reading
 from torchorbit.orbits.costs import Costs
 from torchorbit.orbits.flat import FlatModel
+from torchorbit.orbits.tokens import is_of_tokens, weights_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +79,13 @@ class Orbit:
 
     @property
     def kind(self) -> str:
-        """What its units are: ``"channels"``, ``"groups"`` of them (heads, say), or ``"reading 2"`` and deeper."""
+        """What its units are: ``"channels"``, ``"groups"`` of them (heads, say), ``"reading 2"`` and deeper; or tokens.
+
+        ``"tokens"`` are learned ones, registers and queries say: parameters hold them, and no layer makes or takes
+        them.
+        """
+        if is_of_tokens(self):
+            return "tokens"
         return "channels" if self.reading == 0 else "groups" if self.reading == 1 else f"reading {self.reading}"
 
     @cached_property
@@ -227,6 +234,11 @@ class Orbits(Sequence[Orbit]):
         return found
 
     @cached_property
+    def weights(self) -> list[set[int]]:
+        """For each reading, see `torchorbit.orbits.tokens.weights_of`."""
+        return [weights_of(self, reading) for reading in self.readings]
+
+    @cached_property
     def trainable(self) -> frozenset[str]:
         """Paths of the parameters, buffers left out."""
         return frozenset(name for name, _ in self.model.dag.named_parameters(remove_duplicate=False))
@@ -363,7 +375,7 @@ def _families(orbits: Orbits, number: int, reading: Reading) -> list[Array]:
 
 
 def _given(orbits: Orbits, number: int, reading: Reading, count: int) -> Any:
-    """Which units only buffers produce, and layers take in.
+    """Which units only buffers and other constants produce, and layers take in.
 
     They are the model's input, as its images are: coordinates, of which a small network makes a position bias.
     """
@@ -380,6 +392,10 @@ def _given(orbits: Orbits, number: int, reading: Reading, count: int) -> Any:
     for start, length in held.items():
         if start not in made:
             result[positions[start : start + length]] = True
+    for name in orbits.model.constants.ends:
+        for dim in reading.values[name].dims:
+            if isinstance(dim, np.ndarray):
+                result[component[dim]] = True
     if result.any():
         for start, length in made.items():
             result[positions[start : start + length]] = False

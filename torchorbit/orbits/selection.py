@@ -13,7 +13,7 @@ from torchorbit.containers import map_together
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.shapes import pick
-from torchorbit.labels import Dim, Mask, arrays_of
+from torchorbit.labels import FROZEN_HERE, Array, Dim, JoinedMask, Mask, arrays_of
 from torchorbit.operators import Labelled
 from torchorbit.orbits.orbit import Orbit, Orbits
 
@@ -100,6 +100,8 @@ class Selection:
                 kept = mask if kept is None else kept & mask
         if kept is not None and kept.all():
             kept = None
+        elif kept is not None and any(_is_joined(array) for dim in dims for array in arrays_of(dim)):
+            kept = kept if _repeats(kept) else kept.view(JoinedMask)
         self._known[key] = (dims, kept)  # the arrays stay alive, so that their ids stay theirs
         return kept
 
@@ -144,6 +146,20 @@ class Selection:
         """The path by which a vertex reads a parameter or buffer first; it may have several, or none."""
         assert self.orbits is not None
         return self._first_paths.get(id(self.orbits.model.tensor_at(path)))
+
+
+def _is_joined(array: Array) -> bool:
+    """Whether some of the positions of a dimension have no labels of their own."""
+    return bool((array <= FROZEN_HERE).any())
+
+
+def _repeats(mask: Mask) -> bool:
+    """Whether a mask is another one, several times: a dimension with a copy of its channels for every sample."""
+    length = len(mask)
+    return any(
+        length % period == 0 and bool((mask.reshape(-1, period) == mask[:period]).all())
+        for period in range(1, length // 2 + 1)
+    )
 
 
 def _orbit(orbit: Any) -> Orbit:

@@ -88,6 +88,23 @@ class Bounds(Constraint):
         return np.unique(np.append(np.arange(first, orbit.width, step), orbit.width))
 
 
+class WholeTokens(Constraint):
+    """Keeps all learned tokens; of channels it keeps what another constraint says.
+
+    Args:
+        inner: the other constraint.
+    """
+
+    name: ClassVar[str] = "whole_tokens"
+
+    def __init__(self, inner: Constraint):
+        self._inner = inner
+
+    def widths(self, orbit: Orbit) -> NDArray[np.int64]:
+        """The whole width of tokens, or what the other constraint says."""
+        return np.array([orbit.width], np.int64) if orbit.kind == "tokens" else self._inner.widths(orbit)
+
+
 @dataclass(frozen=True)
 class EnotBounds(Constraint):
     """The constraint that ENOT's search uses by default (``DefaultChannelsSelectorConstraint``).

@@ -41,6 +41,7 @@ def prune(
     selector: Selector | str = "uniform",
     constraint: Constraint | None = None,
     round_to: int = 1,
+    tokens: bool = False,
     frozen: Iterable[nn.Module | str] | nn.Module | str = (),
     steps: int = 1,
     between_steps: Callable[[DagModule, int], object] | None = None,
@@ -87,6 +88,7 @@ def prune(
         constraint: which widths orbits may have; by default any from 1 on.
         round_to: numbers of channels are multiples of this, where an orbit is wide enough. Whole heads and groups are
             not rounded. The same as ``Bounds(round_to=round_to)``.
+        tokens: remove learned tokens as well, registers and queries say, which are orbits of kind ``"tokens"``.
         frozen: what must stay as it is, as for `torchorbit.find_orbits`; modules may be those of ``model``.
         steps: reach the target in so many steps, in each of which the same part of the cost (or of the units) goes; the
             units that are left are scored anew in each.
@@ -151,6 +153,7 @@ def prune(
         scored,
         schedule,
         allowed,
+        tokens=tokens,
         frozen=frozen_paths(dag, frozen),
         data=data,
         finetune_bn=finetune_bn,

@@ -17,7 +17,7 @@ from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.batch_norm import finetune_batch_norm
 from torchorbit.pruning.calibration import MaskedLoss, calibrate
-from torchorbit.pruning.constraints import Constraint
+from torchorbit.pruning.constraints import Constraint, WholeTokens
 from torchorbit.pruning.criteria import Criterion, Place, WeightCriterion
 from torchorbit.pruning.describing import describe
 from torchorbit.pruning.schedule import Original, Schedule
@@ -107,6 +107,7 @@ class Session:
         scored: what units are scored by, or their scores.
         schedule: what chooses in which step, and what for.
         constraint: which widths orbits of the whole model may have.
+        tokens: whether learned tokens may go as well.
         frozen: paths of what must stay as it is.
         data: None where there is none.
         finetune_bn: re-estimate the running statistics of batch norms after each step.
@@ -123,6 +124,7 @@ class Session:
         schedule: Schedule,
         constraint: Constraint,
         *,
+        tokens: bool,
         frozen: tuple[nn.Module | str, ...],
         data: Data | None,
         finetune_bn: bool,
@@ -136,6 +138,7 @@ class Session:
         self._scored = scored
         self._schedule = schedule
         self._constraint = constraint
+        self._tokens = tokens
         self._frozen = frozen
         self._data = data
         self._finetune_bn = finetune_bn
@@ -179,10 +182,11 @@ class Session:
         """The units that go in a step, from 1 on."""
         orbits = self._scored.orbits if isinstance(self._scored, Scores) else find_orbits(dag, frozen=self._frozen)
         self._original = self._original or Original(orbits)
+        constraint = self._original.relative(self._constraint)
         task = partial(
             Task,
             self._scores(dag, orbits),
-            constraint=self._original.relative(self._constraint),
+            constraint=constraint if self._tokens else WholeTokens(constraint),
             loss=None if self._data is None else self._data.loss_without(orbits),
             seed=self._seed,
         )

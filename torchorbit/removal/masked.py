@@ -11,6 +11,7 @@ itself.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -30,8 +31,17 @@ from torchorbit.records import Record
 from torchorbit.removal.masked_operators import MASKED, Context, Masks, filled
 
 
-def random_inputs(dag: DagModule, seed: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Random numbers of the recorded sizes and kinds, one sample where the batch size is free."""
+def random_inputs(
+    dag: DagModule, seed: int, *, batch: int = 1, lengths: Callable[[list[int]], list[int]] = list
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Random numbers of the recorded sizes and kinds.
+
+    Args:
+        dag: the graph.
+        seed: of the numbers.
+        batch: how many samples, where the batch size is free.
+        lengths: gives other lengths for those of the dimensions after the first.
+    """
     provenance = dag.provenance
     assert provenance is not None
     like = next((p for p in dag.parameters() if p.is_floating_point()), torch.empty(0))
@@ -41,7 +51,8 @@ def random_inputs(dag: DagModule, seed: int) -> tuple[tuple[Any, ...], dict[str,
     def random(shape: torch.Size | None) -> Tensor | None:
         if shape is None:
             return None
-        size = (1, *shape[1:]) if provenance.free_batch and shape else tuple(shape)
+        first = [batch] if provenance.free_batch else list(shape[:1])
+        size = (*first, *lengths(list(shape[1:]))) if shape else ()
         dtype = getattr(torch, next(dtypes, "float32"))
         if dtype.is_floating_point:
             return torch.randn(size, generator=generator).to(like.device, like.dtype)

@@ -6,6 +6,7 @@ what is kept, and shares nothing with how they are cut.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -105,8 +106,8 @@ def _with_neutral(number: float, name: str = "input") -> MaskedOperator:
 
 
 MASKED["softmax"] = MASKED["log_softmax"] = MASKED["logsumexp"] = _with_neutral(float("-inf"))
-MASKED["amax"] = _with_neutral(float("-inf"))
-MASKED["amin"] = _with_neutral(float("inf"))
+MASKED["amax"] = MASKED["max"] = _with_neutral(float("-inf"))
+MASKED["amin"] = MASKED["min"] = _with_neutral(float("inf"))
 MASKED["prod"] = MASKED["all"] = _with_neutral(1.0)
 
 
@@ -118,6 +119,17 @@ def _norm(context: Context) -> Any:
     if isinstance(order, (int, float)) and order < 0:
         return _with_neutral(float("inf"), name)(context)
     return None
+
+
+@_masked("pairwise_distance")
+def _pairwise_distance(context: Context) -> Any:
+    """A distance adds a little to every difference, also to those of zeros."""
+    mask = context.masks("x1")[-1]
+    if mask is None:
+        return None
+    difference = context["x1"] - context["x2"] + context["eps"]
+    kept = difference.movedim(-1, 0)[along(difference, mask, difference.dim() - 1).flatten()].movedim(0, -1)
+    return torch.linalg.vector_norm(kept, context["p"], -1, keepdim=context["keepdim"])
 
 
 def _weights(value: Tensor, touched: dict[int, Tensor]) -> Tensor:
@@ -177,7 +189,7 @@ def _attention(context: Context) -> Any:
     if kept is None:
         return None
     query, mask = context["query"], context["attn_mask"] if "attn_mask" in context.call.args else None
-    seen = kept.to(query.device)
+    seen = fitted(kept, context["key"].shape[-2]).to(query.device)
     if mask is None or mask.dtype == torch.bool:
         mask = seen.expand(query.shape[-2], -1) if mask is None else mask & seen
     else:
@@ -259,15 +271,38 @@ def filled(value: Tensor, mask: Tensor, axis: int, number: float) -> Tensor:
 def along(value: Tensor, mask: Tensor, axis: int) -> Tensor:
     """A mask shaped to meet a tensor along one dimension.
 
-    Where samples are folded into a dimension of channels there is a copy of the channels for each of them, and the
-    number of samples may be another one than when the graph was recorded.
+    The graph may have been recorded with other sizes.
     """
-    length, recorded = value.shape[axis], len(mask)
-    if length != recorded:
-        period = math.gcd(length, recorded)
-        if not torch.equal(mask, mask[:period].repeat(recorded // period)):
-            raise ArgumentError(f"a dimension of {length} was recorded as {recorded}; run it at the recorded size")
-        mask = mask[:period].repeat(length // period)
+    length = value.shape[axis]
+    mask = fitted(mask, length)
     shape = [1] * value.dim()
     shape[axis] = length
     return mask.to(value.device).reshape(shape)
+
+
+class RecordedSizeError(ArgumentError):
+    """What the labels say of a dimension does not tell about other lengths of it."""
+
+
+def fitted(mask: Tensor, length: int) -> Tensor:
+    """A mask of a dimension that is of another length than when the graph was recorded.
+
+    Where samples are folded into a dimension of channels there is a copy of the channels for each of them. Where
+    channels stand beside tokens, as registers do, there are more or fewer tokens: they are the most positions in a row
+    that are kept.
+    """
+    recorded = len(mask)
+    if length == recorded:
+        return mask
+    period = math.gcd(length, recorded)
+    if torch.equal(mask, mask[:period].repeat(recorded // period)):
+        return mask[:period].repeat(length // period)
+    kept = mask.tolist()
+    runs = [(len(list(run)), there) for there, run in itertools.groupby(kept)]
+    longest = max([count for count, there in runs if there], default=0)
+    if longest <= recorded - length or longest <= recorded // 2:
+        raise RecordedSizeError(f"a dimension of {length} was recorded as {recorded}; run it at the recorded size")
+    place = runs.index((longest, True))
+    start = sum([count for count, _ in runs[:place]])
+    rest = kept[start + longest :]
+    return torch.tensor([*kept[:start], *[True] * (length - start - len(rest)), *rest])

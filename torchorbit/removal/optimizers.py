@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from torchorbit.removal.tensors import cut_tensor
+
 
 @torch.no_grad()
 def cut_state(
@@ -86,11 +88,8 @@ def _cut(key: str, value: Tensor, shape: torch.Size, kept: list[Tensor | None]) 
         axes = next((c for c in choices if tuple(value.shape) == tuple([shape[axis] for axis in c])), None)
     if axes is None:
         return None
-    for position, axis in enumerate(axes):
-        index = kept[axis]
-        if value.shape[position] == shape[axis]:
-            if index is not None:
-                value = value.index_select(position, index.to(value.device))
-        elif value.shape[position] != 1:
-            return None
-    return value
+    if any(length not in (1, shape[axis]) for length, axis in zip(value.shape, axes, strict=True)):
+        return None
+    return cut_tensor(
+        value, [kept[axis] if n == shape[axis] else None for n, axis in zip(value.shape, axes, strict=True)]
+    )

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from torchorbit.arguments import Ref, Size, Transformer, map_args
+from torchorbit.arguments import Expr, Ref, Size, Transformer, map_args
 from torchorbit.graph.dag import Graph
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, refs_in, vertex_args
 from torchorbit.graph.writing import Writer
 from torchorbit.labels import Mask
 from torchorbit.operators import KNOWN, Mixing
-from torchorbit.operators.resizing import Resized, restored, smaller_shape
+from torchorbit.operators.resizing import Resized, restored, simplified, smaller_shape
 from torchorbit.orbits.selection import Selection
 from torchorbit.removal.emptying import Emptied
 from torchorbit.removal.leaves import Leaves, share_of
@@ -149,7 +149,9 @@ class Rewriting:
         def shape(name: str) -> Any:
             return self._model.shape_of(call.args[name])
 
-        answer = Resized(call.operator, call.args, self._model.graph.shapes.get(vertex.name), result, masks, shape)
+        recorded = self._model.graph.shapes.get(vertex.name)
+        numbers = self._model.constants.numbers
+        answer = Resized(call.operator, call.args, recorded, result, masks, shape, numbers)
         row = KNOWN.get(call.operator)
         if row is not None and row.resize is not None:
             row.resize(answer)
@@ -171,7 +173,7 @@ class Rewriting:
         scatters, selects = [], []
         args = self._model.calls[vertex.name].args
         for mixing in self._all_mixing(vertex.name):
-            mask = self._selection.masks_of(args[mixing.argument])[mixing.axis]
+            mask = self._selection.masks_of(args[mixing.argument])[mixing.axis] if mixing.argument else None
             if mask is not None:
                 scatters.append((args[mixing.argument], mixing.axis, mask))
             if result[mixing.result_axis] is not None:
@@ -188,6 +190,9 @@ class _Restoring(Transformer):
     def size(self, arg: Size) -> Any:
         mask = self.masks_of(arg.value)[arg.dim]
         return arg if mask is None else restored(arg, mask)
+
+    def expr(self, arg: Expr) -> Any:
+        return simplified(super().expr(arg))
 
 
 def _positions(mask: Mask) -> tuple[int, ...]:

@@ -73,8 +73,22 @@ class CutTensors:
 
 
 def cut_tensor(tensor: Tensor, kept: list[Tensor | None]) -> Tensor:
-    """A tensor with the given positions along each dimension; None where all are kept."""
+    """A tensor with the given positions along each dimension; None where all are kept. Its memory format stays."""
+    result = tensor
     for axis, index in enumerate(kept):
         if index is not None:
-            tensor = tensor.index_select(axis, index.to(tensor.device))
-    return tensor
+            result = result.index_select(axis, index.to(tensor.device))
+    memory_format = None if result is tensor else _channels_last(tensor)
+    return result if memory_format is None else torch.empty_like(result, memory_format=memory_format).copy_(result)
+
+
+def _channels_last(tensor: Tensor) -> torch.memory_format | None:
+    """The memory format of a tensor whose channels lie next to each other; None where it is of another."""
+    memory_format = {4: torch.channels_last, 5: torch.channels_last_3d}.get(tensor.dim())
+    if memory_format is None or tensor.stride(1) != 1:
+        return None
+    plain, last = (
+        torch.empty(tensor.shape, device="meta", memory_format=form).stride()
+        for form in (torch.contiguous_format, memory_format)
+    )
+    return memory_format if tensor.stride() == last != plain else None

@@ -1,0 +1,137 @@
+"""What a model asks of its tensors while it is recorded: numbers, truth values, positions."""
+
+import pytest
+import torch
+from torch import nn
+
+import torchorbit
+from tests.models import Computes, assert_converts, assert_same, operators, outcome, reloaded
+
+X = torch.randn(2, 6, 8)
+
+
+def strided(m, x):
+    cells = x.new_full((x.shape[1], 1), m.strides[1])
+    for _ in range(m.number):
+        x = m.layer(x)
+    return x * int(m.number) + cells * m.strides[0].item()
+
+
+def test_numbers_that_buffers_hold_are_constants():
+    layer = nn.Linear(8, 8)
+    model = Computes(strided, layer=layer, number=torch.tensor(3), strides=torch.tensor([8.0, 16.0]))
+    dag = assert_converts(model, X)
+    assert "check" not in operators(dag)
+
+
+def test_plain_tensors_and_numbers_in_lists_are_known():
+    model = Computes(lambda m, x: x * m.scales[1] + float(m.table["bias"]), layer=nn.Identity())
+    model.scales = [torch.tensor(2.0), torch.tensor(3.0)]
+    model.table = {"bias": torch.tensor(0.5)}
+    assert_converts(model, X)
+
+
+KEEP = torch.tensor([True, False, True, True, False, False, True, False])
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: x[..., m.keep],
+        lambda m, x: x[..., m.keep.nonzero()[:, 0]],
+        lambda m, x: x[..., torch.where(m.keep)[0]],
+        lambda m, x: x[:, :4][..., m.keep.nonzero(as_tuple=True)[0]],
+        lambda m, x: x * m.keep.unique().numel() + m.keep.tolist().count(True),
+        lambda m, x: x * 2 if 1 in m.keep else x,
+        lambda m, x: x * (2 if torch.equal(m.keep, ~m.keep) else 3),
+        lambda m, x: x * max(m.keep.sum(), torch.tensor(2)),
+    ],
+    ids=["mask", "nonzero", "where", "as_tuple", "unique", "contains", "equal", "maximum"],
+)
+def test_positions_and_answers_that_no_input_decides_are_constants(function):
+    dag = assert_converts(Computes(function, keep=KEEP), X)
+    assert "check" not in operators(dag)
+
+
+def test_an_answer_that_sizes_decide_is_asked_again():
+    def few(x):
+        return x * 2 if (torch.arange(x.shape[1]) < 100).all() else x
+
+    dag = assert_converts(few, X, torch.randn(3, 90, 8))
+    assert "check" in operators(dag)
+    with pytest.raises(torchorbit.errors.GraphRunError, match="another path"):
+        dag(torch.randn(2, 200, 8))
+
+
+def test_tensors_made_of_sizes_are_computed():
+    def scaled(x):
+        return x * torch.tensor(x.shape[1]) / torch.tensor([x.shape[1], 2.0]).sum() + torch.as_tensor(x.shape[2] / 2)
+
+    assert_converts(scaled, X, torch.randn(3, 7, 8))
+
+
+def padded(x, mask):
+    if mask.all():
+        return x * 2
+    return x * mask.unsqueeze(-1)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_example_inputs_decide_and_others_are_refused(full):
+    masks = torch.ones(2, 6, dtype=torch.bool), torch.ones(2, 6, dtype=torch.bool)
+    masks[1][1, 3:] = False
+    ours, theirs = masks if full else masks[::-1]
+    model = Computes(padded)
+    dag = torchorbit.convert(model, (X, ours))
+    again = reloaded(dag)
+    for graph in (dag, again):
+        assert_same(outcome(graph, (X, ours)), outcome(model, (X, ours)))
+        with pytest.raises(torchorbit.errors.GraphRunError, match="other values"):
+            graph(X, theirs)
+
+
+def test_a_branch_after_layers_is_decided_by_running_them():
+    torch.manual_seed(0)
+
+    def early(m, x):
+        y = m.first(x)
+        return m.head(y) if y.mean() > 5 else m.head(m.second(y))
+
+    model = Computes(early, first=nn.Linear(8, 8), second=nn.Linear(8, 8), head=nn.Linear(8, 3)).eval()
+    shallow = torch.full((2, 6, 8), 100.0) * model.first.weight.sum(0)
+    deep = X
+    for x in (shallow, deep):
+        dag = torchorbit.convert(model, x)
+        assert_same(outcome(dag, x), outcome(model, x))
+    assert outcome(model, shallow).shape == outcome(model, deep).shape
+    with pytest.raises(torchorbit.errors.GraphRunError, match="other values"):
+        dag(shallow)
+
+
+def test_inputs_and_weights_on_meta_cannot_answer():
+    with pytest.raises(torchorbit.ConversionError, match="give example inputs with values"):
+        torchorbit.convert(Computes(padded), (X, torch.ones(2, 6, dtype=torch.bool, device="meta")))
+    with torch.device("meta"):
+        model = Computes(lambda m, x: x if m.flag else -x, flag=torch.tensor(1))
+    with pytest.raises(torchorbit.ConversionError, match="give the model weights"):
+        torchorbit.convert(model, X)
+
+
+def test_a_model_that_asks_whether_it_is_compiled_is_told_so():
+    def compiled(x):
+        if not torch.compiler.is_compiling() and x.max() > 100:
+            return -x
+        return x * 2
+
+    assert not torch.compiler.is_compiling()
+    dag = torchorbit.convert(Computes(compiled), X)
+    assert operators(dag) == ["mul"]
+    assert not torch.compiler.is_compiling()
+
+
+def test_torchs_own_transformer_converts_with_a_causal_mask():
+    def translated(m, source, target):
+        return m.model(source, target, tgt_mask=nn.Transformer.generate_square_subsequent_mask(target.shape[1]))
+
+    model = Computes(translated, model=nn.Transformer(8, 2, 1, 1, 16, batch_first=True))
+    assert_converts(model, (X, torch.randn(2, 4, 8)))

@@ -1,0 +1,206 @@
+"""Writes through views: the graph gives what the source gives, whatever shares memory with what."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import torchorbit
+from tests.models import Computes, assert_converts, assert_equal, assert_same, by_source, operators
+
+X = torch.randn(2, 4, 6)
+
+
+def halves(x):
+    y = x * 1
+    first, second = y.chunk(2, dim=1)
+    first.mul_(3)
+    second.add_(first)
+    return y, first, second
+
+
+def zeroed(x):
+    y = x * 1
+    y[1:3].zero_()
+    return y + x
+
+
+def returned_view(x):
+    z = x * 1
+    z[:, 2:4].mul_(3)
+    return z
+
+
+def nested(x):
+    y = x * 1
+    y.transpose(1, 2)[:, 1:3].reshape(-1, 2, 4)[..., 0].fill_(2.0)
+    return y
+
+
+def empty_filled(x):
+    out = x.new_empty(x.shape[0], 8, 6)
+    out[:, :4] = x
+    out[:, 4:] = -x
+    return out
+
+
+def shifted(x):
+    # Temporal shift: a part of the channels comes from the neighbor.
+    out = torch.zeros_like(x)
+    out[:-1, :2] = x[1:, :2]
+    out[1:, 2:3] = x[:-1, 2:3]
+    out[:, 3:] = x[:, 3:]
+    return out
+
+
+def shape_of_batch(x):
+    y = x * 1
+    a, b = y.view(-1, 2, 2, 6).unbind(1)
+    a += 1
+    y.flatten(0, 1)[: x.shape[0]].mul_(2)
+    return y, b
+
+
+def split_unevenly(x):
+    y = x * 1
+    a, b, c = y.split([1, 2, 3], dim=-1)
+    b.sub_(1)
+    c.copy_(y[..., :3])
+    d, e = y.split(4, dim=2)
+    e.mul_(d[..., 2:])
+    return y, a
+
+
+def item_of_another_place(x):
+    y = x * 1
+    v = y[:, 0]
+    v.add_(1)
+    y[:, 1] = v
+    return y
+
+
+def complex_parts(x):
+    z = torch.view_as_complex(x.reshape(-1, 4, 3, 2) * 1)
+    torch.view_as_real(z)[..., 0].mul_(2)
+    return torch.view_as_real(z) * 1
+
+
+def relu_of_a_part(m, x):
+    y = x * 1
+    part = y[:, :2]
+    m.relu(y)
+    return part * 1, y
+
+
+FUNCTIONS = by_source(
+    halves,
+    zeroed,
+    returned_view,
+    nested,
+    empty_filled,
+    shifted,
+    shape_of_batch,
+    split_unevenly,
+    item_of_another_place,
+    complex_parts,
+)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_write_through_a_view_has_its_effect(function):
+    assert_converts(function, X)
+
+
+def test_a_leaf_that_writes_in_place_is_seen_through_views():
+    assert_converts(Computes(relu_of_a_part, relu=nn.ReLU(inplace=True)), X)
+
+
+def test_an_augmented_item_is_written_once():
+    def augmented(x):
+        y = x * 1
+        y[:, 0] += 1
+        return y
+
+    assert operators(torchorbit.convert(Computes(augmented), X)).count("setitem") == 1
+
+
+def picked(pieces, n):
+    return pieces[n % len(pieces)]
+
+
+def inner(t, n):
+    """A dimension that is not the batch: the first of what is two-dimensional or more."""
+    return 1 + n % (t.dim() - 1) if t.dim() > 1 else 0
+
+
+VIEWS = {
+    "halves": lambda t, n: picked(t.chunk(2, dim=inner(t, n)), n),
+    "sections": lambda t, n: picked(t.tensor_split(2, dim=inner(t, n)), n),
+    "splits": lambda t, n: picked(t.split(2, dim=inner(t, n)), n),
+    "item": lambda t, n: t.select(inner(t, n), 0),
+    "slice": lambda t, n: t[..., n % 2 : 3] if t.shape[-1] > 1 else t,
+    "narrow": lambda t, n: t.narrow(inner(t, n), 0, 1),
+    "row": lambda t, n: picked(t.unbind(inner(t, n)), n),
+    "turned": lambda t, n: t.transpose(inner(t, n), -1),
+    "moved": lambda t, n: t.movedim(inner(t, n), -1),
+    "longer": lambda t, n: t.unsqueeze(inner(t, n)),
+    "shorter": lambda t, n: t.squeeze(-1),
+    "flat": lambda t, n: t.flatten(-2) if t.dim() > 2 and t.is_contiguous() else t,
+    "same": lambda t, n: t.contiguous(),
+}
+WRITES = {
+    "add": lambda t, other: t.add_(other),
+    "mul": lambda t, other: t.mul_(other),
+    "relu": lambda t, other: t.relu_(),
+    "fill": lambda t, other: t.fill_(0.5),
+    "first": lambda t, other: t.__setitem__((..., slice(None, 1)), other),
+    "augmented": lambda t, other: t.__setitem__(..., t[...].sub_(other)),
+    "copy": lambda t, other: t.copy_(torch.tanh(t) * other),
+    "clamp": lambda t, other: torch.clamp(t, min=-0.5, out=t),
+}
+STEPS = st.one_of(
+    st.tuples(st.sampled_from(sorted(VIEWS)), st.integers(0, 9), st.integers(0, 9)),
+    st.tuples(st.sampled_from(sorted(WRITES)), st.integers(0, 9), st.integers(0, 9)),
+    st.tuples(st.just("new"), st.integers(0, 9), st.integers(0, 9)),
+)
+
+
+class Program(nn.Module):
+    """Takes views, writes into them, and returns everything that it has seen."""
+
+    def __init__(self, steps):
+        super().__init__()
+        self.steps = steps
+        self.register_buffer("state", torch.linspace(-1, 1, 6))
+
+    def forward(self, x):
+        seen = [(x * 1, True), (self.state, False)]  # with whether it has a batch, which no view may touch
+        for name, which, number in self.steps:
+            tensor, batched = seen[which % len(seen)]
+            other, _ = seen[number % len(seen)]
+            if tensor.dim() <= batched:
+                continue
+            if name == "new":
+                seen.append((tensor * 0.5, batched))
+            elif name in VIEWS:
+                seen.append((VIEWS[name](tensor, number), batched))
+            else:
+                with torch.no_grad():
+                    WRITES[name](tensor, other.mean())
+        return tuple([tensor * 1 for tensor, _ in seen])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(STEPS, min_size=2, max_size=9))
+def test_any_order_of_views_and_writes_gives_what_the_source_gives(steps):
+    source, model = Program(steps).eval(), Program(steps).eval()
+    dag = torchorbit.convert(model, X)
+    assert_equal(dict(model.named_buffers()), dict(Program(steps).named_buffers()))
+    for batch in (2, 3):
+        x = torch.randn(batch, 4, 6)
+        assert_same(dag(x.clone()), source(x.clone()))
+        assert_same(dict(dag.named_buffers()), dict(source.named_buffers()))
+    assert copy.deepcopy(dag)(X)[0].shape == X.shape
