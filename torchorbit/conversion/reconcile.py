@@ -156,7 +156,7 @@ def _align(first: Recording, other: Recording, variation: Variation) -> Aligned:
     elif not variation.training:
         raise _parting(ours, theirs)
     else:
-        paired = pairs(ours, theirs)
+        paired = pairs(ours, theirs, same_sizes=not (variation.batch or variation.lengths))
         if paired is None:
             raise DisagreementError(None, "in training the model takes another path from start to end")
         found = paired
