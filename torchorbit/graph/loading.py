@@ -650,7 +650,7 @@ def _read_record(content: Any, read: Read) -> Record:
 def _is_field(word: Any) -> bool:
     """Whether it may be the name of an attribute: none of those that mean something to Python."""
     known = isinstance(word, str) and len(word) <= _MAX_NAME and bool(_IDENTIFIER.match(word))
-    return known and not word.startswith(("__", "_record"))
+    return known and not iskeyword(word) and not word.startswith(("__", "_record"))
 
 
 def _read_float(content: Any, read: Read) -> float:
