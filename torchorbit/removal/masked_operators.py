@@ -287,9 +287,9 @@ class RecordedSizeError(ArgumentError):
 def fitted(mask: Tensor, length: int) -> Tensor:
     """A mask of a dimension that is of another length than when the graph was recorded.
 
-    Where samples are folded into a dimension of channels there is a copy of the channels for each of them, one after the
-    other, or of each channel for all of them. Where channels stand beside tokens, as registers do, there are more or
-    fewer tokens: they are the most positions in a row that are kept.
+    Where samples are folded into a dimension of channels there is a copy of all channels for each of them, or a copy of
+    each channel for all of them. Where channels stand beside tokens, as registers do, there are more or fewer tokens:
+    they are the most positions in a row that are kept.
     """
     recorded = len(mask)
     if length == recorded:
