@@ -202,7 +202,7 @@ class Inquiry:
 
 
 def settled(model: Any) -> Any:
-    """Let a model drop nothing at random, and give it numbers that hide nothing: none that begin at zero stay so."""
+    """Let a model drop nothing at random, and give it numbers that hide nothing: none are all zero."""
     import torch
     from torch import nn
 
@@ -219,7 +219,8 @@ def settled(model: Any) -> Any:
             module.p = 0.0
     with torch.no_grad():
         for parameter in model.parameters():
-            if parameter.is_floating_point() and not parameter.any():
+            # What was never set may hold anything.
+            if parameter.is_floating_point() and not 0 < parameter.abs().max() < 1e3:
                 parameter.normal_(0, 0.1)
     return model
 

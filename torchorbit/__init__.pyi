@@ -2,6 +2,7 @@ from . import criteria, edit, errors, inspect, latency, rules, selectors
 from ._version import __version__
 from .conversion.converting import convert
 from .conversion.explaining import explain
+from .conversion.folding import fold_parametrizations
 from .cost.counting import flops
 from .cost.targets import Target
 from .errors import CheckpointError, ConversionError, HubError, TorchorbitError
@@ -40,6 +41,7 @@ __all__ = [
     "find_orbits",
     "finetune_batch_norm",
     "flops",
+    "fold_parametrizations",
     "from_pretrained",
     "inspect",
     "latency",

@@ -114,7 +114,7 @@ class CheckpointError(TorchorbitError):
 
 
 class InternalError(TorchorbitError, RuntimeError):
-    """Something that torchorbit made is not what it should be: a mistake in torchorbit, not in what it was given.
+    """Something that torchorbit made is not what it should be: a mistake in torchorbit, or in a registered rule.
 
     Nothing was changed. Please report it, with the model.
     """

@@ -382,3 +382,19 @@ def test_limits_of_the_dtype_follow_it(limit):
     assert dag.provenance.free_dtype
     for dtype in (torch.float64, torch.bfloat16):
         assert_same(dag(x.to(dtype)), masked(x.to(dtype)))
+
+
+def test_a_graph_of_any_number_of_nodes_and_edges_converts():
+    def forward(self, nodes, edges):
+        source, target = edges
+        messages = self.message(torch.cat([nodes[source], nodes[target]], -1)).relu()
+        return self.head(torch.zeros_like(nodes).index_add(0, target, messages))
+
+    model = Computes(forward, message=nn.Linear(12, 6), head=nn.Linear(6, 3))
+
+    def graph(nodes, edges):
+        return torch.randn(nodes, 6), torch.randint(0, nodes, (2, edges))
+
+    dag = assert_converts(model, graph(5, 11), graph(5, 11), graph(9, 4), graph(2, 30))
+    assert dag.provenance.free_batch
+    assert dag.provenance.free_lengths

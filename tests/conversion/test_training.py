@@ -550,3 +550,106 @@ def test_a_graph_trains():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+def test_statistics_move_in_a_branch_whose_result_nobody_uses():
+    def forward(self, x):
+        hidden = self.trunk(x)
+        self.auxiliary(hidden)
+        return self.head(hidden)
+
+    model = Computes(
+        forward,
+        trunk=nn.Linear(8, 6),
+        auxiliary=nn.Sequential(nn.Conv1d(4, 5, 1), nn.BatchNorm1d(5), nn.ReLU()),
+        head=nn.Linear(6, 2),
+    )
+    source = copy.deepcopy(model).train()
+    dag = torchorbit.convert(model.eval(), X).train()
+    assert_same(outcome(dag, X), outcome(source, X))
+    assert_same(dict(dag.named_buffers()), dict(source.named_buffers()))
+    orbits = torchorbit.find_orbits(dag.eval())
+    removed = {orbit: range(1, orbit.width) for orbit in orbits}
+    assert torchorbit.verify_removal(dag, torchorbit.remove_channels(dag, removed), removed, X) < 1e-5
+
+
+class FrozenNorms(nn.Module):
+    """Its batch norms stay in evaluation, and one dropout in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv1d(4, 6, 1), nn.BatchNorm1d(6), nn.ReLU(), nn.Conv1d(6, 4, 1))
+        self.norm = nn.BatchNorm1d(4)
+        self.always = nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.norm(self.layers(x)) + self.always(x)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.layers[1].eval()
+        self.always.train()
+        return self
+
+
+class Untrained(nn.Module):
+    """As a frozen encoder is often kept: `train` does nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+        self.eval()
+        self.train = lambda mode=True: self
+
+    def forward(self, x):
+        return F.dropout(self.norm(x), 0.5, self.training)
+
+
+def modes(model):
+    return {path: module.training for path, module in model.named_modules() if not module._modules}
+
+
+def test_parts_that_stay_in_evaluation_do_so_in_the_graph():
+    source, dag = copies(nn.Sequential(FrozenNorms(), nn.BatchNorm1d(4)), X)
+    removed = {orbit: [0] for orbit in torchorbit.find_orbits(dag)}
+    pruned = torchorbit.remove_channels(dag, removed)
+    grouped = copy.deepcopy(dag).flatten()
+    torchorbit.edit.group(grouped, [v.name for v in grouped.vertices if not hasattr(v, "keyword")][:2], "part")
+    for training in (True, False):
+        expected = modes(source.train(training))
+        for graph in (dag, dag.flatten(), copy.deepcopy(dag), reloaded(dag), pruned, reloaded(pruned)):
+            given = modes(graph.train(training))
+            assert {path: given[path] for path in given if path in expected} == {
+                path: mode for path, mode in expected.items() if path in given
+            }
+            assert not given["0.layers.1"]
+            assert given["1"] == training
+        assert not modes(grouped.train(training))["part.0.layers.1"]
+    source.train()
+    dag.train()
+    assert_same(outcome(dag, X), outcome(source, X))
+    assert_same(dict(dag.named_buffers()), dict(source.named_buffers()))
+
+
+def test_a_part_that_is_never_trained_is_not_in_the_graph():
+    model = nn.Sequential(nn.Conv1d(4, 4, 1), Untrained())
+    dag = torchorbit.convert(model, X)
+    assert [modes(m.train())["1.norm"] for m in (model, dag, reloaded(dag))] == [False] * 3
+    assert_same(outcome(dag, X), outcome(model, X))
+
+
+@pytest.mark.parametrize("inner", [nn.Linear(8, 8), nn.Sequential(nn.ReLU(), nn.Conv1d(4, 4, 1))])
+def test_autocast_around_layers_is_refused(inner):
+    def mixed(m, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return m.inner(x)
+
+    with pytest.raises(torchorbit.ConversionError, match=r"autocast.* cast explicitly"):
+        torchorbit.convert(Computes(mixed, inner=inner), X)
+
+
+def test_a_model_converts_under_autocast_that_is_not_its_own():
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        dag = torchorbit.convert(model, X)
+        assert_same(outcome(dag, X), outcome(model, X))

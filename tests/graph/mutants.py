@@ -58,6 +58,7 @@ OTHERS = [
     None, [], {}, [[]], [None], {"a": 1}, {"$ref": []}, {"$ref": ["x"]}, {"$attr": "x"}, {"$float": "nan"},
     {"$expr": ["**", 10, {"$expr": ["**", 10, 10]}]}, {"$expr": ["<<", 1, 2**40]}, {"$expr": ["//", 1, 0]},
     {"$mode": [1, 2, ""]}, {"$namedtuple": ["open", ["file", "mode"], ["touched", "w"]]}, {"$slice": [None, None, 0]},
+    {"$record": ["A", [["a", 1]], [["b", 2]], ["b"]]},
     {"$dtype": "float64"}, {"$dtype": "quint8"}, {"$device": "meta"}, {"$ellipsis": True}, {"$list": [1, 2]},
     {"$complex": [1.0, 2.0]}, {"$dict": [[1, 2]]}, {"$memory_format": "channels_last"}, {"kind": "same", "path": ""},
 ]  # fmt: skip

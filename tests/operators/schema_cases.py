@@ -127,7 +127,6 @@ CASES = {
     "ger": (SQUARE, lambda x: torch.ger(x[0, 0], x[0, 1])),
     "kron": (X, lambda x: torch.kron(x, torch.ones(2, 2))),
     "trace": (SQUARE, lambda x: torch.trace(x[0])),
-    "vdot": (SQUARE, lambda x: torch.vdot(x[0, 0], x[0, 1])),
     "affine_grid_generator": (torch.randn(2, 2, 3), lambda x: torch.affine_grid_generator(x, (x.shape[0], 3, 8, 8), False)),
     "atleast_1d": (X, torch.atleast_1d),
     "atleast_2d": (X, torch.atleast_2d),

@@ -250,6 +250,7 @@ CASES = {
     "mm": (PAIR, [lambda x, y: torch.mm(x[:, 0], y[0].T), lambda x, y: x[:, 0].mm(y[0].T)]),
     "mv": (PAIR, [lambda x, y: torch.mv(x[:, 0], y[0, 0])]),
     "dot": (PAIR, [lambda x, y: x[0, 0].dot(y[0, 0])]),
+    "vdot": (PAIR, [lambda x, y: torch.vdot(x[0, 0], y[0, 0])]),
     "outer": (PAIR, [lambda x, y: torch.outer(x[0, 0], y[0, 0])]),
     "addmm": (PAIR, [lambda x, y: torch.addmm(x[:, 0, :4], x[:, 0], y[0].T), lambda x, y: torch.addmm(x[0, :1, :4], x[:, 1], y[0].T, beta=0.5, alpha=2)]),
     "baddbmm": (PAIR, [lambda x, y: torch.baddbmm(x[..., :4], x, y.mT, beta=0.3), lambda x, y: x[..., :4].clone().baddbmm_(x, y.mT)]),
@@ -427,7 +428,7 @@ CASES["detach"][1].append(lambda x: x.data)
 CASES["trunc"][1].append(torch.fix)
 
 # Not functions of torch that a model calls, but what else the recording of one leads to; tested where they come from.
-ELSEWHERE = {"assign", "check", "select_positions", "scatter_positions"}
+ELSEWHERE = {"alias", "assign", "check", "select_positions", "scatter_positions"}
 
 
 def test_every_row_of_the_table_has_a_case():

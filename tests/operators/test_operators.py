@@ -372,7 +372,7 @@ CASES = {
             lambda self, x: self.o(F.linear(self.i(x), torch._weight_norm(self.v, self.g))),
             i=nn.Linear(12, 6), v=nn.Parameter(torch.randn(7, 6)), g=nn.Parameter(torch.randn(7, 1)), o=nn.Linear(7, 3),
         ),
-        [(7, 0)],  # a norm goes over all that it is given
+        [(6, 0), (7, 0)],
     ),
     "a bag of embeddings": (
         tokens(

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchorbit
-from tests.models import Computes, assert_same, outcome, train_together
+from tests.models import Computes, assert_equal, assert_same, outcome, reloaded, train_together
 from tests.orbits.helpers import kinds
 
 TOLERANCE = 1e-12
@@ -30,6 +30,7 @@ def assert_halved(model, example, *others, orbits=None):
     pruned = torchorbit.remove_channels(dag, removed)
     for inputs in (example, *map(in_double, others)):
         assert torchorbit.verify_removal(dag, pruned, removed, inputs) < TOLERANCE
+    assert_equal(outcome(reloaded(pruned), example), outcome(pruned, example))
     return pruned
 
 
@@ -236,3 +237,14 @@ def test_what_writes_freeze_is_said():
     assert [reason.kind for reason in groups.reasons("first.weight", 0, 3)] == ["alone"]
     assert {(orbit.width, orbit.sources) for orbit in orbits} == {(7, ("first",))}
     assert all(groups.reasons("one.weight", 0, index) for index in range(2))
+
+
+def test_a_recurrent_layer_with_projections_keeps_its_hidden_size():
+    model = Computes(
+        lambda self, x: self.last(self.layer(self.first(x))[0]),
+        first=nn.Linear(12, 8),
+        layer=nn.LSTM(8, 6, batch_first=True, proj_size=4),
+        last=nn.Linear(4, 3),
+    )
+    pruned = assert_halved(model, (torch.randn(2, 5, 12),), orbits=[])
+    assert pruned.layer.hidden_size == 6

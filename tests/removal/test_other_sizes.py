@@ -213,3 +213,18 @@ def test_layers_of_torchs_transformers_lose_heads_and_what_is_in_them(norm_first
     attention = pruned.get_submodule("decoder.multihead_attn")
     assert attention.in_proj_weight.shape == (12, 8)
     assert attention.out_proj.weight.shape == (8, 4)
+
+
+def test_samples_that_are_folded_into_queries_may_be_of_any_number():
+    def forward(self, x):
+        queries = self.queries[:, None].expand(-1, len(x), -1) * x[None, :, 0]
+        return self.layer(queries.reshape(-1, 6)).relu().view(8, -1, 5).transpose(0, 1).mean(1)
+
+    model = Computes(forward, queries=nn.Parameter(torch.randn(8, 6)), layer=nn.Linear(6, 5))
+    dag = torchorbit.convert(model.double().eval(), torch.randn(2, 3, 6).double())
+    (orbit,) = [orbit for orbit in torchorbit.find_orbits(dag) if orbit.width == 8]
+    for removed in ({orbit: [0, 2, 3]}, {orbit: range(1, 8)}):
+        pruned = torchorbit.remove_channels(dag, removed)
+        for batch in (2, 3, 5):
+            inputs = torch.randn(batch, 3, 6).double()
+            assert torchorbit.verify_removal(dag, pruned, removed, inputs) < TOLERANCE

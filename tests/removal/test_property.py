@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, assume, event, given, note, settings
+from hypothesis import HealthCheck, assume, event, example, given, note, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -554,7 +554,12 @@ def test_random_removals_are_right_and_can_be_repeated(specification, seed):
     assert_proved(pruned, at_random(torchorbit.find_orbits(pruned), seed + 1))
 
 
+#: Four channels in two groups beside two others, of which the first three are written: the slice cuts a group.
+CUT_GROUPS = (4, (("cat", (), (("grouped", 2, 1),), False), ("written", "first")), False)
+
+
 @settings(KEPT, max_examples=50)
+@example(CUT_GROUPS, 3)
 @given(specifications, seeds)
 def test_every_orbit_shrinks_to_one_unit(specification, seed):
     dag, orbits = network(specification)

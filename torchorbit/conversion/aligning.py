@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from torchorbit.arguments import PLAIN
+from torchorbit.arguments import PLAIN, Attr
 from torchorbit.containers import items_of
 from torchorbit.conversion.numbers import Traced
 from torchorbit.conversion.recording import Step
@@ -17,6 +17,8 @@ from torchorbit.operators import OPERATORS
 # What it costs to leave a step without a partner, and to pair two steps with different constants among their arguments.
 _ALONE = 2
 _DIFFERENT = 3
+# The same for results of different shapes, where they were recorded with inputs of the same.
+_RESHAPED = 1
 # How many pairs of steps are looked at before two recordings are said to be too different.
 _MOST = 2_000_000
 #: Functions with an argument that depends on the training flag.
@@ -43,7 +45,7 @@ def same_steps(ours: Sequence[Step], theirs: Sequence[Step], *, training: bool) 
     return all(key_of(one) == key_of(other) for one, other in zip(ours, theirs, strict=True))
 
 
-def pairs(ours: Sequence[Step], theirs: Sequence[Step]) -> list[tuple[int, int]] | None:
+def pairs(ours: Sequence[Step], theirs: Sequence[Step], *, same_sizes: bool) -> list[tuple[int, int]] | None:
     """The steps of two recordings that belong together, in order, with as few others as possible.
 
     Steps belong together that are of the same function or module with results of the same rank, and rather those with
@@ -53,6 +55,7 @@ def pairs(ours: Sequence[Step], theirs: Sequence[Step]) -> list[tuple[int, int]]
     Args:
         ours: the steps of one recording.
         theirs: those of the other one.
+        same_sizes: both were recorded with inputs of the same shapes, so that those of results tell something, too.
 
     Returns:
         Positions in the two, or None where the recordings are too different to be compared.
@@ -70,7 +73,8 @@ def pairs(ours: Sequence[Step], theirs: Sequence[Step]) -> list[tuple[int, int]]
         ways = [(i + 1, j, cost + _ALONE), (i, j + 1, cost + _ALONE)]
         if i < end[0] and j < end[1] and mine[i] == other[j]:
             same = _constants(ours[i]) == _constants(theirs[j])
-            ways.append((i + 1, j + 1, cost + (0 if same else _DIFFERENT)))
+            reshaped = same_sizes and ours[i].shape != theirs[j].shape
+            ways.append((i + 1, j + 1, cost + (0 if same else _DIFFERENT) + (_RESHAPED if reshaped else 0)))
         for x, y, price in ways:
             if x <= end[0] and y <= end[1] and price < best.get((x, y), price + 1):
                 best[x, y] = price
@@ -99,14 +103,14 @@ def _rank(step: Step) -> int | None:
 
 
 def _constants(step: Step) -> list[Any]:
-    """What is constant among the arguments of a step whatever the sizes and the mode are."""
+    """What is the same among the arguments of a step whatever the sizes are: constants, parameters and buffers."""
     if getattr(step.function, "__name__", "") in MODE_DEPENDENT:
         return []
     found: list[Any] = []
 
     def collect(arg: Any) -> None:
         kind = type(arg)
-        if kind in PLAIN:
+        if kind in PLAIN or kind is Attr:
             found.append(arg)
         elif kind not in Traced and (items := items_of(arg)) is not None:
             for item in items:

@@ -18,7 +18,7 @@ from torchorbit.containers import leaves_of, map_leaves, placed_leaves
 from torchorbit.conversion.build import build
 from torchorbit.conversion.preserving import Snapshot
 from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, reconcile
-from torchorbit.conversion.recorder import record
+from torchorbit.conversion.recorder import held_modes, record
 from torchorbit.conversion.recording import CHECK, Recording, Value
 from torchorbit.conversion.wrappers import refuse_scripted, unwrapped, without_caches
 from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError
@@ -108,6 +108,12 @@ def _convert(model: nn.Module, inputs: _Inputs, atomic: tuple[type[nn.Module], .
         paths.setdefault(id(module), []).append(path)
     recorder = _Recordings(model, inputs, {identity: found[0] for identity, found in paths.items()}, atomic)
     reconciled, provenance = recorder.collect()
+    held = held_modes(recorder.snapshot, recorder.paths)
+    provenance = dataclasses.replace(
+        provenance,
+        always_evaluation=tuple([path for path, training in held.items() if not training]),
+        always_training=tuple([path for path, training in held.items() if training]),
+    )
     if provenance.training_differs:
         modules = ", ".join(f"'{path}'" for path in provenance.training_differs[:5])
         warnings.warn(

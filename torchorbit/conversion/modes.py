@@ -33,6 +33,14 @@ def within(call: ModuleCall, outer: ModuleCall) -> bool:
     return inner is not None
 
 
+#: A value -> the calls that return it, and what each of them returns in training and in evaluation.
+_Results = dict[Value, list[tuple[ModuleCall, tuple[Value, Value]]]]
+
+
+def _depth(call: ModuleCall) -> int:
+    return 0 if call.parent is None else _depth(call.parent) + 1
+
+
 class Modes:
     """What evaluation, the first recording, and training do differently.
 
@@ -58,7 +66,8 @@ class Modes:
             for position in [position for group in other.extras.values() for position in group]:
                 self.alone[other.numbered(position)] = other.call(other.recording.steps[position].call)
         self._returned: dict[tuple[Value, Value], ModuleCall] = {}
-        self._instead: tuple[dict[Value, tuple[Value, Value]], dict[Value, tuple[Value, Value]]] = ({}, {})
+        # In training and in evaluation: value -> the calls that return it, from the inside out, and what these return.
+        self._instead: tuple[_Results, _Results] = ({}, {})
         for other in aligned:
             if other.variation.training:
                 self._compare_results(other)
@@ -86,18 +95,17 @@ class Modes:
             while call is not None and id(call) not in calls:
                 calls[id(call)] = call
                 call = call.parent
-        for identity, theirs in calls.items():
-            ours = other.calls.get(identity)
+        for theirs in sorted(calls.values(), key=_depth, reverse=True):
+            ours = other.calls.get(id(theirs))
             if ours is None or type(ours.result) is not Value or type(theirs.result) is not Value:
                 continue
-            evaluation, training = ours.result, other.value(theirs.result)
-            pair = training, evaluation
-            if training == evaluation or (pair in self._returned and within(self._returned[pair], ours)):
+            pair = other.value(theirs.result), ours.result
+            if pair[0] == pair[1]:
                 continue
-            self._returned[pair] = ours
+            self._returned.setdefault(pair, ours)
             for value, instead in zip(pair, self._instead, strict=True):
                 if value.step >= 0 and within(self.call_of(value), ours):  # else others may use it as it is, too
-                    instead[value] = pair
+                    instead.setdefault(value, []).append((ours, pair))
 
     def call_of(self, value: Value) -> ModuleCall:
         """The call in which the step stands that made a value."""
@@ -159,8 +167,8 @@ class Modes:
             call: where it is used.
             training: in which mode.
         """
-        pair = self._instead[0 if training else 1].get(value)
-        return None if pair is None or within(call, self._returned[pair]) else pair
+        results = self._instead[0 if training else 1].get(value, ())
+        return next((pair for made, pair in reversed(results) if not within(call, made)), None)
 
     def returning(self, pair: Any) -> ModuleCall | None:
         """The innermost call that returns one tensor in training and another in evaluation."""

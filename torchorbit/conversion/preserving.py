@@ -90,13 +90,22 @@ class Snapshot:
         for module in self.modules:
             self._attributes(module.__dict__, _DEPTH)
 
+    @property
+    def trains_itself(self) -> bool:
+        """Whether the model, or a part of it, has a `train` of its own."""
+        return any(type(module).train is not nn.Module.train or "train" in module.__dict__ for module in self.modules)
+
     def train(self, mode: bool) -> None:
         """Set the training flag of every module, as the model's own `train` does it where it has one."""
-        if any(type(module).train is not nn.Module.train for module in self.modules):
+        if self.trains_itself:
             self.modules[0].train(mode)
             return
         for module in self.modules:
             module.__dict__["training"] = mode
+
+    def modes(self) -> list[bool]:
+        """The training flag of every module."""
+        return [module.__dict__["training"] for module in self.modules]
 
     def copy_tensors(self) -> None:
         """Put copies in the places of all tensors, for a run that may write into them."""

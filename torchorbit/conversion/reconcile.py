@@ -159,7 +159,7 @@ def _align(first: Recording, other: Recording, variation: Variation) -> Aligned:
     elif not variation.training:
         raise _parting(ours, theirs)
     else:
-        paired = pairs(ours, theirs)
+        paired = pairs(ours, theirs, same_sizes=not (variation.batch or variation.lengths))
         if paired is None:
             raise DisagreementError(None, "in training the model takes another path from start to end")
         found = paired
@@ -354,7 +354,8 @@ class _Merger:
         number = self.choices.get((pair, call))
         if number is None:
             number = self.choices[pair, call] = FIRST_CHOICE + len(self.choices)
-            argument, made = differing(*pair, call), pair[1]
+            training, made = self.returned(pair[0], call, training=True), self.returned(pair[1], call)
+            argument = differing(training, made, call)
             known = 0 <= made.step < FIRST_CHOICE
             shape = pick(self.first.steps[made.step].shape, made.index) if known else None
             self.chosen.append(Item(number, Step(ALIAS, (), {}, call, shape=shape), call, (argument,), {}))

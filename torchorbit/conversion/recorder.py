@@ -246,8 +246,7 @@ class Recorder(TorchFunctionMode):
         if is_composite(func):
             return self.composite(func, args, kwargs)
 
-        if not self.autocast and torch._C._is_any_autocast_enabled():
-            raise self.error("it runs under autocast, which a graph does not hold; cast explicitly instead", name)
+        self.refuse_autocast(name)
         if func in _LITERALS and not _has_tensor((args, kwargs)):
             return self.questions.literal(func, args, kwargs)
         if func is Tensor.new_tensor and not _has_tensor((args[1:], kwargs)):
@@ -302,6 +301,11 @@ class Recorder(TorchFunctionMode):
         step.shape = shapes_in(result)
         step.result = self.register(result)
         return step.result
+
+    def refuse_autocast(self, name: str) -> None:
+        """Refuse what runs under autocast that the model itself turns on: which dtype it has depends on the device."""
+        if not self.autocast and torch._C._is_any_autocast_enabled():
+            raise self.error("it runs under autocast, which a graph does not hold; cast explicitly instead", name)
 
     def new_tensor(self, like: Tensor, data: Any, *, dtype: torch.dtype | None = None, **others: Any) -> Tensor:
         """Python numbers as a tensor of the dtype that another one has."""
@@ -424,6 +428,7 @@ class Recorder(TorchFunctionMode):
         kwargs: dict[str, Any],
     ) -> Any:
         """Record a leaf module as one step."""
+        self.refuse_autocast(type(module).__name__)
         with torch._C.DisableTorchFunction():
             self.saw_traced = False
             step = Step(
@@ -610,6 +615,19 @@ def _register_input(recorder: Recorder, value: Any, step: int) -> None:
         if isinstance(leaf, Tensor):
             recorder.values[id(leaf)] = Value(step, index)
             recorder.alive.append(leaf)
+
+
+def held_modes(snapshot: Snapshot, paths: Mapping[int, str]) -> dict[str, bool]:
+    """The modules that a model's own `train` leaves in one mode, by their paths, and whether that is training."""
+    if not snapshot.trains_itself:
+        return {}
+    with on_meta(snapshot.modules[0]):
+        snapshot.train(True)
+        training = snapshot.modes()
+        snapshot.train(False)
+        evaluation = snapshot.modes()
+    flags = zip(snapshot.modules, training, evaluation, strict=True)
+    return {paths[id(module)]: in_training for module, in_training, other in flags if in_training == other}
 
 
 @contextmanager

@@ -6,7 +6,7 @@ import dataclasses
 import linecache
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from weakref import WeakValueDictionary, finalize
 
 from tabulate import tabulate
@@ -52,6 +52,8 @@ class Provenance:
         mode: ``"both"`` when training and evaluation take the same path or their differences are in the graph;
             ``"evaluation"`` when only the path of evaluation could be recorded.
         training_differs: paths of modules that take another path in training that is not in the graph.
+        always_evaluation: paths of modules that stay in evaluation whatever `train` is told, frozen batch norms say.
+        always_training: paths of modules that stay in training.
         free_batch: whether any batch size works; otherwise only the recorded one does.
         free_lengths: whether the model itself runs at other spatial sizes (or sequence lengths) on the same path,
             so that those sizes are free in the graph, too.
@@ -66,6 +68,8 @@ class Provenance:
     source: str = ""
     mode: str = "both"
     training_differs: tuple[str, ...] = ()
+    always_evaluation: tuple[str, ...] = ()
+    always_training: tuple[str, ...] = ()
     free_batch: bool = True
     free_lengths: bool = True
     fixed_by: tuple[str, str] = ("", "")
@@ -252,6 +256,18 @@ class _Root(DagModule):
             raise GraphRunError(vertex, _explained(self, error, args, kwargs)) from error
         self._refuse_other_sizes(args, kwargs)
         return result
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of all modules but those that the source model leaves in one."""
+        super().train(mode)
+        provenance = self.provenance
+        if provenance is not None and (provenance.always_evaluation or provenance.always_training):
+            modules = dict(self.named_modules(remove_duplicate=False))
+            for paths, training in ((provenance.always_evaluation, False), (provenance.always_training, True)):
+                for path in paths:
+                    if path in modules:
+                        modules[path].training = training
+        return self
 
     def _refuse_other_sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Every vertex ran, but numbers that follow from a fixed size are those of the recorded one."""

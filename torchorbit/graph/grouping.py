@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -69,7 +70,22 @@ def group(dag: DagModule, vertices: Iterable[str], name: str) -> str:
         _move(level, block, inside, [*before, *after])
         shapes = {key: shape for key, shape in level.graph.shapes.items() if key not in names}
         rewrite(level, Graph(tuple(rest), map_args(level.graph.output, change), shapes))
+    _hold_modes(dag, level, target)
     return f"{paths[0].rpartition('/')[0]}/{called}".removeprefix("/")
+
+
+def _hold_modes(dag: DagModule, level: DagModule, target: str) -> None:
+    """Let what stays in one mode whatever `train` is told do so at its new path, too."""
+    assert dag.provenance is not None
+    start = next(f"{path}." if path else "" for path, module in dag.named_modules() if module is level)
+    there = dict(dag.named_modules(remove_duplicate=False))
+
+    def moved(paths: tuple[str, ...]) -> tuple[str, ...]:
+        inside = [f"{start}{target}.{path.removeprefix(start)}" for path in paths if path.startswith(start) and path]
+        return (*paths, *[path for path in inside if path in there])
+
+    evaluation, training = moved(dag.provenance.always_evaluation), moved(dag.provenance.always_training)
+    dag.__dict__["provenance"] = replace(dag.provenance, always_evaluation=evaluation, always_training=training)
 
 
 def _parted(level: DagModule, names: set[str]) -> tuple[list[Vertex], list[Vertex], list[Vertex]]:

@@ -147,6 +147,8 @@ _PROVENANCE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "source": (_is_text, "a string"),
     "mode": (lambda value: value in ("both", "evaluation"), "'both' or 'evaluation'"),
     "training_differs": (_texts, "a list of strings"),
+    "always_evaluation": (_texts, "a list of strings"),
+    "always_training": (_texts, "a list of strings"),
     "free_batch": (lambda value: isinstance(value, bool), "true or false"),
     "free_lengths": (lambda value: isinstance(value, bool), "true or false"),
     "fixed_by": (lambda value: _texts(value) and len(value) == 2, "two strings"),
@@ -649,7 +651,7 @@ def _read_record(content: Any, read: Read) -> Record:
 def _is_field(word: Any) -> bool:
     """Whether it may be the name of an attribute: none of those that mean something to Python."""
     known = isinstance(word, str) and len(word) <= _MAX_NAME and bool(_IDENTIFIER.match(word))
-    return known and not word.startswith(("__", "_record"))
+    return known and not iskeyword(word) and not word.startswith(("__", "_record"))
 
 
 def _read_float(content: Any, read: Read) -> float:

@@ -124,7 +124,7 @@ class _Runner(Interpreter):
                 continue
             try:
                 result = self.call_module(vertex) if isinstance(vertex, ModuleVertex) else self.call_operator(vertex)
-            except (RuntimeError, TypeError, IndexError, ValueError) as error:
+            except Exception as error:  # a module that is kept whole may raise anything
                 raise GraphRunError(vertex.name, str(error)) from error
             self.results[vertex.name] = result
             self.shapes[vertex.name] = shapes_in(result)

@@ -94,7 +94,8 @@ def _mv_rule(operands: Operands) -> list[Dim]:
 
 
 def _dot_rule(operands: Operands) -> list[Dim]:
-    operands.labels.meet(operands.tensor().dims[0], operands.tensor("tensor").dims[0])
+    first, second = operands.tensors()
+    operands.labels.meet(first.dims[0], second.dims[0])
     return []
 
 
@@ -374,6 +375,7 @@ OPERATORS = [
     operator(
         "dot(input, tensor)", rule=_dot_rule, cost=_product_cost("input"), contraction=_product("input", "tensor")
     ),
+    operator("vdot(input, other)", rule=_dot_rule, cost=_product_cost("input"), contraction=_product("input", "other")),
     operator(
         "outer(input, vec2)",
         rule=_outer_rule,

@@ -108,7 +108,7 @@ def _scatter_resize(call: Resized) -> None:
 
 
 OPERATORS = [
-    operator("alias(input)", function=_itself, rule=elementwise, shape=same_shape, layout="alias", constant="same"),
+    operator("alias(input)", function=_itself, rule=elementwise, shape=same_shape, constant="same"),
     operator("assign(target, value)", function=_assigned, kinds={"value": "tensor"}, rule=_assign_rule, effect=True),
     operator(
         "check(condition, message)",

@@ -67,7 +67,8 @@ class Reading:
         attributes: path of a parameter or buffer -> what is known of it.
         sources: vertices that produce channels, with the labels of those.
         sinks: vertices that consume channels, with the labels of those.
-        pieces: runs of labels that must each keep something: what is left of a split must not be empty.
+        pieces: runs of labels that must each keep something: what is left of a split must not be empty. By the vertex
+            that makes them, and which of its pieces each is.
         mixing: vertex name -> where it mixes channels.
         unruled: operators without a rule.
         reads: gives which of several results of a vertex anything reads; None is among them where all are at once.
@@ -78,7 +79,7 @@ class Reading:
     attributes: dict[str, Labelled] = field(default_factory=dict)
     sources: list[tuple[str, Array]] = field(default_factory=list)
     sinks: list[tuple[str, Array]] = field(default_factory=list)
-    pieces: list[Array] = field(default_factory=list)
+    pieces: dict[tuple[str, int], Array] = field(default_factory=dict)
     mixing: dict[str, list[Mixing]] = field(default_factory=dict)
     unruled: dict[str, None] = field(default_factory=dict)
     reads: Callable[[str], frozenset[Any]] = field(default=lambda name: frozenset({None}), compare=False)
@@ -103,6 +104,7 @@ class Operands:
     args: dict[str, Any]
     shape: Any
     module: nn.Module | None = None
+    _pieces: int = 0
 
     @property
     def labels(self) -> Labels:
@@ -138,6 +140,7 @@ class Operands:
 
     def piece(self, dim: Dim, start: int, stop: int, step: int = 1) -> Dim:
         """A part of a dimension, as slicing gives it. One channel alone cannot be removed."""
+        self._pieces += 1
         if not isinstance(dim, np.ndarray):
             return dim if len(range(start, stop, step)) > 1 else None
         part = dim[start:stop:step]
@@ -146,11 +149,12 @@ class Operands:
         if len(part) <= 1:
             self.labels.freeze(part)
             return None
-        self.reading.pieces.append(part)
+        self.reading.pieces[self.vertex, self._pieces] = part
         return part
 
     def picked(self, dim: Dim, positions: NDArray[np.int64]) -> Dim:
         """Channels at some positions, in any order. One channel alone cannot be removed."""
+        self._pieces += 1
         if not isinstance(dim, np.ndarray):
             self.freeze(dim)
             return dim if dim is OTHER and len(positions) > 1 else None
@@ -158,7 +162,7 @@ class Operands:
         if len(part) <= 1:
             self.labels.freeze(part)
             return None
-        self.reading.pieces.append(part)
+        self.reading.pieces[self.vertex, self._pieces] = part
         return part
 
     def reads(self, position: int, name: str) -> bool:

@@ -41,17 +41,13 @@ def _last(rank: int, weight_rank: int, module: nn.Module | None) -> int:
 
 
 def _weight_norm_rule(operands: Operands) -> list[Dim]:
-    """A norm goes over all dimensions of the weight but one, and over nothing less than all of them."""
+    """A norm over all dimensions of the weight but one, or over all, and a scale for it."""
     weight, scale = operands.tensor("v"), operands.tensor("g")
-    axis = operands.arg("dim")
-    axis = axis % len(weight.shape) if len(scale.shape) == len(weight.shape) else None
-    for position, dim in enumerate(weight.dims):
-        if position != axis:
-            operands.freeze(dim)
-    if axis is None:
-        return [None] * len(weight.shape)
-    kept = operands.labels.meet(weight.dims[axis], scale.dims[axis])
-    return [kept if position == axis else None for position in range(len(weight.shape))]
+    dims = list(weight.dims)
+    if len(scale.shape) == len(weight.shape):
+        axis = operands.arg("dim") % len(dims)
+        dims[axis] = operands.labels.meet(dims[axis], scale.dims[axis])
+    return dims
 
 
 def _per_channel_rule(operands: Operands) -> list[Dim]:
@@ -356,7 +352,7 @@ OPERATORS = [
         needless={
             "cost": "fvcore does not count it",
             "resize": "no argument holds a length",
-            "oracle": "it freezes the dimensions that it goes over",
+            "oracle": "zeros have no part in a norm",
         },
     ),
 ]

@@ -19,7 +19,7 @@ NEEDLESS = {
 
 _NAMES = """
     addbmm addmv addr affine_grid_generator atleast_1d atleast_2d atleast_3d block_diag cartesian_prod cross ger kron
-    trace vdot
+    trace
 
     cholesky_solve linalg_cond linalg_cross linalg_householder_product linalg_ldl_factor linalg_ldl_solve
     linalg_lu_solve linalg_matrix_norm linalg_multi_dot linalg_norm linalg_solve linalg_solve_ex

@@ -151,7 +151,7 @@ def _cell_cost(shapes: Shapes, result: Any, args: dict[str, Any]) -> float:
 
 def _settle(module: Any) -> None:
     module.input_size = module.weight_ih_l0.shape[1]
-    module.hidden_size = module.weight_hh_l0.shape[1]
+    module.hidden_size = module.weight_hh_l0.shape[0] // _GATES.get(module.mode, 1)
     module._init_flat_weights()  # it keeps a list of its weights, which a copy of it shares
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -177,6 +178,7 @@ class Orbits(Sequence[Orbit]):
         self.model = model
         self.readings = readings
         self.components = [reading.labels.components() for reading in readings]
+        _keep_pieces(readings, self.components)
         self.counts = [int(component.max(initial=0)) + 1 for component in self.components]
         self.unruled = tuple(dict.fromkeys([name for reading in readings for name in reading.unruled]))
         self.parts, self.positions = _lay_out(readings, self.components)
@@ -315,6 +317,24 @@ def owned_slices(orbits: Orbits, owned: NDArray[np.bool_]) -> Iterator[Slice]:
             yield Slice.of(part.path, part.axis, indices, shapes[part.path].shape)
 
 
+def _keep_pieces(readings: list[Reading], components: list[Array]) -> None:
+    """Freeze units with which nothing might be left of a piece, though each orbit keeps some of its units in it.
+
+    Where a slice cuts through groups, ``[a0 a1 b0]`` of two groups of two, whole groups (``a``) and channels in them
+    (``0``) could go such that only ``b1`` is left. The units of the outer reading are then frozen.
+    """
+    for place in dict.fromkeys([place for reading in readings[1:] for place in reading.pieces]):
+        numbers = [number for number, reading in enumerate(readings) if place in reading.pieces]
+        for last in range(2, len(numbers) + 1):
+            units = [components[number][readings[number].pieces[place]] for number in numbers[:last]]
+            kept = np.logical_and.reduce([unit == 0 for unit in units]).any()
+            wholes = [np.unique(unit) for unit in units]
+            combinations = len(np.unique(np.stack(units), axis=1).T)
+            if not kept and combinations < math.prod(map(len, wholes)):
+                outer = components[numbers[last - 1]]
+                outer[np.isin(outer, wholes[-1])] = 0
+
+
 def _lay_out(readings: list[Reading], components: list[Array]) -> tuple[list[TensorDimension], list[Array]]:
     """Lay the labels of all dimensions one after the other, what was tied as a whole once."""
     parts: list[TensorDimension] = []
@@ -360,7 +380,7 @@ def _families(orbits: Orbits, number: int, reading: Reading) -> list[Array]:
     count = orbits.counts[number]
     given = _given(orbits, number, reading, count)
     runs = [positions[start : start + length] for start, length in {(part.start, part.length) for part in orbits.parts}]
-    runs += [component[piece] for piece in reading.pieces]
+    runs += [component[piece] for piece in reading.pieces.values()]
     marks = np.random.default_rng(0).integers(1, 2**62, size=len(runs), dtype=np.uint64)
     signature = np.zeros(count, np.uint64)
     for mark, run in zip(marks, runs, strict=True):

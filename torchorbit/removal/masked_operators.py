@@ -287,9 +287,9 @@ class RecordedSizeError(ArgumentError):
 def fitted(mask: Tensor, length: int) -> Tensor:
     """A mask of a dimension that is of another length than when the graph was recorded.
 
-    Where samples are folded into a dimension of channels there is a copy of the channels for each of them. Where
-    channels stand beside tokens, as registers do, there are more or fewer tokens: they are the most positions in a row
-    that are kept.
+    Where samples are folded into a dimension of channels there is a copy of all channels for each of them, or a copy of
+    each channel for all of them. Where channels stand beside tokens, as registers do, there are more or fewer tokens:
+    they are the most positions in a row that are kept.
     """
     recorded = len(mask)
     if length == recorded:
@@ -297,6 +297,9 @@ def fitted(mask: Tensor, length: int) -> Tensor:
     period = math.gcd(length, recorded)
     if torch.equal(mask, mask[:period].repeat(recorded // period)):
         return mask[:period].repeat(length // period)
+    copies = mask.reshape(period, -1)
+    if torch.equal(copies, copies[:, :1].expand_as(copies)):
+        return copies[:, 0].repeat_interleave(length // period)
     kept = mask.tolist()
     runs = [(len(list(run)), there) for there, run in itertools.groupby(kept)]
     longest = max([count for count, there in runs if there], default=0)

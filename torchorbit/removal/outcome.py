@@ -12,6 +12,11 @@ from torchorbit.graph.one_level import input_shapes_of
 from torchorbit.graph.shapes import complete, pick
 from torchorbit.orbits.flat import FlatModel
 
+_WHOSE_FAULT = (
+    "Nothing was changed. Where a rule of your own is in use, torchorbit.rules.check_rule says whether it is right; "
+    "else this is a mistake in torchorbit: please report it, and name the layers around it in frozen= meanwhile"
+)
+
 
 def require_same_output(whole: FlatModel, smaller: DagModule) -> None:
     """Refuse a graph that does not run any more, or whose output is not of the shapes that it was of.
@@ -30,11 +35,15 @@ def require_same_output(whole: FlatModel, smaller: DagModule) -> None:
     except GraphRunError as error:
         if not _runs(whole):
             return  # a module that is kept whole may need more than shapes
-        raise InternalError(f"after the removal, vertex '{error.vertex}' does not run: {error.reason}") from error
+        raise InternalError(
+            f"after the removal, vertex '{error.vertex}' does not run: {error.reason}. {_WHOSE_FAULT}"
+        ) from error
     expected = _OutputShapes(whole.graph.shapes, whole.dag).value(whole.graph.output)
     given = _OutputShapes(shapes, smaller).value(smaller.graph.output)
     if given != expected:
-        raise InternalError(f"after the removal, the output has the shapes {given}, expected {expected}")
+        raise InternalError(
+            f"after the removal, the output has the shapes {given}, expected {expected}. {_WHOSE_FAULT}"
+        )
 
 
 def _found(graph: Graph, dag: DagModule) -> dict[str, Any]:
