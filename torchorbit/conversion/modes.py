@@ -62,9 +62,15 @@ class Modes:
         for number, step in enumerate(first.steps):
             if any(other.partner[number] < 0 for other in aligned):
                 self.alone[number] = self._shared_call(step.call)
+        # Calls that evaluation makes without a step -> the next step that it has, and what they are given.
+        self._idle: dict[ModuleCall, int] = {}
+        self._given: dict[ModuleCall, tuple[Value, Value]] = {}
+        self._results: dict[ModuleCall, Any] = {}  # what these give in training
         for other in aligned:
-            for position in [position for group in other.extras.values() for position in group]:
-                self.alone[other.numbered(position)] = other.call(other.recording.steps[position].call)
+            for following, group in other.extras.items():
+                for position in group:
+                    call = self._made_in_both(other, other.recording.steps[position].call, following)
+                    self.alone[other.numbered(position)] = call
         self._returned: dict[tuple[Value, Value], ModuleCall] = {}
         # In training and in evaluation: value -> the calls that return it, from the inside out, and what these return.
         self._instead: tuple[_Results, _Results] = ({}, {})
@@ -86,6 +92,33 @@ class Modes:
         while id(call) not in self._shared and call.parent is not None:
             call = call.parent
         return call
+
+    def _made_in_both(self, other: Aligned, call: ModuleCall, following: int) -> ModuleCall:
+        """The innermost call around a step of training that evaluation makes, too, if without a step.
+
+        A module that looked at its flag in evaluation was called, and its own flag decides. Where it takes one tensor
+        and gives one, it gives back what it takes.
+        """
+        if id(call) in other.calls or call.parent is None:
+            return other.calls.get(id(call), call)
+        outer = self._made_in_both(other, call.parent, following)
+        if call.path is None or call.path not in self._first.training_reads:
+            return outer
+        made = other.calls[id(call)] = ModuleCall(call.module, call.path, outer)
+        self._idle[made] = following
+        taken = [value for _, value in call.arguments if type(value) is Value]
+        if len(taken) == 1:
+            training = other.value(taken[0])
+            before = next((c for c in self._given if c.result is not None and self._results[c] == training), None)
+            evaluation = training if before is None else before.result
+            self._given[made] = training, evaluation
+            self._results[made] = other.value(call.result)
+            made.result = evaluation
+        return made
+
+    def given(self, call: ModuleCall) -> tuple[Value, Value] | None:
+        """What a call takes, and gives back in evaluation, in training and in evaluation; None for all other calls."""
+        return self._given.get(call)
 
     def _compare_results(self, other: Aligned) -> None:
         """Note which calls return one tensor in training and another in evaluation."""
@@ -196,7 +229,8 @@ class Modes:
             return True
         if value.step in self.alone:
             return False
-        return value.step < next(n for n, step in enumerate(self._first.steps) if within(step.call, call))
+        began = (n for n, step in enumerate(self._first.steps) if within(step.call, call))
+        return value.step < next(began, self._idle.get(call, 0))
 
 
 def differing(training: Any, evaluation: Any, call: ModuleCall | None) -> ByMode:
