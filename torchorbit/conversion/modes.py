@@ -65,7 +65,7 @@ class Modes:
         # Calls that evaluation makes without a step -> the next step that it has, and what they are given.
         self._idle: dict[ModuleCall, int] = {}
         self._given: dict[ModuleCall, tuple[Value, Value]] = {}
-        self._results: dict[ModuleCall, Any] = {}  # what these give in training
+        self._known_calls: dict[int, list[ModuleCall]] = {}
         for other in aligned:
             for following, group in other.extras.items():
                 for position in group:
@@ -107,14 +107,33 @@ class Modes:
         made = other.calls[id(call)] = ModuleCall(call.module, call.path, outer)
         self._idle[made] = following
         taken = [value for _, value in call.arguments if type(value) is Value]
-        if len(taken) == 1:
-            training = other.value(taken[0])
-            before = next((c for c in self._given if c.result is not None and self._results[c] == training), None)
-            evaluation = training if before is None else before.result
-            self._given[made] = training, evaluation
-            self._results[made] = other.value(call.result)
+        evaluation = self._counterpart(other, taken[0], outer) if len(taken) == 1 else None
+        if evaluation is not None:
+            self._given[made] = other.value(taken[0]), evaluation
             made.result = evaluation
         return made
+
+    def _counterpart(self, other: Aligned, value: Value, call: ModuleCall) -> Value | None:
+        """What is in evaluation in the place of a value of training, within a call; None where that is not known."""
+        extra = value.step >= 0 and value.step not in other.number
+        found = None if extra else other.value(value)
+        for theirs in self._calls(other):
+            ours = other.calls.get(id(theirs))
+            if ours is not None and theirs.result == value and type(ours.result) is Value and not within(call, ours):
+                found = ours.result
+        return found
+
+    def _calls(self, other: Aligned) -> list[ModuleCall]:
+        """The calls of another recording, from the inside out."""
+        if id(other) not in self._known_calls:
+            calls: dict[int, ModuleCall] = {}
+            for step in other.recording.steps:
+                call: ModuleCall | None = step.call
+                while call is not None and id(call) not in calls:
+                    calls[id(call)] = call
+                    call = call.parent
+            self._known_calls[id(other)] = sorted(calls.values(), key=_depth, reverse=True)
+        return self._known_calls[id(other)]
 
     def given(self, call: ModuleCall) -> tuple[Value, Value] | None:
         """What a call takes, and gives back in evaluation, in training and in evaluation; None for all other calls."""
@@ -122,13 +141,7 @@ class Modes:
 
     def _compare_results(self, other: Aligned) -> None:
         """Note which calls return one tensor in training and another in evaluation."""
-        calls: dict[int, ModuleCall] = {}
-        for step in other.recording.steps:
-            call: ModuleCall | None = step.call
-            while call is not None and id(call) not in calls:
-                calls[id(call)] = call
-                call = call.parent
-        for theirs in sorted(calls.values(), key=_depth, reverse=True):
+        for theirs in self._calls(other):
             ours = other.calls.get(id(theirs))
             if ours is None or type(ours.result) is not Value or type(theirs.result) is not Value:
                 continue
@@ -158,23 +171,48 @@ class Modes:
                 for position in other.extras.get(n, ())
             ]
             if own or extras:
-                yield from self._together(own, extras, None)
+                around = self._first.steps[begin - 1 : begin] if begin else [], self._first.steps[number : number + 1]
+                yield from self._together(own, extras, None, *[[step.call for step in steps] for steps in around])
             if number < len(self._first.steps):
                 yield None, number
             begin = number + 1
 
-    def _together(self, own: list[Place], extras: list[Place], outer: ModuleCall | None) -> Iterator[Place]:
-        """Steps of two modes between two that both have; those of one call stand together."""
+    def _together(
+        self,
+        own: list[Place],
+        extras: list[Place],
+        outer: ModuleCall | None,
+        before: list[ModuleCall],
+        after: list[ModuleCall],
+    ) -> Iterator[Place]:
+        """Steps of two modes between two that both have; those of one call stand together.
+
+        Args:
+            own: those of evaluation.
+            extras: those of training.
+            outer: the call around all of them.
+            before: the call of the step before them, if there is one.
+            after: that of the step behind them.
+        """
+
+        def rank(call: ModuleCall | None) -> int:
+            """What goes on with a call comes first, what begins one that goes on comes last."""
+            if call is not None and any(within(step, call) for step in before):
+                return 0
+            return 2 if call is not None and any(within(step, call) for step in after) else 1
+
         ours, theirs = self._by_call(own, outer), self._by_call(extras, outer)
         for call, places in ours:
-            following = [n for n, (other, _) in enumerate(theirs) if call is not None and other is call]
-            if not following:
+            same = next((n for n, (other, _) in enumerate(theirs) if call is not None and other is call), None)
+            earlier = sum(rank(other) < rank(call) for other, _ in theirs) if same is None else same
+            for _, others in theirs[:earlier]:
+                yield from others
+            if same is None:
                 yield from places
-                continue
-            for _, before in theirs[: following[0]]:
-                yield from before
-            yield from self._together(places, theirs[following[0]][1], call)
-            theirs = theirs[following[0] + 1 :]
+                theirs = theirs[earlier:]
+            else:
+                yield from self._together(places, theirs[same][1], call, before, after)
+                theirs = theirs[same + 1 :]
         for _, places in theirs:
             yield from places
 
