@@ -108,12 +108,6 @@ class Aligned:
             return value
         return Value(self.numbered(value.step), value.index)
 
-    def call(self, call: ModuleCall) -> ModuleCall:
-        """The same call in the first recording, or the nearest one around it."""
-        while id(call) not in self.calls and call.parent is not None:
-            call = call.parent
-        return self.calls.get(id(call), call)
-
 
 def reconcile(
     first: Recording,
@@ -355,6 +349,10 @@ class _Merger:
         if number is None:
             number = self.choices[pair, call] = FIRST_CHOICE + len(self.choices)
             training, made = self.returned(pair[0], call, training=True), self.returned(pair[1], call)
+            given = self.modes.given(call)
+            before = None if given is None or given[1] != made else self.modes.returning(given)
+            if given is not None and before is not None:
+                made = self.chosen_value(given, before)
             argument = differing(training, made, call)
             known = 0 <= made.step < FIRST_CHOICE
             shape = pick(self.first.steps[made.step].shape, made.index) if known else None
