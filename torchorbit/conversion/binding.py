@@ -80,8 +80,6 @@ def _bind(item: Item, follows: Value | Attr | None) -> BoundStep:
     except UnknownOperatorError as error:
         name = function_name(step.function)
         reason = f"{error} is not in the table of operators; list the class of its module in atomic to keep it whole"
-        if isinstance(step.function, torch._ops.OpOverload):
-            reason = f"{error} is of a program that torch.export made; convert the module from which it was exported"
         raise ConversionError("build", step.call.where(), name, reason, step.line) from error
     if operator in _FACTORIES and "device" not in args and follows is not None:
         args["device"] = SameDevice(follows)

@@ -32,10 +32,10 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def refuse_scripted(model: nn.Module) -> None:
-    """Refuse modules whose forward is no Python.
+    """Refuse modules whose forward is no Python, and programs that were exported.
 
     Raises:
-        ConversionError: a module is scripted or traced.
+        ConversionError: a module is scripted or traced, or one that ``torch.export`` made.
     """
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
