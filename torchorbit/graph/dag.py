@@ -126,14 +126,16 @@ class DagModule(nn.Module):
         for vertex in self.graph.vertices:
             if isinstance(vertex, InputVertex):
                 rows.append((vertex.name, "input", "", ""))
-            elif isinstance(vertex, ModuleVertex):
+                continue
+            only = f" in {vertex.mode}" if vertex.mode else ""
+            if isinstance(vertex, ModuleVertex):
                 module = self.get_submodule(vertex.target)
                 kind = vertex.leaf or ("block" if isinstance(module, DagModule) else type(module).__name__)
                 args = ", ".join([codegen.argument(a) for a in vertex.args])
-                rows.append((vertex.name, kind, vertex.target, args))
+                rows.append((vertex.name, kind + only, vertex.target, args))
             else:
                 args = ", ".join([f"{name}={codegen.argument(a)}" for name, a in vertex.args.items()])
-                rows.append((vertex.name, "operator", vertex.operator, args))
+                rows.append((vertex.name, "operator" + only, vertex.operator, args))
         rows.append(("", "output", "", codegen.argument(self.graph.output)))
         return tabulate(rows, headers=("vertex", "kind", "calls", "arguments"))
 
