@@ -7,7 +7,7 @@ that was loaded from a file does not know the class: `FieldRecord` and `KeyedRec
 from __future__ import annotations
 
 import dataclasses
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -137,7 +137,7 @@ def _written(value: Any) -> str:
 def record_of(value: Any) -> Record | None:
     """What an object holds under which names; None where its class gives none."""
     kind = type(value)
-    keyed = isinstance(value, dict) and kind is not dict
+    keyed = isinstance(value, dict) and kind is not dict and not isinstance(value, defaultdict)
     if kind in _PLAIN or isinstance(value, (type, tuple, Tensor)):
         return None
     if not keyed and kind is not FieldRecord and not dataclasses.is_dataclass(value):
@@ -160,7 +160,7 @@ def opened(value: Any) -> Any:
     record = record_of(value)
     if record is not None:
         return {name: opened(item) for name, item in (record.attributes | (record.items or {})).items()}
-    if type(value) is dict:
+    if isinstance(value, dict):
         return {key: opened(item) for key, item in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_fields"):
         return type(value)(*map(opened, value))

@@ -187,6 +187,13 @@ def test_an_output_of_a_block_keeps_its_class_to_whoever_looks_into_it():
     assert_same(reloaded(dag)(X), source(X))
 
 
+def test_a_dictionary_with_a_default_is_a_plain_one_in_the_graph():
+    dag = torchorbit.convert(Computes(lambda x: collections.defaultdict(list, logits=[x, x + 1])), X)
+    assert type(dag(X)) is dict
+    assert_same(dag(X), {"logits": [X, X + 1]})
+    assert_same(opened(collections.defaultdict(list, logits=[X])), {"logits": [X]})
+
+
 def test_what_a_graph_cannot_hold_in_an_output_is_said():
     with pytest.raises(torchorbit.ConversionError, match="object"):
         torchorbit.convert(Computes(lambda x: Slots(object())), X)

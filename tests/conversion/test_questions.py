@@ -136,3 +136,14 @@ def test_torchs_own_transformer_converts_with_a_causal_mask():
 
     model = Computes(translated, model=nn.Transformer(8, 2, 1, 1, 16, batch_first=True))
     assert_converts(model, (X, torch.randn(2, 4, 8)))
+
+
+def test_a_question_behind_dropout_is_asked_again():
+    def finite(m, x):
+        x = m.drop(m.layer(x))
+        return x if torch.isfinite(x).all() else x.clamp(-1, 1)
+
+    model = Computes(finite, layer=nn.Linear(8, 8), drop=nn.Dropout(0.2))
+    dag = torchorbit.convert(model.eval(), X)
+    assert dag.provenance.mode == "both"
+    assert_same(outcome(dag.train(), X, seed=1), outcome(model.train(), X, seed=1))

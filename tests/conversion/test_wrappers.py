@@ -107,3 +107,18 @@ def test_nodes_and_edges_of_a_graph_vary_by_themselves():
     model = Computes(message, layer=nn.Linear(16, 8))
     example = torch.randn(10, 8), torch.randint(0, 2, (2, 22))
     assert_converts(model, example, (torch.randn(7, 8), torch.randint(0, 7, (2, 30))))
+
+
+def test_keyword_inputs_come_in_any_order():
+    def joined(m, x, *, tokens, scale):
+        return m.image(x).flatten(2).mT + m.text(tokens).mean(1, keepdim=True) * scale[:, None, None]
+
+    model = Computes(joined, image=nn.Conv2d(3, 8, 4, 4), text=nn.Linear(5, 8)).eval()
+    inputs = {"x": torch.randn(2, 3, 16, 16), "tokens": torch.randn(2, 6, 5), "scale": torch.rand(2)}
+    dag = torchorbit.convert(model, inputs)
+    assert dag.provenance.free_lengths
+    other = {"scale": torch.rand(3), "tokens": torch.randn(3, 6, 5), "x": torch.randn(3, 3, 16, 16)}
+    assert_same(outcome(dag, other), outcome(model, other))
+    fixed = Computes(lambda x, *, y: torch.cat((x.view(6, 4), y.view(6, 8)), 1))
+    graph = torchorbit.convert(fixed, {"y": torch.randn(6, 8), "x": torch.randn(6, 4)})
+    assert graph(y=torch.randn(6, 8), x=torch.randn(6, 4)).shape == (6, 12)

@@ -251,7 +251,8 @@ class _Recordings:
             if self.batch and self.batched(tensor):
                 lengths[0] = _OTHER_BATCH if variation.batch else self.batch
             if stretch is not None and not (stretch.indices and tensor.is_floating_point()):
-                for dim in range(2, len(lengths)) if stretch.dim is None else (stretch.dim,):
+                spatial = range(2, len(lengths)) if len(lengths) > 3 else ()  # of an image beside tokens
+                for dim in spatial if stretch.dim is None else (stretch.dim,):
                     if dim < len(lengths):
                         lengths[dim] = max(lengths[dim] * stretch.factor // stretch.divisor, 1)
             return tuple(lengths)

@@ -18,13 +18,12 @@ from torchorbit.arguments import Attr, walk_args
 from torchorbit.containers import leaves_of, map_leaves
 from torchorbit.conversion.numbers import Traced, untraced
 from torchorbit.conversion.recording import ASSIGN, CHECK, MODULE, Step, Value, function_name, writes_in_place
-from torchorbit.operators import OPERATORS
 
 if TYPE_CHECKING:
     from torchorbit.conversion.recorder import Recorder
 
 _CPU = torch.device("cpu")
-#: Functions whose results nobody can know.
+#: Functions whose results nobody can know. Dropout is none of them: what is asked behind it rarely hangs on it.
 _RANDOM = {
     "rand", "randn", "randint", "randperm", "bernoulli", "multinomial", "normal", "uniform_", "normal_", "rand_like",
     "randn_like", "randint_like", "bernoulli_", "exponential_", "empty", "empty_like", "new_empty",
@@ -148,7 +147,7 @@ class Values:
         if step.function in (ASSIGN, CHECK):
             return Known(None)
         name = getattr(step.function, "__name__", "")
-        if name in _RANDOM or self._drops(step):
+        if name in _RANDOM:
             raise UnknownError(f"they follow from random numbers, of {function_name(step.function)}")
         operands = [self._look_up(arg) for arg in walk_args((step.args, step.kwargs)) if isinstance(arg, (Value, Attr))]
         if sum(leaf.numel() for known in operands for leaf in leaves_of(Tensor, known.tensor)) > _MOST_ELEMENTS:
@@ -183,15 +182,6 @@ class Values:
     def _names(self, step: Step) -> list[str]:
         module: Any = step.module
         return [name for name, _ in [*module.named_parameters(), *module.named_buffers()]]
-
-    def _drops(self, step: Step) -> bool:
-        """Whether a step drops something at random."""
-        if step.function is MODULE:
-            module: Any = step.module
-            return module.training and getattr(module, "p", 0) and "ropout" in type(module).__name__
-        name = getattr(step.function, "__name__", "")
-        row = OPERATORS.get(name.rstrip("_"))
-        return row is not None and row.by_mode and "dropout" in name and step.kwargs.get("training", True) is True
 
     def _real(self, leaf: Any) -> Any:
         if isinstance(leaf, (Value, Attr)):

@@ -38,14 +38,17 @@ def refuse_scripted(model: nn.Module) -> None:
         ConversionError: a module is scripted or traced, or one that ``torch.export`` made.
     """
     for path, module in model.named_modules():
+        kind = type(module).__name__
         if isinstance(module, torch.jit.ScriptModule):
-            kind = type(module).__name__
-            raise ConversionError(
-                "run",
-                path,
-                kind,
-                "it is scripted or traced, and does not run in Python; give the module it was made from",
-            )
+            reason = "it is scripted or traced, and does not run in Python; give the module it was made from"
+            raise ConversionError("run", path, kind, reason)
+        if isinstance(module, torch.fx.GraphModule) and any(map(_is_of_a_kernel, module.graph.nodes)):
+            reason = "torch.export made it; convert the module from which it was exported"
+            raise ConversionError("run", path, kind, reason)
+
+
+def _is_of_a_kernel(node: torch.fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload)
 
 
 @contextmanager

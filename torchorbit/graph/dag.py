@@ -126,14 +126,16 @@ class DagModule(nn.Module):
         for vertex in self.graph.vertices:
             if isinstance(vertex, InputVertex):
                 rows.append((vertex.name, "input", "", ""))
-            elif isinstance(vertex, ModuleVertex):
+                continue
+            only = f" in {vertex.mode}" if vertex.mode else ""
+            if isinstance(vertex, ModuleVertex):
                 module = self.get_submodule(vertex.target)
                 kind = vertex.leaf or ("block" if isinstance(module, DagModule) else type(module).__name__)
                 args = ", ".join([codegen.argument(a) for a in vertex.args])
-                rows.append((vertex.name, kind, vertex.target, args))
+                rows.append((vertex.name, kind + only, vertex.target, args))
             else:
                 args = ", ".join([f"{name}={codegen.argument(a)}" for name, a in vertex.args.items()])
-                rows.append((vertex.name, "operator", vertex.operator, args))
+                rows.append((vertex.name, "operator" + only, vertex.operator, args))
         rows.append(("", "output", "", codegen.argument(self.graph.output)))
         return tabulate(rows, headers=("vertex", "kind", "calls", "arguments"))
 
@@ -274,7 +276,7 @@ class _Root(DagModule):
         provenance = self.provenance
         if provenance is None or (provenance.free_lengths and provenance.free_batch):
             return
-        given, recorded = _shapes(args, kwargs), provenance.input_shapes
+        given, recorded = _shapes(self, args, kwargs), provenance.input_shapes
         if not provenance.free_lengths and [shape[1:] for shape in given] != [shape[1:] for shape in recorded]:
             module, reason = provenance.fixed_by
             raise GraphRunError(
@@ -290,9 +292,10 @@ codegen.SHADOWED.update(name for name in dir(_Root) if name not in dir(nn.Module
 codegen.SHADOWED.update(("graph", "provenance", "_kept"))
 
 
-def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:
-    """Shapes of all tensors among the inputs, in their order."""
-    return [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+def _shapes(root: DagModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:
+    """Shapes of all tensors among the inputs, in the order of the graph's inputs."""
+    named = [kwargs[vertex.name] for vertex in root.graph.inputs if vertex.name in kwargs]
+    return [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, named)) if isinstance(leaf, Tensor)]
 
 
 def _failing_vertex(error: BaseException) -> str | None:
@@ -318,7 +321,7 @@ def _explained(root: DagModule, error: BaseException, args: tuple[Any, ...], kwa
     provenance = root.provenance
     if provenance is None:
         return message
-    given = tuple(_shapes(args, kwargs))
+    given = tuple(_shapes(root, args, kwargs))
     if given == provenance.input_shapes:
         return message
     other_batch = any(a[:1] != b[:1] for a, b in zip(given, provenance.input_shapes, strict=False))
