@@ -141,9 +141,13 @@ def test_torchs_own_transformer_converts_with_a_causal_mask():
 def test_a_question_behind_dropout_is_asked_again():
     def finite(m, x):
         x = m.drop(m.layer(x))
-        return x if torch.isfinite(x).all() else x.clamp(-1, 1)
+        if m.training and not torch.isfinite(x).all():
+            return x.clamp(-1, 1)
+        return x
 
     model = Computes(finite, layer=nn.Linear(8, 8), drop=nn.Dropout(0.2))
     dag = torchorbit.convert(model.eval(), X)
     assert dag.provenance.mode == "both"
-    assert_same(outcome(dag.train(), X, seed=1), outcome(model.train(), X, seed=1))
+    for graph in (dag, reloaded(dag)):
+        assert_same(outcome(graph.eval(), X), outcome(model.eval(), X))
+        assert_same(outcome(graph.train(), X, seed=1), outcome(model.train(), X, seed=1))
