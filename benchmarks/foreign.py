@@ -162,7 +162,7 @@ def _torchvision() -> Iterator[Case]:
     googlenet = _made("torchvision.models", "googlenet", weights=None, aux_logits=True, init_weights=False)
     yield Case(source, "googlenet with auxiliary heads", googlenet, images(96))
     inception = _made("torchvision.models", "inception_v3", weights=None, aux_logits=True, init_weights=False)
-    yield Case(source, "inception_v3 with auxiliary head", inception, images(128))
+    yield Case(source, "inception_v3 with auxiliary head", inception, images(299))
     yield Case(source, "vit", _vit, images(64))
     yield Case(source, "swin", _swin(1), images(64))
     yield Case(source, "swin_v2", _swin(2), images(64))

@@ -73,7 +73,9 @@ def _bind(item: Item, follows: Value | Attr | None) -> BoundStep:
         message = "the model was recorded with other sizes, for which it takes another path here"
         if isinstance(item.args[0], Value):
             message = "the model was recorded with inputs of other values, for which it takes another path here"
-        return BoundStep(item.number, item.call, {"condition": item.args[0], "message": message}, "check")
+        return BoundStep(
+            item.number, item.call, {"condition": item.args[0], "message": message}, "check", mode=item.mode
+        )
     rank = len(step.shape) if isinstance(step.shape, torch.Size) else None
     try:
         operator, args = canonical.bind(step.function, item.args, item.kwargs, rank)

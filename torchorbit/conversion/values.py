@@ -148,7 +148,7 @@ class Values:
         if step.function in (ASSIGN, CHECK):
             return Known(None)
         name = getattr(step.function, "__name__", "")
-        if name in _RANDOM or self._drops(step):
+        if name in _RANDOM:
             raise UnknownError(f"they follow from random numbers, of {function_name(step.function)}")
         operands = [self._look_up(arg) for arg in walk_args((step.args, step.kwargs)) if isinstance(arg, (Value, Attr))]
         if sum(leaf.numel() for known in operands for leaf in leaves_of(Tensor, known.tensor)) > _MOST_ELEMENTS:
@@ -157,7 +157,9 @@ class Values:
         args, kwargs = map_leaves(self._real, step.args), map_leaves(self._real, step.kwargs)
         result = self._call(step, name, args, kwargs)
         of_sizes = bool(traced) or any(known.of_sizes for known in operands)
-        return Known(result, of_sizes, any(known.of_inputs for known in operands))
+        # What is dropped at random may change the answer, as inputs may.
+        of_inputs = any(known.of_inputs for known in operands) or self._drops(step)
+        return Known(result, of_sizes, of_inputs)
 
     def _call(self, step: Step, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         if step.function is MODULE:

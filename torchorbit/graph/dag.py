@@ -6,12 +6,13 @@ import dataclasses
 import linecache
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from weakref import WeakValueDictionary, finalize
 
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from typing_extensions import Self
 
 from torchorbit.errors import ArgumentTypeError, GraphRunError
 from torchorbit.graph import codegen
@@ -274,7 +275,7 @@ class _Root(DagModule):
         provenance = self.provenance
         if provenance is None or (provenance.free_lengths and provenance.free_batch):
             return
-        given, recorded = _shapes(args, kwargs), provenance.input_shapes
+        given, recorded = _shapes(self, args, kwargs), provenance.input_shapes
         if not provenance.free_lengths and [shape[1:] for shape in given] != [shape[1:] for shape in recorded]:
             module, reason = provenance.fixed_by
             raise GraphRunError(
@@ -290,9 +291,10 @@ codegen.SHADOWED.update(name for name in dir(_Root) if name not in dir(nn.Module
 codegen.SHADOWED.update(("graph", "provenance", "_kept"))
 
 
-def _shapes(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:
-    """Shapes of all tensors among the inputs, in their order."""
-    return [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+def _shapes(root: DagModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[int, ...]]:
+    """Shapes of all tensors among the inputs, in the order of the graph's, in whatever order they are given by name."""
+    named = [kwargs[vertex.name] for vertex in root.graph.inputs if vertex.name in kwargs]
+    return [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, named)) if isinstance(leaf, Tensor)]
 
 
 def _failing_vertex(error: BaseException) -> str | None:
@@ -318,7 +320,7 @@ def _explained(root: DagModule, error: BaseException, args: tuple[Any, ...], kwa
     provenance = root.provenance
     if provenance is None:
         return message
-    given = tuple(_shapes(args, kwargs))
+    given = tuple(_shapes(root, args, kwargs))
     if given == provenance.input_shapes:
         return message
     other_batch = any(a[:1] != b[:1] for a, b in zip(given, provenance.input_shapes, strict=False))
