@@ -42,7 +42,8 @@ _KERNELS = (
 
 _BENCHMARKS = ("imports", "conversion", "orbits", "latency", "loading", "targets", "criteria")
 # Those that run when they are named: they want to be told what to compare with, or bring a dozen packages of their own.
-_NAMED_BENCHMARKS = ("commits", "generality")
+_NAMED_BENCHMARKS = ("commits", "generality", "yolo")
+_OF_OTHER_LIBRARIES = ("generality", "yolo")
 
 
 def _install(session: nox.Session, *extras: str) -> None:
@@ -176,10 +177,11 @@ def _chooses_models(arguments: list[str]) -> bool:
 @nox.session
 def bench(session: nox.Session) -> None:
     """Measure side by side with the alternatives; after `--`, the name of one benchmark, arguments for it, or both."""
-    _install(session, "bench")
     chosen = [name for name in session.posargs[:1] if name in (*_BENCHMARKS, *_NAMED_BENCHMARKS)]
+    _install(session, "bench", *(["onnx"] if chosen == ["yolo"] else []))
     # Without dependencies: these would replace torch and timm by those of 2023, or bring much that nothing here needs.
-    requirements = f"benchmarks/requirements-{'generality' if chosen == ['generality'] else 'torch-dag'}.txt"
+    packages = "generality" if any(name in _OF_OTHER_LIBRARIES for name in chosen) else "torch-dag"
+    requirements = f"benchmarks/requirements-{packages}.txt"
     _run(session, "python", "-m", "pip", "install", "--quiet", "--no-deps", "--requirement", requirements)
     for name in chosen or _BENCHMARKS:
         _run(session, "python", f"benchmarks/{name}.py", *session.posargs[len(chosen) :])

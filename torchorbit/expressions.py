@@ -1,4 +1,4 @@
-"""Arithmetic on sizes: what an `torchorbit.arguments.Expr` may compute, and its value."""
+"""Arithmetic on sizes, and limits of dtypes: what an `torchorbit.arguments.Expr` may compute, and its value."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import torch
 
 #: Arithmetic allowed in an `torchorbit.arguments.Expr`: how each is written in Python, in terms of `NAMES`.
 EXPRESSIONS = {
@@ -35,7 +37,10 @@ EXPRESSIONS = {
     ">": "({0} > {1})",
     ">=": "({0} >= {1})",
     "bool": "_py_bool({0})",
+    **{f"finfo.{name}": f"_py_finfo({{0}}).{name}" for name in ("min", "max", "eps", "tiny")},
 }
+#: Those of `EXPRESSIONS` whose operand is a dtype: the limits of its numbers.
+OF_DTYPES = frozenset(name for name in EXPRESSIONS if name.startswith("finfo."))
 
 # Python computes with integers of any length, for as long as that takes.
 _MAX_BITS = 256
@@ -59,6 +64,7 @@ def _shifted(number: int, by: int) -> int:
 NAMES: dict[str, Any] = {
     "_math": math,
     **{f"_py_{function.__name__}": function for function in (abs, int, float, round, bool)},
+    "_py_finfo": torch.finfo,
     "_py_power": _power,
     "_py_shifted": _shifted,
 }
@@ -69,7 +75,7 @@ def computed(operator: str, operands: Sequence[Any]) -> Any:
 
     Args:
         operator: one of `EXPRESSIONS`.
-        operands: its operands, numbers.
+        operands: its operands, numbers or a dtype.
 
     Raises:
         OverflowError: a power or a shift gives a number that no size has.

@@ -23,11 +23,6 @@ class Doubled(torch.autograd.Function):
         return gradient * 3
 
 
-@torch.jit.script
-def scripted(x):
-    return x * 2 + 1
-
-
 def asserted(x):
     assert x.shape[1] == 5, "five are expected"
     return x
@@ -52,7 +47,6 @@ CASES = {
     "numpy": (lambda x: x.detach().numpy(), "record", "numpy"),
     "a custom gradient": (lambda x: Doubled.apply(x), "record", "Doubled"),
     "a function that is not in the table": (lambda x: torch.inner(x, x), "build", "torch.inner"),
-    "a scripted function": (lambda x: scripted(x) + 1, None, None),
     "vmap": (lambda x: torch.vmap(lambda row: row * 2)(x), None, None),
     "an error of the model": (lambda x: x.reshape(7, 9), "run", None),
     "an assertion of the model": (asserted, "run", None),
@@ -152,7 +146,6 @@ class Part(Whole):
     by_source(
         lambda x: F.relu(x) * 2,
         lambda x: Doubled.apply(x),
-        lambda x: scripted(x),
         lambda x: x * torch.linalg.svdvals(x[:, None]),
         lambda x: torch.vmap(lambda row: row * 2)(x),
         lambda x: nn.functional.relu(x, inplace=True),

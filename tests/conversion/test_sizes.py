@@ -370,6 +370,20 @@ def test_a_timm_model_of_a_fixed_resolution_raises_and_names_the_vertex(name):
     assert str(tuple(FIXED[name])) in str(raised.value)
 
 
+@pytest.mark.parametrize("limit", ["min", "max", "eps", "tiny"])
+def test_limits_of_the_dtype_follow_it(limit):
+    def masked(x):
+        number = getattr(torch.finfo(x.dtype), limit)
+        hidden = torch.full((x.shape[1], x.shape[1]), number, dtype=x.dtype, device=x.device).triu(1)
+        return (x @ x.mT).clamp(min=number) * 0.5 + hidden + torch.tensor(number, dtype=x.dtype)
+
+    x = torch.randn(2, 5, 4)
+    dag = assert_converts(masked, x)
+    assert dag.provenance.free_dtype
+    for dtype in (torch.float64, torch.bfloat16):
+        assert_same(dag(x.to(dtype)), masked(x.to(dtype)))
+
+
 def test_a_graph_of_any_number_of_nodes_and_edges_converts():
     def forward(self, nodes, edges):
         source, target = edges

@@ -466,7 +466,9 @@ def test_what_depends_on_the_mode_does_so_inside_blocks(kind):
     assert_same_in_every_mode(nn.Sequential(Computes(lambda m, x: m.inner(x * 1) + 1, inner=inner), nn.Tanh()))
 
 
-@pytest.mark.parametrize("kind", [FunctionalDropout, ScaledDropout, Attention, Noise, Scores, OtherPath])
+@pytest.mark.parametrize(
+    "kind", [FunctionalDropout, ScaledDropout, Attention, Noise, Scores, OtherPath, OwnStochasticDepth]
+)
 def test_the_flag_of_the_module_itself_decides(kind):
     model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(kind()), kind())
     source, dag = copies(model, X)

@@ -66,6 +66,15 @@ def test_a_part_that_is_profiled_converts():
     assert_converts(Computes(profiled, inner=small()), X)
 
 
+@torch.jit.script
+def scripted(x):
+    return x * 2 + 1
+
+
+def test_a_scripted_function_is_the_python_that_it_was_made_from():
+    assert_converts(lambda x: scripted(x) + 1, X)
+
+
 @functools.lru_cache
 def positions(length):
     return torch.arange(length) * 1.0

@@ -1,8 +1,11 @@
 """Latencies: measured, looked up, and in ONNX Runtime."""
 
+import collections
+import dataclasses
 import json
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -333,6 +336,38 @@ def test_a_small_graph_computes_the_same_in_onnx_runtime():
     with torch.no_grad():
         expected = model.eval()(x)
     assert (output - expected).abs().max() <= allowed(model, x) * expected.abs().max()
+
+
+@dataclasses.dataclass
+class Answer:
+    logits: torch.Tensor
+    more: list[Any]
+
+
+class Answering(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.layer(x)
+        more = {"twice": y * 2, "deep": collections.OrderedDict(sum=y + 1)}
+        return y if self.training else Answer(y.softmax(1), [more])
+
+
+@pytest.mark.numeric
+def test_a_graph_that_returns_a_data_class_is_exported_before_and_after_a_file(tmp_path):
+    x = torch.randn(1, 4)
+    dag = torchorbit.convert(Answering().eval(), x)
+    dag.save(tmp_path)
+    latency = OnnxRuntimeLatency(x, warm_up=0, repeats=1)
+    with torch.no_grad():
+        given = dag(x)
+    for model in (dag, torchorbit.load(tmp_path)):
+        first, second, third = latency.outputs(model)
+        assert (first - given.logits).abs().max() < 1e-5
+        assert (second - given.more[0]["twice"]).abs().max() < 1e-5
+        assert (third - given.more[0]["deep"]["sum"]).abs().max() < 1e-5
 
 
 def test_what_cannot_be_exported_is_said_to():

@@ -283,7 +283,7 @@ class _Recordings:
     def merged(self, first: Recording, others: list[tuple[Recording, Variation]]) -> Reconciled:
         tensor = next((place for place, value in self.values() if self.batched(value)), None)
         batch = None if tensor is None or not self.batch else (tensor, self.batch, _OTHER_BATCH)
-        return reconcile(first, others, follows=self.follows, batch=batch)
+        return reconcile(first, others, follows=self.follows, batch=batch, dtypes=next(iter(self.other_dtype.items())))
 
     def collect(self) -> tuple[Reconciled, Provenance]:
         """Record in as few runs as it takes, and reconcile them."""

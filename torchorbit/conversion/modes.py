@@ -62,9 +62,15 @@ class Modes:
         for number, step in enumerate(first.steps):
             if any(other.partner[number] < 0 for other in aligned):
                 self.alone[number] = self._shared_call(step.call)
+        # Calls that evaluation makes without a step -> the next step that it has, and what they are given.
+        self._idle: dict[ModuleCall, int] = {}
+        self._given: dict[ModuleCall, tuple[Value, Value]] = {}
+        self._known_calls: dict[int, list[ModuleCall]] = {}
         for other in aligned:
-            for position in [position for group in other.extras.values() for position in group]:
-                self.alone[other.numbered(position)] = other.call(other.recording.steps[position].call)
+            for following, group in other.extras.items():
+                for position in group:
+                    call = self._made_in_both(other, other.recording.steps[position].call, following)
+                    self.alone[other.numbered(position)] = call
         self._returned: dict[tuple[Value, Value], ModuleCall] = {}
         # In training and in evaluation: value -> the calls that return it, from the inside out, and what these return.
         self._instead: tuple[_Results, _Results] = ({}, {})
@@ -87,15 +93,55 @@ class Modes:
             call = call.parent
         return call
 
+    def _made_in_both(self, other: Aligned, call: ModuleCall, following: int) -> ModuleCall:
+        """The innermost call around a step of training that evaluation makes, too, if without a step.
+
+        A module that looked at its flag in evaluation was called, and its own flag decides. Where it takes one tensor
+        and gives one, it gives back what it takes.
+        """
+        if id(call) in other.calls or call.parent is None:
+            return other.calls.get(id(call), call)
+        outer = self._made_in_both(other, call.parent, following)
+        if call.path is None or call.path not in self._first.training_reads:
+            return outer
+        made = other.calls[id(call)] = ModuleCall(call.module, call.path, outer)
+        self._idle[made] = following
+        taken = [value for _, value in call.arguments if type(value) is Value]
+        evaluation = self._counterpart(other, taken[0], outer) if len(taken) == 1 else None
+        if evaluation is not None:
+            self._given[made] = other.value(taken[0]), evaluation
+            made.result = evaluation
+        return made
+
+    def _counterpart(self, other: Aligned, value: Value, call: ModuleCall) -> Value | None:
+        """What is in evaluation in the place of a value of training, within a call; None where that is not known."""
+        extra = value.step >= 0 and value.step not in other.number
+        found = None if extra else other.value(value)
+        for theirs in self._calls(other):
+            ours = other.calls.get(id(theirs))
+            if ours is not None and theirs.result == value and type(ours.result) is Value and not within(call, ours):
+                found = ours.result
+        return found
+
+    def _calls(self, other: Aligned) -> list[ModuleCall]:
+        """The calls of another recording, from the inside out."""
+        if id(other) not in self._known_calls:
+            calls: dict[int, ModuleCall] = {}
+            for step in other.recording.steps:
+                call: ModuleCall | None = step.call
+                while call is not None and id(call) not in calls:
+                    calls[id(call)] = call
+                    call = call.parent
+            self._known_calls[id(other)] = sorted(calls.values(), key=_depth, reverse=True)
+        return self._known_calls[id(other)]
+
+    def given(self, call: ModuleCall) -> tuple[Value, Value] | None:
+        """What a call takes, and gives back in evaluation, in training and in evaluation; None for all other calls."""
+        return self._given.get(call)
+
     def _compare_results(self, other: Aligned) -> None:
         """Note which calls return one tensor in training and another in evaluation."""
-        calls: dict[int, ModuleCall] = {}
-        for step in other.recording.steps:
-            call: ModuleCall | None = step.call
-            while call is not None and id(call) not in calls:
-                calls[id(call)] = call
-                call = call.parent
-        for theirs in sorted(calls.values(), key=_depth, reverse=True):
+        for theirs in self._calls(other):
             ours = other.calls.get(id(theirs))
             if ours is None or type(ours.result) is not Value or type(theirs.result) is not Value:
                 continue
@@ -125,23 +171,48 @@ class Modes:
                 for position in other.extras.get(n, ())
             ]
             if own or extras:
-                yield from self._together(own, extras, None)
+                around = self._first.steps[begin - 1 : begin] if begin else [], self._first.steps[number : number + 1]
+                yield from self._together(own, extras, None, *[[step.call for step in steps] for steps in around])
             if number < len(self._first.steps):
                 yield None, number
             begin = number + 1
 
-    def _together(self, own: list[Place], extras: list[Place], outer: ModuleCall | None) -> Iterator[Place]:
-        """Steps of two modes between two that both have; those of one call stand together."""
+    def _together(
+        self,
+        own: list[Place],
+        extras: list[Place],
+        outer: ModuleCall | None,
+        before: list[ModuleCall],
+        after: list[ModuleCall],
+    ) -> Iterator[Place]:
+        """Steps of two modes between two that both have; those of one call stand together.
+
+        Args:
+            own: those of evaluation.
+            extras: those of training.
+            outer: the call around all of them.
+            before: the call of the step before them, if there is one.
+            after: that of the step behind them.
+        """
+
+        def rank(call: ModuleCall | None) -> int:
+            """What goes on with a call comes first, what begins one that goes on comes last."""
+            if call is not None and any(within(step, call) for step in before):
+                return 0
+            return 2 if call is not None and any(within(step, call) for step in after) else 1
+
         ours, theirs = self._by_call(own, outer), self._by_call(extras, outer)
         for call, places in ours:
-            following = [n for n, (other, _) in enumerate(theirs) if call is not None and other is call]
-            if not following:
+            same = next((n for n, (other, _) in enumerate(theirs) if call is not None and other is call), None)
+            earlier = sum(rank(other) < rank(call) for other, _ in theirs) if same is None else same
+            for _, others in theirs[:earlier]:
+                yield from others
+            if same is None:
                 yield from places
-                continue
-            for _, before in theirs[: following[0]]:
-                yield from before
-            yield from self._together(places, theirs[following[0]][1], call)
-            theirs = theirs[following[0] + 1 :]
+                theirs = theirs[earlier:]
+            else:
+                yield from self._together(places, theirs[same][1], call, before, after)
+                theirs = theirs[same + 1 :]
         for _, places in theirs:
             yield from places
 
@@ -196,7 +267,8 @@ class Modes:
             return True
         if value.step in self.alone:
             return False
-        return value.step < next(n for n, step in enumerate(self._first.steps) if within(step.call, call))
+        began = (n for n, step in enumerate(self._first.steps) if within(step.call, call))
+        return value.step < next(began, self._idle.get(call, 0))
 
 
 def differing(training: Any, evaluation: Any, call: ModuleCall | None) -> ByMode:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -61,7 +61,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
     original = nn.Module.__call__
     apply = vars(torch.autograd.Function)["apply"]  # the classmethod itself, not bound to a class
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    is_compiling = torch.compiler.is_compiling
+    asks = torch.compiler.is_compiling, torch.compiler.is_exporting
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != recorder.thread or recorder.inside_leaf:
@@ -86,12 +86,12 @@ def patched(recorder: Recorder) -> Iterator[None]:
             cls.__qualname__,
         )
 
-    def compiling() -> bool:
+    def traced(ask: Callable[[], bool]) -> Callable[[], bool]:
         # Models that ask leave out what depends on values, for which a graph would have only one answer.
-        return (threading.get_ident() == recorder.thread and not recorder.inside_leaf) or is_compiling()
+        return lambda: (threading.get_ident() == recorder.thread and not recorder.inside_leaf) or ask()
 
     try:
-        torch.compiler.is_compiling = compiling
+        torch.compiler.is_compiling, torch.compiler.is_exporting = map(traced, asks)
         nn.Module.__call__ = call  # type: ignore[method-assign]
         nn.Module.training = property(read_training, write_training)  # type: ignore[assignment]
         torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]
@@ -105,7 +105,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
         if "training" in vars(nn.Module):
             del nn.Module.training
         nn.Module.__call__ = original  # type: ignore[method-assign]
-        torch.compiler.is_compiling = is_compiling
+        torch.compiler.is_compiling, torch.compiler.is_exporting = asks
 
 
 def meta_twin(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:

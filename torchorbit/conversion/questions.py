@@ -32,6 +32,14 @@ SHAPED_BY_VALUES = {
 }  # fmt: skip
 
 
+# Numbers that follow from the dtype, as ``torch.finfo(x.dtype).min`` does.
+_LIMITS = {
+    getattr(torch.finfo(dtype), name)
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+    for name in ("min", "max", "eps", "tiny")
+}
+
+
 class Questions:
     """Answers what a model asks while it is recorded.
 
@@ -48,7 +56,7 @@ class Questions:
         """A tensor made of Python numbers or an array: its values are kept, but for sizes, which are computed."""
         data: Any = args[0] if args else kwargs.get("data", kwargs.get("obj"))
         options = {key: kwargs[key] for key in ("dtype", "device") if kwargs.get(key) is not None}
-        if type(data) in Traced:
+        if type(data) in Traced or (isinstance(data, float) and data in _LIMITS):
             options.setdefault("dtype", torch.int64 if isinstance(data, int) else torch.get_default_dtype())
             with self._recorder:
                 return torch.full((), data, **options)

@@ -20,6 +20,7 @@ from torchorbit.conversion.aligning import MODE_DEPENDENT, key_of, pairs, same_s
 from torchorbit.conversion.modes import FIRST_CHOICE, Modes, differing, within
 from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
 from torchorbit.conversion.recording import ALIAS, CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
+from torchorbit.expressions import OF_DTYPES, computed
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Mode
 
@@ -107,12 +108,6 @@ class Aligned:
             return value
         return Value(self.numbered(value.step), value.index)
 
-    def call(self, call: ModuleCall) -> ModuleCall:
-        """The same call in the first recording, or the nearest one around it."""
-        while id(call) not in self.calls and call.parent is not None:
-            call = call.parent
-        return self.calls.get(id(call), call)
-
 
 def reconcile(
     first: Recording,
@@ -120,6 +115,7 @@ def reconcile(
     *,
     follows: Value | Attr | None,
     batch: tuple[Value, int, int] | None,
+    dtypes: tuple[torch.dtype, torch.dtype],
 ) -> Reconciled:
     """Merge recordings into one.
 
@@ -129,6 +125,7 @@ def reconcile(
         follows: the tensor whose device and dtype stand for those of the run.
         batch: a tensor whose first dimension is the batch, its length in the first recording, and its length in
             recordings with another batch.
+        dtypes: the floating-point dtype of the first recording, and that of recordings with another one.
 
     Raises:
         DisagreementError: they cannot be merged.
@@ -136,7 +133,7 @@ def reconcile(
     for recording, _ in others:
         _compare_constants(first, recording)
     aligned = [_align(first, recording, variation) for recording, variation in others]
-    return _Merger(first, aligned, follows, batch).merge()
+    return _Merger(first, aligned, follows, batch, dtypes).merge()
 
 
 def _compare_constants(first: Recording, other: Recording) -> None:
@@ -204,8 +201,10 @@ class _Merger:
         aligned: list[Aligned],
         follows: Value | Attr | None,
         batch: tuple[Value, int, int] | None,
+        dtypes: tuple[torch.dtype, torch.dtype],
     ):
         self.first = first
+        self.dtypes = dtypes
         self.batch = batch
         self.aligned = aligned
         self.having = aligned  # the recordings that have the step that is looked at
@@ -292,7 +291,17 @@ class _Merger:
             changed = [a.variation for a, other in pairs if type(untraced(other)) is not type(base) or other != base]
             if all(variation == Variation(batch=True) for variation in changed):
                 return self.unexplained(base, others)
-        return self.by_mode(base, others)
+        limit = self.limit(base, others) if type(base) is float and self.follows is not None else ""
+        return Expr(limit, (SameDtype(self.follows),)) if limit else self.by_mode(base, others)
+
+    def limit(self, base: float, others: list[Any]) -> str:
+        """The limit of the numbers of the model's dtype that a constant is in every recording; "" where it is none."""
+        for name in OF_DTYPES:
+            ours, theirs = (computed(name, [dtype]) for dtype in self.dtypes)
+            pairs = zip(self.having, others, strict=True)
+            if base == ours and all(other == (theirs if a.variation.dtype else ours) for a, other in pairs):
+                return name
+        return ""
 
     def by_mode(self, base: Any, others: list[Any]) -> Any:
         training = None
@@ -340,6 +349,10 @@ class _Merger:
         if number is None:
             number = self.choices[pair, call] = FIRST_CHOICE + len(self.choices)
             training, made = self.returned(pair[0], call, training=True), self.returned(pair[1], call)
+            given = self.modes.given(call)
+            before = None if given is None or given[1] != made else self.modes.returning(given)
+            if given is not None and before is not None:
+                made = self.chosen_value(given, before)
             argument = differing(training, made, call)
             known = 0 <= made.step < FIRST_CHOICE
             shape = pick(self.first.steps[made.step].shape, made.index) if known else None

@@ -144,7 +144,10 @@ class Recorder(TorchFunctionMode):
             return arg.item()
         if isinstance(arg, range):
             return tuple(arg)
-        raise self.error(f"a {kind.__module__}.{kind.__qualname__} is passed where a tensor or a constant is expected")
+        raise self.error(
+            f"a {kind.__module__}.{kind.__qualname__} is passed or returned where a tensor or a constant is expected; "
+            "leave it out, where the model has an option for that (as use_cache=False)"
+        )
 
     def freeze_output(self, value: Any) -> Any:
         """What the model returns, with every tensor replaced by what it stands for; its classes are kept."""
@@ -256,6 +259,7 @@ class Recorder(TorchFunctionMode):
         out_argument = kwargs.pop("out", None)
         frozen_args = tuple([self.freeze(a) for a in args])
         frozen_kwargs = {key: self.freeze(a) for key, a in kwargs.items()} if kwargs else {}
+        given = args, kwargs
         if self.saw_traced:
             args, kwargs = plain(args), plain(kwargs)
 
@@ -274,10 +278,10 @@ class Recorder(TorchFunctionMode):
                 # A kernel that has no way to go on without the values of an operand.
                 if "meta" not in str(error):
                     raise
-                args, kwargs = self.questions.with_values(name, args, kwargs)
+                args, kwargs = self.questions.with_values(name, *given)
                 frozen_args = tuple([self.freeze(a) for a in args])
                 frozen_kwargs = {key: self.freeze(a) for key, a in kwargs.items()}
-                result = self.run(func, args, kwargs)
+                result = self.run(func, plain(args), plain(kwargs))
             self.running = None
         if result is NotImplemented:
             return result

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype, Size, owners_in, walk_args
 from torchorbit.errors import ArgumentError, CheckpointError
-from torchorbit.expressions import EXPRESSIONS
+from torchorbit.expressions import EXPRESSIONS, OF_DTYPES
 from torchorbit.graph import codegen
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
 from torchorbit.graph.files import FORMAT, MAX_RANK, VERSION, read_document, read_weights
@@ -604,8 +604,9 @@ def _read_expr(content: Any, read: Read) -> Expr:
     if EXPRESSIONS[operator].count("{") != len(operands):
         raise ArgumentError(f"'{operator}' does not take {len(operands)} operands")
     parts = tuple([read(operand) for operand in operands])
-    if any(not isinstance(part, (int, float, Size, Expr)) for part in parts):
-        raise ArgumentError("arithmetic is on sizes and numbers")
+    allowed = SameDtype if operator in OF_DTYPES else (int, float, Size, Expr)
+    if any(not isinstance(part, allowed) for part in parts):
+        raise ArgumentError("arithmetic is on sizes and numbers, and limits are those of a tensor's dtype")
     return Expr(operator, parts)
 
 
