@@ -99,6 +99,12 @@ def masked_by_two(self, y):
     return z
 
 
+def numbered(self, y):
+    z = y * 1
+    z[(y.sum((1, 2, 3)) > 0).long()] = 0.0
+    return z
+
+
 def masked_samples(self, y):
     z = y * 1
     z[y.sum((1, 2, 3)) < 0] = 0.0
@@ -266,6 +272,10 @@ CASES = {
     "writing where a mask of masks holds": (images(masked_by_two), [(8, 0)]),
     "writing where a mask of samples holds": (images(masked_samples), [(8, 0)]),
     "writing rows of values where a mask holds": (images(masked_rows), [(8, 0)]),
+    "writing where a mask that was made a number says": (images(numbered), [(8, 0)]),
+    "positions of groups and of what is in them": (
+        images(lambda self, y: y.unflatten(1, (2, 4))[:, [1, 0, 1], self.p], out=3, p=torch.tensor([3, 0, 2])), []
+    ),
     # constants that are made in forward
     "positions as sines": (images(sines), [(8, 0)]),
     "positions as sines, in pairs": (images(paired_sines), [(4, 0)]),

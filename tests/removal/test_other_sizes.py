@@ -121,6 +121,17 @@ def test_registers_go_and_images_may_have_any_size(read):
     assert pruned.registers.shape[1] < 4
 
 
+def test_channels_beside_others_may_be_folded_with_rows_of_any_number():
+    def forward(self, x):
+        y = torch.cat([self.first(x), x], 1)
+        batch, channels, rows, columns = y.shape
+        y = y.reshape(batch, channels * rows, columns).softmax(-1)
+        return self.last(y.reshape(batch, channels, rows, columns))
+
+    model = Computes(forward, first=nn.Conv2d(3, 8, 1), last=nn.Conv2d(11, 4, 1))
+    assert_right_at(model, IMAGES, torch.randn(1, 3, 5, 6).double())
+
+
 def test_registers_are_tokens_and_prune_leaves_them_unless_it_is_told_to():
     model, images = Registers(), torch.randn(2, 3, 16, 16)
     orbits = torchorbit.find_orbits(torchorbit.convert(model, images))

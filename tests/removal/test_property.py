@@ -599,3 +599,20 @@ def test_whole_branches_go_or_are_refused(specification, seed):
         assert "cannot lose all units" in refusal
         return
     assert torchorbit.verify_removal(dag, pruned, removed, X) <= TOLERANCE
+
+
+@settings(KEPT, max_examples=40)
+@given(specifications)
+def test_what_cannot_go_is_said_with_a_reason(specification):
+    _, orbits = network(specification)
+    groups = torchorbit.inspect.frozen_groups(orbits, space=True)
+    for path in set(orbits.first_paths().values()):
+        for axis, dim in enumerate(orbits.readings[0].attributes[path].dims):
+            if isinstance(dim, np.ndarray):
+                going = {
+                    i for orbit in orbits for p in orbit.slices if (p.tensor, p.dim) == (path, axis) for i in p.indices
+                }
+                for position in set(range(len(dim))) - going:
+                    reasons = groups.reasons(path, axis, position)
+                    assert reasons
+                    assert all(reason.text for reason in reasons)

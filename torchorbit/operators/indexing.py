@@ -124,11 +124,14 @@ def _parts(operands: Operands, x: Labelled, index: Any, *, in_place: bool = Fals
                 operands.freeze(dim)
                 dims.append(None)
         elif _advanced(entry):
-            known = _known(entry, length) if len(places) == 1 and isinstance(dim, np.ndarray) else None
+            alone = len(places) == 1 and ranks == [1]
+            known = _known(entry, length) if alone and isinstance(dim, np.ndarray) else None
             if isinstance(entry, Labelled):
                 operands.freeze(entry)
-            if known is not None or dim is OTHER:
-                dims.append(dim if known is None else operands.picked(dim, known))
+            if known is not None:
+                dims.append(operands.picked(dim, known))
+            elif alone and dim is OTHER:
+                dims.append(dim)
             else:
                 operands.freeze(dim)
                 if not indexed:

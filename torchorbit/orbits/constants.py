@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
 _FAMILIES = frozenset(
     {"contractions", "copying", "elementwise", "indexing", "joining", "ordering", "reductions", "views"}
 )
+
+# Kernels are quicker than what stands for them on meta, where there are few elements.
+_DEVICES = (torch.device("cpu"), torch.device("meta"))
+_FEW = 1 << 14
 
 
 class Constants:
@@ -62,9 +68,12 @@ class Constants:
         key = (name, device.type)
         if key not in self._known:
             vertex = self._vertices[name]
+            row = OPERATORS[vertex.operator]
             args = {key: _Values(self, device).value(arg) for key, arg in vertex.args.items()}
-            with torch.no_grad(), device:
-                self._known[key] = called(OPERATORS[vertex.operator], args)
+            if row.creates:
+                args["device"] = device
+            with torch.no_grad():
+                self._known[key] = called(row, args)
         return self._known[key]
 
     def tensor(self, path: str, device: torch.device) -> Tensor:
@@ -107,18 +116,13 @@ class Constants:
 
         What is made of an end is no constant any more: the end has labels.
         """
-        vertices = self._model.graph.vertices
-        readers: dict[str, set[str]] = {name: set() for name in found}
-        for vertex in vertices:
-            for name in refs_in(vertex_args(vertex)) if not isinstance(vertex, InputVertex) else ():
-                if name in readers:
-                    readers[name].add(vertex.name)
-        for name in refs_in(self._model.graph.output):
-            if name in readers:
-                readers[name].add("")
         names = dict.fromkeys(found)
+        holding = {name for name in found if self._has_channels(name)}
+        if not holding:
+            return frozenset(names), frozenset()
+        readers = self._readers(found)
         while True:
-            ends = {name for name in names if not readers[name] <= names.keys() and self._has_channels(name)}
+            ends = {name for name in names if name in holding and not readers[name] <= names.keys()}
             again = {name for end in ends for name in readers[end] if name in names}
             if not again:
                 return frozenset(names.keys() - ends), frozenset(ends)
@@ -127,13 +131,28 @@ class Constants:
                     del names[name]
                 again = {reader for name in again for reader in readers[name] if reader in names}
 
+    def _readers(self, found: Iterable[str]) -> dict[str, set[str]]:
+        """Which vertices read each of some; the empty name is the output's."""
+        readers: dict[str, set[str]] = {name: set() for name in found}
+        graph = self._model.graph
+        calls = [(v.name, vertex_args(v)) for v in graph.vertices if not isinstance(v, InputVertex)]
+        for reader, args in [*calls, ("", graph.output)]:
+            for name in refs_in(args):
+                if name in readers:
+                    readers[name].add(reader)
+        return readers
+
     def _has_channels(self, name: str) -> bool:
         """Whether it may hold channels: whole numbers are positions and counts."""
-        try:
-            value = self.value(name, torch.device("meta"))
-        except RuntimeError:  # its shape depends on values
-            return False
-        return isinstance(value, Tensor) and value.is_floating_point() and max(value.shape, default=1) > 1
+        shape = self._model.graph.shapes.get(name)
+        few = isinstance(shape, torch.Size) and math.prod(shape) <= _FEW
+        for device in _DEVICES if few else _DEVICES[1:]:
+            try:
+                value = self.value(name, device)
+            except RuntimeError:  # its shape depends on values, or some of the buffers have none
+                continue
+            return isinstance(value, Tensor) and value.is_floating_point() and max(value.shape, default=1) > 1
+        return False
 
 
 class _Parts(Collector):

@@ -128,7 +128,10 @@ def _read(
         function = RULES.get(call.operator)
         if function in SAME_LABELS and len(call.args) == 1 and name not in fixed.vertices:
             operand = value(*call.args.values())
-            values[name] = _marked(call, operand, operand)
+            if isinstance(operand, Labelled) and (operand.flags or operand.numbers or call.operator in _FLAGS):
+                # Its values may be others, and so may be what they are.
+                operand = Labelled(operand.shape, operand.dims, flags=_are_flags(call.operator, {"input": operand}))
+            values[name] = operand
             continue
         args = {key: arg if type(arg) in PLAIN else value(arg) for key, arg in call.args.items()}
         module = model.module_at(vertex.target) if isinstance(vertex, ModuleVertex) else None
@@ -145,7 +148,9 @@ def _read(
             labels.at = ("frozen", name)
             for tensor in [*operands.tensors(), *labelled_in(result)]:
                 operands.freeze(tensor)
-        values[name] = _marked(call, args, result)
+        if call.operator in _MAY_BE_FLAGS and isinstance(result, Labelled) and _are_flags(call.operator, args):
+            result = Labelled(result.shape, result.dims, flags=True)
+        values[name] = result
     labels.at = ("output", "")
     for tensor in labelled_in([value(operand) for operand in operands_of(model.graph.output)]):
         for dim in tensor.dims:
@@ -192,20 +197,23 @@ def _constant(model: FlatModel, reading: Reading, name: str) -> Any:
 
 _FLAGS = frozenset([name for name, row in OPERATORS.items() if row.flags])
 # What only looks at the elements of flags, or combines them, gives flags.
-_OF_FLAGS = frozenset({"bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "getitem"}) | frozenset(
-    [name for name, row in OPERATORS.items() if row.family in ("copying", "views")]
-)
+_OF_FLAGS = frozenset(
+    {"bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "clone", "contiguous", "detach", "getitem", "to"}
+) | frozenset([name for name, row in OPERATORS.items() if row.family == "views"])
+_MAY_BE_FLAGS = _FLAGS | _OF_FLAGS
 
 
-def _marked(call: Any, operands: Any, result: Any) -> Any:
-    """A result, marked where it is known to hold what is true or false."""
-    operator = call.operator
-    flags = operator in _FLAGS or (operator == "to" and call.args.get("dtype") is torch.bool)
-    if not flags and operator in _OF_FLAGS:
-        tensors = labelled_in(operands)
-        counted = tensors if operator.startswith("bitwise") else tensors[:1]
-        flags = bool(counted) and all(tensor.flags for tensor in counted)
-    return Labelled(result.shape, result.dims, flags=True) if flags and isinstance(result, Labelled) else result
+def _are_flags(operator: str, args: dict[str, Any]) -> bool:
+    """Whether a result is known to hold what is true or false."""
+    if operator in _FLAGS:
+        return True
+    if operator not in _OF_FLAGS:
+        return False
+    if operator == "to" and "dtype" in args:
+        return args["dtype"] is torch.bool
+    counted = ("input", "other") if operator.startswith("bitwise") else ("input",)
+    operands = [args[name] for name in counted if isinstance(args.get(name), Labelled)]
+    return bool(operands) and all(operand.flags for operand in operands)
 
 
 class _Reader(KnownValues):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -324,15 +323,29 @@ def _keep_pieces(readings: list[Reading], components: list[Array]) -> None:
     (``0``) could go such that only ``b1`` is left. The units of the outer reading are then frozen.
     """
     for place in dict.fromkeys([place for reading in readings[1:] for place in reading.pieces]):
-        numbers = [number for number, reading in enumerate(readings) if place in reading.pieces]
-        for last in range(2, len(numbers) + 1):
-            units = [components[number][readings[number].pieces[place]] for number in numbers[:last]]
-            kept = np.logical_and.reduce([unit == 0 for unit in units]).any()
-            wholes = [np.unique(unit) for unit in units]
-            combinations = len(np.unique(np.stack(units), axis=1).T)
-            if not kept and combinations < math.prod(map(len, wholes)):
-                outer = components[numbers[last - 1]]
-                outer[np.isin(outer, wholes[-1])] = 0
+        inner: NDArray[np.int64] | None = None
+        for component, reading in zip(components, readings, strict=True):
+            piece = reading.pieces.get(place)
+            if piece is None:
+                continue
+            units = component[piece].astype(np.int64)
+            if inner is None:
+                inner = units
+            elif ((inner == 0) & (units == 0)).any() or _are_independent(inner, units):
+                inner = inner * (units.max() + 1) + units
+            else:
+                component[np.isin(component, units)] = 0
+
+
+def _are_independent(inner: NDArray[np.int64], outer: NDArray[np.int64]) -> bool:
+    """Whether every unit of one reading stands in a piece together with every unit of another."""
+    run = int(np.argmax(outer != outer[0])) or len(outer)
+    if len(outer) % run == 0:
+        inner_runs, outer_runs = inner.reshape(-1, run), outer.reshape(-1, run)
+        if (inner_runs == inner[:run]).all() and (outer_runs == outer_runs[:, :1]).all():
+            return True
+    both = len(np.unique(inner * (outer.max() + 1) + outer))
+    return both == len(np.unique(inner)) * len(np.unique(outer))
 
 
 def _lay_out(readings: list[Reading], components: list[Array]) -> tuple[list[TensorDimension], list[Array]]:

@@ -101,7 +101,7 @@ class Selection:
         if kept is not None and kept.all():
             kept = None
         elif kept is not None and any(_is_joined(array) for dim in dims for array in arrays_of(dim)):
-            kept = kept if _repeats(kept) else kept.view(JoinedMask)
+            kept = kept.view(JoinedMask)
         self._known[key] = (dims, kept)  # the arrays stay alive, so that their ids stay theirs
         return kept
 
@@ -149,17 +149,12 @@ class Selection:
 
 
 def _is_joined(array: Array) -> bool:
-    """Whether some of the positions of a dimension have no labels of their own."""
-    return bool((array <= FROZEN_HERE).any())
+    """Whether channels stand once beside positions that have no labels of their own.
 
-
-def _repeats(mask: Mask) -> bool:
-    """Whether a mask is another one, several times: a dimension with a copy of its channels for every sample."""
-    length = len(mask)
-    return any(
-        length % period == 0 and bool((mask.reshape(-1, period) == mask[:period]).all())
-        for period in range(1, length // 2 + 1)
-    )
+    Where there is a copy of them for every sample or place, all of it is there as often, and a share of it is removed.
+    """
+    labelled = array[array > FROZEN_HERE]
+    return 0 < len(labelled) < len(array) and len(np.unique(labelled)) == len(labelled)
 
 
 def _orbit(orbit: Any) -> Orbit:

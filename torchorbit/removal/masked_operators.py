@@ -285,11 +285,11 @@ class RecordedSizeError(ArgumentError):
 
 
 def fitted(mask: Tensor, length: int) -> Tensor:
-    """A mask of a dimension that is of another length than when the graph was recorded.
+    """A mask of a dimension that may be of another length than when the graph was recorded.
 
-    Where samples are folded into a dimension of channels there is a copy of all channels for each of them, or a copy of
-    each channel for all of them. Where channels stand beside tokens, as registers do, there are more or fewer tokens:
-    they are the most positions in a row that are kept.
+    Where samples are folded into a dimension of channels there is a copy of the channels for each of them; where places
+    are, each channel is there for all of them. Where channels stand beside tokens, as registers do, there are more or
+    fewer tokens: they are most positions, in a row, and kept.
     """
     recorded = len(mask)
     if length == recorded:
@@ -297,15 +297,15 @@ def fitted(mask: Tensor, length: int) -> Tensor:
     period = math.gcd(length, recorded)
     if torch.equal(mask, mask[:period].repeat(recorded // period)):
         return mask[:period].repeat(length // period)
-    copies = mask.reshape(period, -1)
-    if torch.equal(copies, copies[:, :1].expand_as(copies)):
-        return copies[:, 0].repeat_interleave(length // period)
     kept = mask.tolist()
     runs = [(len(list(run)), there) for there, run in itertools.groupby(kept)]
     longest = max([count for count, there in runs if there], default=0)
-    if longest <= recorded - length or longest <= recorded // 2:
-        raise RecordedSizeError(f"a dimension of {length} was recorded as {recorded}; run it at the recorded size")
-    place = runs.index((longest, True))
-    start = sum([count for count, _ in runs[:place]])
-    rest = kept[start + longest :]
-    return torch.tensor([*kept[:start], *[True] * (length - start - len(rest)), *rest])
+    places = math.gcd(*[count for count, _ in runs])
+    if longest > recorded // 2 and longest > recorded - length:
+        place = runs.index((longest, True))
+        start = sum([count for count, _ in runs[:place]])
+        rest = kept[start + longest :]
+        return torch.tensor([*kept[:start], *[True] * (length - start - len(rest)), *rest])
+    if places > 1 and length % (recorded // places) == 0:
+        return mask[::places].repeat_interleave(length // (recorded // places))
+    raise RecordedSizeError(f"a dimension of {length} was recorded as {recorded}; run it at the recorded size")
