@@ -38,7 +38,7 @@ BATCHES = (2, 3)
 
 CLASSES = {
     "proved": "everything below holds",
-    "whole": "converts and is equal, but every channel is frozen, as where outputs are features of all stages",
+    "whole": "converts and is equal, but every channel is frozen, as where all stages are outputs",
     "evaluation only": "as proved, but convert said that its training mode is not held",
     "refused": "an error of torchorbit, on purpose",
     "crashed": "another error, or the limit of time",
