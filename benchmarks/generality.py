@@ -394,8 +394,8 @@ def summary(records: list[Record]) -> str:
     able = [record for record in records if record.verdict != "whole"]
     proved = sum(record.verdict == "proved" for record in able)
     return (
-        f"In all but {len(records) - len(able)} of the {len(records)} models there may be a channel to remove. Of these "
-        f"{proved} are proved ({proved / max(len(able), 1):.1%})."
+        f"In all but {len(records) - len(able)} of the {len(records)} models there may be a channel to remove. "
+        f"Of these {proved} are proved ({proved / max(len(able), 1):.1%})."
     )
 
 
