@@ -38,7 +38,7 @@ BATCHES = (2, 3)
 
 CLASSES = {
     "proved": "everything below holds",
-    "whole": "converts and is equal, but every channel is frozen",
+    "whole": "converts and is equal, but every channel is frozen, as where all stages are outputs",
     "evaluation only": "as proved, but convert said that its training mode is not held",
     "refused": "an error of torchorbit, on purpose",
     "crashed": "another error, or the limit of time",
@@ -379,6 +379,7 @@ def page(records: Iterable[Record], versions: str) -> str:
         f"Made by `{COMMAND}` with {versions}. All have random weights and are as small as their libraries let "
         "them be; `benchmarks/foreign.py` and `benchmarks/handwritten.py` say how each is built.",
         tabulate(rows, headers, tablefmt="github", disable_numparse=True),
+        summary(records),
         explanation(),
         "## Not proved",
         others([r for r in records if r.verdict != "proved"]),
@@ -386,6 +387,16 @@ def page(records: Iterable[Record], versions: str) -> str:
         details(records),
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def summary(records: list[Record]) -> str:
+    """Of the models in which there is anything to prove, how many are proved."""
+    able = [record for record in records if record.verdict != "whole"]
+    proved = sum(record.verdict == "proved" for record in able)
+    return (
+        f"In all but {len(records) - len(able)} of the {len(records)} models there may be a channel to remove. "
+        f"Of these {proved} are proved ({proved / max(len(able), 1):.1%})."
+    )
 
 
 def explanation() -> str:

@@ -262,3 +262,14 @@ def test_a_model_that_is_none_is_a_type_error():
 
 def test_convert_has_the_name_of_torch_dag_too():
     assert torchorbit.convert is torchorbit.convert
+
+
+def test_inputs_of_a_fixed_size_may_be_given_by_name_in_any_order():
+    class Model(nn.Module):
+        def forward(self, image, words, time):
+            return image.flatten(1).view(-1, 48) @ torch.ones(48, 5) + words.sum((1, 2))[:, None] + time[:, None]
+
+    inputs = {"image": torch.randn(2, 3, 4, 4), "time": torch.randn(2), "words": torch.randn(2, 6, 5)}
+    dag = torchorbit.convert(Model(), inputs)
+    assert not dag.provenance.free_lengths
+    assert_same(dag(**inputs), Model()(**inputs))

@@ -156,7 +156,9 @@ class Values:
         args, kwargs = map_leaves(self._real, step.args), map_leaves(self._real, step.kwargs)
         result = self._call(step, name, args, kwargs)
         of_sizes = bool(traced) or any(known.of_sizes for known in operands)
-        return Known(result, of_sizes, any(known.of_inputs for known in operands))
+        # What is dropped at random may change the answer, as inputs may.
+        of_inputs = any(known.of_inputs for known in operands) or self._drops(step)
+        return Known(result, of_sizes, of_inputs)
 
     def _call(self, step: Step, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
         if step.function is MODULE:

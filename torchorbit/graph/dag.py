@@ -6,12 +6,13 @@ import dataclasses
 import linecache
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 from weakref import WeakValueDictionary, finalize
 
 from tabulate import tabulate
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from typing_extensions import Self
 
 from torchorbit.errors import ArgumentTypeError, GraphRunError
 from torchorbit.graph import codegen

@@ -297,9 +297,6 @@ def fitted(mask: Tensor, length: int) -> Tensor:
     period = math.gcd(length, recorded)
     if torch.equal(mask, mask[:period].repeat(recorded // period)):
         return mask[:period].repeat(length // period)
-    copies = mask.reshape(period, -1)
-    if torch.equal(copies, copies[:, :1].expand_as(copies)):
-        return copies[:, 0].repeat_interleave(length // period)
     kept = mask.tolist()
     runs = [(len(list(run)), there) for there, run in itertools.groupby(kept)]
     longest = max([count for count, there in runs if there], default=0)
