@@ -36,6 +36,7 @@ ALLOWED = {
     ("TypeError", "torchorbit/graph/trial.py"): "within a trial run, which makes a CheckpointError of it",
     ("ValueError", "torchorbit/graph/trial.py"): "the same",
     ("DisagreementError", "torchorbit/conversion"): "convert catches it and records anew, or makes a ConversionError",
+    ("UnknownError", "torchorbit/conversion/values.py"): "caught within the file, to say where the model asks",
     ("UnknownOperatorError", "torchorbit/operators"): "the recorder catches it and makes a ConversionError",
     ("_AgainError", "zoo/hugging_face.py"): "caught within the file, to ask the hub again",
     ("RuntimeError", "harness/meta.py"): "an operator on the meta device, which fails as the real one does",
@@ -52,6 +53,10 @@ ALLOWED = {
 #: Variables that hold an error: (name, file) -> why.
 VARIABLES = {
     ("recorder.error", "torchorbit/conversion/patching.py"): "a ConversionError that says where it happened",
+    ("recorder.error", "torchorbit/conversion/memory.py"): "the same",
+    ("recorder.error", "torchorbit/conversion/values.py"): "the same",
+    ("refusal", "torchorbit/conversion/memory.py"): "the same",
+    ("self._recorder.error", "torchorbit/conversion/questions.py"): "the same",
     ("kind", "zoo/hugging_face.py"): "HubError or the subclass of it for hubs that do not answer",
     ("silence", "zoo/hugging_face.py"): "an error that was caught before",
 }

@@ -157,7 +157,7 @@ class Values:
         result = self._call(step, name, args, kwargs)
         of_sizes = bool(traced) or any(known.of_sizes for known in operands)
         # What is dropped at random may change the answer, as inputs may.
-        of_inputs = any(known.of_inputs for known in operands) or self._drops(step)
+        of_inputs = any(known.of_inputs for known in operands) or _drops(step)
         return Known(result, of_sizes, of_inputs)
 
     def _call(self, step: Step, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -191,3 +191,11 @@ class Values:
         if isinstance(leaf, torch.Size):
             return torch.Size([untraced(length) for length in leaf])
         return _CPU if isinstance(leaf, torch.device) else untraced(leaf)
+
+
+def _drops(step: Step) -> bool:
+    """Whether a step drops something at random."""
+    if step.function is MODULE:
+        module: Any = step.module
+        return module.training and bool(getattr(module, "p", 0)) and "ropout" in type(module).__name__
+    return "dropout" in getattr(step.function, "__name__", "") and step.kwargs.get("training", True) is True
