@@ -71,7 +71,6 @@ def convert(
     model = unwrapped(model)
     if entry_point != "forward":
         model = entered_at(model, entry_point)
-    refuse_scripted(model)
     with no_garbage_collection(), without_caches(model):
         return _convert(model, _Inputs.of(model, example_inputs), tuple(atomic))
 
@@ -105,6 +104,8 @@ def entered_at(model: nn.Module, entry_point: str) -> nn.Module:
 def _convert(model: nn.Module, inputs: _Inputs, atomic: tuple[type[nn.Module], ...]) -> DagModule:
     paths: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
+        if id(module) not in paths:
+            refuse_scripted(module, path)
         paths.setdefault(id(module), []).append(path)
     recorder = _Recordings(model, inputs, {identity: found[0] for identity, found in paths.items()}, atomic)
     reconciled, provenance = recorder.collect()

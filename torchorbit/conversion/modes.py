@@ -159,6 +159,9 @@ class Modes:
 
     def order(self) -> Iterator[Place]:
         """All steps, in an order in which what a call does in both modes stands together."""
+        if not self.alone:
+            yield from [(None, number) for number in range(len(self._first.steps))]
+            return
         begin = 0
         for number in range(len(self._first.steps) + 1):
             if number < len(self._first.steps) and number in self.alone:

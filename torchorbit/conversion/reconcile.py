@@ -236,7 +236,8 @@ class _Merger:
     def own(self, number: int) -> Item:
         """A step of the first recording, with what those say of its arguments that have it, too."""
         self.step = step = self.first.steps[number]
-        self.having = [other for other in self.aligned if other.partner[number] >= 0]
+        if self.modes.alone:
+            self.having = [other for other in self.aligned if other.partner[number] >= 0]
         partners = [other.recording.steps[other.partner[number]] for other in self.having]
         args = tuple([self.arg(a, [p.args[n] for p in partners]) for n, a in enumerate(step.args)])
         kwargs = {key: self.arg(a, [p.kwargs[key] for p in partners]) for key, a in step.kwargs.items()}

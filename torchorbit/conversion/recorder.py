@@ -11,7 +11,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -491,9 +491,17 @@ class Recorder(TorchFunctionMode):
                 value = self.lookup(self.attributes[path])
                 self.steps.append(Step(ASSIGN, (Attr(path), value), {}, self.stack[-1], no_grad=True))
 
+    def release(self) -> None:
+        """Let go of what refers back to this, so that all of it is freed without the garbage collector."""
+        del self.memory, self.questions
+
     def outcome(self, result: Any) -> Any:
         """What the model returned, frozen; buffers that forward replaced by another tensor are assigned to."""
-        rebound = [(path, now) for path, now in map(self.rebound, self.members) if path]
+        rebound = [
+            (self.state[twin.untyped_storage()._cdata], now)
+            for members, name, twin in self.members
+            if (now := members.get(name)) is not twin and _takes_the_place(now, twin)
+        ]
         for path, _ in rebound:
             # The graph writes into the buffer: what still stands for its old value must be a copy of that.
             old = self.attributes[path]
@@ -505,17 +513,6 @@ class Recorder(TorchFunctionMode):
         values = [(Attr(path), self.lookup(now)) for path, now in rebound]
         self.steps += [Step(ASSIGN, pair, {}, self.stack[0], no_grad=True) for pair in values]
         return output
-
-    def rebound(self, member: tuple[dict[str, Any], str, Tensor]) -> tuple[str, Tensor]:
-        """The path of a parameter or buffer and the tensor that is there now; no path where it is the same."""
-        members, name, twin = member
-        now = members.get(name)
-        if now is twin or not isinstance(now, Tensor) or now.shape != twin.shape:
-            return (
-                "",
-                twin,
-            )  # of another shape it is a table made when it is first needed; the graph makes it every time
-        return self.state[twin.untyped_storage()._cdata], now
 
     def note_check(self, symbol: str, operands: tuple[Any, ...], outcome: bool) -> None:
         """A comparison of traced numbers was made."""
@@ -529,6 +526,14 @@ class Recorder(TorchFunctionMode):
             and (not path or (leaf_name(module) is None and not isinstance(module, self.atomic)))
         ):
             self.training_reads[id(module)] = module
+
+
+def _takes_the_place(now: Any, twin: Tensor) -> TypeGuard[Tensor]:
+    """Whether a tensor is another value of a buffer.
+
+    Of another shape it is a table that is made when it is needed; the graph makes it every time.
+    """
+    return isinstance(now, Tensor) and now.shape == twin.shape
 
 
 def _has_tensor(result: Any) -> bool:
@@ -603,6 +608,7 @@ def record(
             reason = f"{type(error).__name__}: {error}"
             raise ConversionError("run", where, recorder.running, reason, line_of(error.__traceback__)) from error
         output = recorder.outcome(result)
+        recorder.release()
         output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
     reads = [paths[identity] for identity in recorder.training_reads]
     return Recording(

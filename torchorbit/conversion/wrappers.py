@@ -31,20 +31,23 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def refuse_scripted(model: nn.Module) -> None:
-    """Refuse modules whose forward is no Python, and programs that were exported.
+def refuse_scripted(module: nn.Module, path: str) -> None:
+    """Refuse a module whose forward is no Python, or a program that was exported.
+
+    Args:
+        module: the module.
+        path: where it is in the model.
 
     Raises:
-        ConversionError: a module is scripted or traced, or one that ``torch.export`` made.
+        ConversionError: it is scripted or traced, or ``torch.export`` made it.
     """
-    for path, module in model.named_modules():
-        kind = type(module).__name__
-        if isinstance(module, torch.jit.ScriptModule):
-            reason = "it is scripted or traced, and does not run in Python; give the module it was made from"
-            raise ConversionError("run", path, kind, reason)
-        if isinstance(module, torch.fx.GraphModule) and any(map(_is_of_a_kernel, module.graph.nodes)):
-            reason = "torch.export made it; convert the module from which it was exported"
-            raise ConversionError("run", path, kind, reason)
+    kind = type(module).__name__
+    if isinstance(module, torch.jit.ScriptModule):
+        reason = "it is scripted or traced, and does not run in Python; give the module it was made from"
+        raise ConversionError("run", path, kind, reason)
+    if isinstance(module, torch.fx.GraphModule) and any(map(_is_of_a_kernel, module.graph.nodes)):
+        reason = "torch.export made it; convert the module from which it was exported"
+        raise ConversionError("run", path, kind, reason)
 
 
 def _is_of_a_kernel(node: torch.fx.Node) -> bool:
