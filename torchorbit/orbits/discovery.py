@@ -148,7 +148,8 @@ def _read(
             labels.at = ("frozen", name)
             for tensor in [*operands.tensors(), *labelled_in(result)]:
                 operands.freeze(tensor)
-        if call.operator in _MAY_BE_FLAGS and isinstance(result, Labelled) and _are_flags(call.operator, args):
+        marked = call.operator in _FLAGS or getattr(args.get("input"), "flags", False) or call.operator == "to"
+        if marked and isinstance(result, Labelled) and _are_flags(call.operator, args):
             result = Labelled(result.shape, result.dims, flags=True)
         values[name] = result
     labels.at = ("output", "")
@@ -200,7 +201,6 @@ _FLAGS = frozenset([name for name, row in OPERATORS.items() if row.flags])
 _OF_FLAGS = frozenset(
     {"bitwise_and", "bitwise_not", "bitwise_or", "bitwise_xor", "clone", "contiguous", "detach", "getitem", "to"}
 ) | frozenset([name for name, row in OPERATORS.items() if row.family == "views"])
-_MAY_BE_FLAGS = _FLAGS | _OF_FLAGS
 
 
 def _are_flags(operator: str, args: dict[str, Any]) -> bool:
