@@ -36,8 +36,8 @@ def convert(
 ) -> DagModule:
     """Convert a model into a `DagModule`.
 
-    The model is run on meta tensors, so nothing is computed and weights need not exist: it may have been built under
-    ``torch.device("meta")``. It is run a second time with another batch size, other lengths, another dtype and in
+    The model is run on meta tensors, so nothing is computed, but what the model asks of its tensors' values, and weights
+    need not exist: it may have been built under ``torch.device("meta")``. It is run a second time with another batch size, other lengths, another dtype and in
     training mode where that matters; what differs between the runs becomes an expression in the graph.
 
     The graph holds the model's own leaf modules, parameters and buffers (they are shared, not copied), is nested like
@@ -47,7 +47,9 @@ def convert(
         model: any module whose forward runs. It is left as it was; while it is converted it must not run elsewhere.
             Of `DataParallel`, `DistributedDataParallel` and ``torch.compile`` it is the module inside.
         example_inputs: a tensor; or a tuple or list of the forward's positional arguments; or a dict of its keyword
-            arguments. Only shapes and dtypes matter. The first dimension is the batch.
+            arguments. Shapes and dtypes matter, and values where the model's path depends on them: the graph holds the
+            path that the example takes, and refuses inputs that would take another one. The first dimension is the
+            batch.
         atomic: module classes (with their subclasses) that stay whole: a vertex of their own that is not looked
             into. A graph with such a vertex cannot be saved. (torch-dag: ``custom_autowrap_torch_module_classes``.)
         entry_point: the method that the graph computes: ``"forward_features"``, or one of a submodule,
