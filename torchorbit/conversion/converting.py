@@ -36,9 +36,10 @@ def convert(
 ) -> DagModule:
     """Convert a model into a `DagModule`.
 
-    The model is run on meta tensors, so nothing is computed, but what the model asks of its tensors' values, and weights
-    need not exist: it may have been built under ``torch.device("meta")``. It is run a second time with another batch size, other lengths, another dtype and in
-    training mode where that matters; what differs between the runs becomes an expression in the graph.
+    The model is run on meta tensors, so nothing is computed but what the model asks of its tensors' values, and weights
+    need not exist: it may have been built under ``torch.device("meta")``. It is run a second time with another batch
+    size, other lengths, another dtype and in training mode where that matters; what differs between the runs becomes an
+    expression in the graph.
 
     The graph holds the model's own leaf modules, parameters and buffers (they are shared, not copied), is nested like
     the model, and its ``state_dict()`` has the model's keys.
