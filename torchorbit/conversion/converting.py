@@ -217,6 +217,7 @@ class _Recordings:
         first = next((t for t in inputs.tensors() if t.dim() > 0), None)
         self.example_batch = 0 if first is None else first.shape[0]
         self.batch = _BATCH
+        self.exporting = False
         self.follows = self.follow()
         dtype = next((t.dtype for t in inputs.tensors() if t.is_floating_point()), None)
         dtype = dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -273,17 +274,26 @@ class _Recordings:
             snapshot=self.snapshot,
             examples=[*self.inputs.args, *self.inputs.kwargs.values()],
             training=variation.training,
+            exporting=self.exporting,
             dtypes=dtypes,
         )
 
     def first(self) -> Recording:
-        try:
-            return self.take(Variation())
-        except ConversionError:
-            if self.example_batch == self.batch:
-                raise
-            self.batch = 0  # as given
-            return self.take(Variation())
+        """Record for the first time: at a batch size that shows where it is used, or as given.
+
+        What cannot be recorded like this is recorded as for an export: some models then leave out what only a compiler
+        takes.
+        """
+        sizes = [self.batch] if self.example_batch == self.batch else [self.batch, 0]
+        refused: ConversionError | None = None
+        for self.exporting in (False, True):
+            for self.batch in sizes:
+                try:
+                    return self.take(Variation())
+                except ConversionError as error:
+                    refused = error if not self.exporting else refused
+        assert refused is not None
+        raise refused
 
     def merged(self, first: Recording, others: list[tuple[Recording, Variation]]) -> Reconciled:
         tensor = next((place for place, value in self.values() if self.batched(value)), None)

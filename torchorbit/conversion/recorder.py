@@ -111,6 +111,7 @@ class Recorder(TorchFunctionMode):
         self.failed_in: str | None = None
         self.running: str | None = None  # what torch was asked for last, until it answers
         self.saw_traced = False
+        self.exporting = False
         self.inside_leaf = False  # what a leaf does inside is not recorded
         self.autocast = torch._C._is_any_autocast_enabled()
         self.thread = threading.get_ident()
@@ -290,6 +291,10 @@ class Recorder(TorchFunctionMode):
         self.steps.append(Step(func, frozen_args, frozen_kwargs, self.stack[-1], no_grad=not torch.is_grad_enabled()))
         if not is_known(func):
             self.steps[-1].line = line_running()
+            if isinstance(func, torch._ops.OpOverload):
+                raise self.error(
+                    "it is a kernel, called by its own name; call the function of torch whose kernel it is", name
+                )
         if target is not None:
             if name != "__setitem__" and any(t.dtype != target.dtype for t in leaves_of(Tensor, args)):
                 # Written in place, a result has the dtype of what it is written into.
@@ -562,6 +567,7 @@ def record(
     snapshot: Snapshot,
     examples: Sequence[Any],
     training: bool,
+    exporting: bool,
     dtypes: Mapping[torch.dtype, torch.dtype],
 ) -> Recording:
     """Run ``model(*args, **kwargs)`` on meta tensors and record it.
@@ -578,12 +584,14 @@ def record(
         snapshot: what hangs on the model, and is put back.
         examples: the example inputs, for questions about what tensors hold.
         training: record in training mode, else in evaluation mode.
+        exporting: answer yes where the model asks whether it is exported.
         dtypes: floating-point dtypes to be replaced, old -> new.
 
     Raises:
         ConversionError: the model's forward fails, or does something that cannot be written down.
     """
     recorder = Recorder(model, paths, atomic)
+    recorder.exporting = exporting
     with lock, preserved(snapshot), swapped(snapshot, recorder, dtypes), patched(recorder):
         snapshot.train(training)
         recorder.inputs = [*args, *kwargs.values()]
