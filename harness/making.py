@@ -37,6 +37,7 @@ class Recipe:
     steps: int = 1
     finetune_bn: bool = False
     frozen: tuple[str, ...] = ()
+    tokens: bool = False
     data: Images | None = None
 
     def prune(self, dag: DagModule, *, seed: int = 0) -> DagModule:

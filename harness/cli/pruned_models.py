@@ -79,6 +79,7 @@ _DTYPES = ("float32", "float16", "bfloat16")
     metavar="PATTERN",
     help="Modules that stay as they are, as 'blocks.0.*'; may be given repeatedly.",
 )
+@click.option("--tokens", is_flag=True, help="Remove learned tokens as well, registers say.")
 @click.option(
     "--steps",
     type=click.IntRange(min=1),

@@ -143,3 +143,26 @@ def test_pretrained_weights_that_cannot_be_had_are_one_line(tmp_path: Path) -> N
     assert "Traceback" not in process.stderr
     assert process.stderr.splitlines()[-1].startswith("torchorbit: ")
     assert not (tmp_path / "a").exists()
+
+
+class Registers(torch.nn.Module):
+    """Patches of images, with four learned tokens beside them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches = torch.nn.Conv2d(3, 8, 4, 4)
+        self.registers = torch.nn.Parameter(torch.randn(1, 4, 8))
+        self.mix = torch.nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.cat((self.registers.expand(x.shape[0], -1, -1), self.patches(x).flatten(2).mT), 1)
+        return self.mix(x, x, x)[0][:, 4:].mean(1)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_learned_tokens_go_only_where_that_is_asked_for(run: Run, tmp_path: Path, tokens: bool) -> None:
+    torchorbit.convert(Registers().eval(), torch.randn(1, 3, 16, 16)).save(tmp_path / "whole")
+    more = ["--tokens"] if tokens else []
+    code, _, err = run("prune", "whole", "--ratio", "0.5", "--out", "pruned", *more)
+    assert (code, err) == (0, "")
+    assert load_checkpoint(tmp_path / "pruned").registers.shape[1] == (2 if tokens else 4)
