@@ -361,18 +361,24 @@ class Interrupted(BaseException):
     """What no code of the package catches."""
 
 
-def interrupted_at(place, action):
+STEPS = frozenset({"__torch_function__", "leaf"})  # of the recorder: a step of the model each
+
+
+def interrupted_at(place, action, names=None):
     """Run an action and raise when the package calls its own function for the ``place``-th time.
 
-    Returns how many times it did; what puts things back is left alone.
+    Returns how many times it did; what puts things back is left alone. Only functions of these names count, if given.
     """
     calls = 0
 
     def on_call(frame, event, arg):
         nonlocal calls
-        name = frame.f_code.co_filename
-        ours = f"torchorbit{os.sep}conversion" in name and not name.endswith("preserving.py")
-        if event == "call" and ours and not frame.f_code.co_flags & inspect.CO_GENERATOR:  # called to be closed, too
+        code = frame.f_code
+        ours = f"torchorbit{os.sep}conversion" in code.co_filename and not code.co_filename.endswith("preserving.py")
+        counts = (
+            code.co_name in names if names else not code.co_flags & inspect.CO_GENERATOR
+        )  # called to be closed, too
+        if event == "call" and ours and counts:
             calls += 1
             if calls == place:
                 raise Interrupted
@@ -418,25 +424,39 @@ TIMM = """
 """
 
 
-@pytest.mark.parametrize("name", [*SMALL, *TIMM.split()])
-def test_whatever_is_raised_while_a_model_is_recorded_leaves_it_as_it_was(name):
+def model_named(name):
     if name in SMALL:
-        model, x = SMALL[name]()
-    else:
-        model = timm.create_model(name)
-        x = torch.randn(1, *model.pretrained_cfg["input_size"])
+        return SMALL[name]()
+    model = timm.create_model(name)
+    return model, torch.randn(1, *model.pretrained_cfg["input_size"])
+
+
+def assert_untouched(name, names, most):
+    """Convert a model again and again, and raise each time at another place; the model and torch are as they were."""
+    model, x = model_named(name)
     before = everything(model)
 
     def convert():
         with contextlib.suppress(torchorbit.ConversionError):
             torchorbit.convert(model, x)
 
-    calls = interrupted_at(None, convert)
+    calls = interrupted_at(None, convert, names)
     assert everything(model) == before
-    number = min(calls, 40 if name in SMALL else 8)
+    number = min(calls, most)
     for place in range(number):
-        interrupted_at(1 + place * calls // number, convert)
+        interrupted_at(1 + place * calls // number, convert, names)
         assert everything(model) == before
+
+
+@pytest.mark.parametrize("name", [*SMALL, *TIMM.split()])
+def test_whatever_is_raised_while_a_model_is_converted_leaves_it_as_it_was(name):
+    assert_untouched(name, None, most=40 if name in SMALL else 8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*SMALL, *TIMM.split()])
+def test_whatever_is_raised_at_any_step_of_a_model_leaves_it_as_it_was(name):
+    assert_untouched(name, STEPS, most=10_000 if name in SMALL else 30)
 
 
 @pytest.mark.parametrize("name", SMALL)
