@@ -57,6 +57,7 @@ VARIABLES = {
     ("recorder.error", "torchorbit/conversion/values.py"): "the same",
     ("refusal", "torchorbit/conversion/memory.py"): "the same",
     ("refused", "torchorbit/conversion/converting.py"): "the same, that was caught before",
+    ("self._recorder.error", "torchorbit/conversion/memory.py"): "the same",
     ("self._recorder.error", "torchorbit/conversion/questions.py"): "the same",
     ("kind", "zoo/hugging_face.py"): "HubError or the subclass of it for hubs that do not answer",
     ("silence", "zoo/hugging_face.py"): "an error that was caught before",

@@ -118,6 +118,17 @@ def test_a_leaf_that_writes_in_place_is_seen_through_views():
     assert_converts(Computes(relu_of_a_part, relu=nn.ReLU(inplace=True)), X)
 
 
+@pytest.mark.parametrize("detached", [torch.Tensor.detach, lambda y: y.data])
+def test_a_write_that_gradients_would_not_see_is_refused(detached):
+    def hidden(m, x):
+        y = m.layer(x)
+        detached(y).mul_(2)
+        return y
+
+    with pytest.raises(torchorbit.ConversionError, match="write into the result itself"):
+        torchorbit.convert(Computes(hidden, layer=nn.Linear(6, 6)), X)
+
+
 def test_an_augmented_item_is_written_once():
     def augmented(x):
         y = x * 1

@@ -209,6 +209,12 @@ class Memory:
         )
 
     def _written_back(self, view: _View, before: Value | Attr, value: Value | Attr, tensor: Tensor) -> WriteBack:
+        if view.step.function in _DETACHING and tensor.untyped_storage()._cdata not in self._recorder.state:
+            raise self._recorder.error(
+                "a result is written in place through a tensor that is detached from it, which its gradient would not "
+                "see; write into the result itself",
+                function_name(view.step.function),
+            )
         if self._is_the_same(tensor, view):
             return None
         refusal = self._recorder.error(
@@ -238,6 +244,8 @@ class Memory:
         return Tensor.__setitem__, (before, index, value)
 
 
+# What shares memory with a tensor, but not its gradient.
+_DETACHING = {torch.detach, Tensor.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
 # Views of all elements in the order in which they are in memory.
 _RESHAPING = {"reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze"}
 # Views of all elements, with dimensions in another order.
