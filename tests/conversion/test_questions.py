@@ -109,6 +109,20 @@ def test_a_branch_after_layers_is_decided_by_running_them():
         dag(shallow)
 
 
+def test_what_parameters_answer_is_asked_again_for_they_are_trained():
+    def gated(m, x):
+        return x * 2 if m.gate.sum() > 0 else x
+
+    model = Computes(gated, gate=nn.Parameter(torch.ones(3)))
+    dag = assert_converts(model, X)
+    with torch.no_grad():
+        dag.gate.sub_(2)
+    with pytest.raises(torchorbit.errors.GraphRunError, match="other values"):
+        dag(X)
+    with pytest.raises(torchorbit.ConversionError, match="compute with the tensor itself"):
+        torchorbit.convert(Computes(lambda m, x: x * m.gate.max().item(), gate=nn.Parameter(torch.ones(3))), X)
+
+
 def test_inputs_and_weights_on_meta_cannot_answer():
     with pytest.raises(torchorbit.ConversionError, match="give example inputs with values"):
         torchorbit.convert(Computes(padded), (X, torch.ones(2, 6, dtype=torch.bool, device="meta")))

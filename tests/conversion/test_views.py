@@ -118,15 +118,29 @@ def test_a_leaf_that_writes_in_place_is_seen_through_views():
     assert_converts(Computes(relu_of_a_part, relu=nn.ReLU(inplace=True)), X)
 
 
-@pytest.mark.parametrize("detached", [torch.Tensor.detach, lambda y: y.data])
-def test_a_write_that_gradients_would_not_see_is_refused(detached):
+@pytest.mark.parametrize(
+    "written", [lambda y: y.detach().mul_(2), lambda y: y.data.mul_(2), torch.no_grad()(torch.relu_)]
+)
+def test_a_write_that_gradients_would_not_see_is_refused(written):
     def hidden(m, x):
         y = m.layer(x)
-        detached(y).mul_(2)
+        written(y)
         return y
 
-    with pytest.raises(torchorbit.ConversionError, match="write into the result itself"):
+    with pytest.raises(torchorbit.ConversionError, match="would not see"):
         torchorbit.convert(Computes(hidden, layer=nn.Linear(6, 6)), X)
+
+
+def test_a_write_where_no_gradient_is_has_its_effect():
+    def without(m, x):
+        mask = x.sign() + 1
+        with torch.no_grad():
+            weights = m.layer(x)
+            weights.relu_()
+            mask.clamp_(max=1)
+        return m.layer(x) * weights + mask
+
+    assert_converts(Computes(without, layer=nn.Linear(6, 6)), X)
 
 
 def test_an_augmented_item_is_written_once():

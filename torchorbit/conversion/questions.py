@@ -84,8 +84,8 @@ class Questions:
         found = func(*plain(real_args), **plain(real_kwargs))
         if not isinstance(found, int) and any(value.of_inputs for value in known.values()):
             raise self._recorder.error(
-                "it takes a number out of a tensor whose values follow from an input, which would be the same for all "
-                "inputs in a graph; compute with the tensor itself",
+                "it takes a number out of a tensor whose values follow from an input or a parameter, and in a graph it "
+                "would always be the same; compute with the tensor itself",
                 name,
             )
         if any(value.of_sizes or value.of_inputs for value in known.values()):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from torchorbit.arguments import Attr
+from torchorbit.arguments import Attr, walk_args
 from torchorbit.containers import items_of, leaves_of, map_leaves, map_placed, placed_leaves, rebuilt
 from torchorbit.conversion import shapes
 from torchorbit.conversion.lines import line_of, line_running
@@ -349,6 +349,12 @@ class Recorder(TorchFunctionMode):
         """The last step changed ``target``: from now on it stands for that step's result."""
         step = len(self.steps) - 1
         before = self.values.get(id(target))
+        if not torch.is_grad_enabled() and self.has_gradient(target, before):
+            raise self.error(
+                "a result that has a gradient is written in place under torch.no_grad(), which its gradient would not "
+                "see; write where gradients are on, or compute a new tensor",
+                function_name(self.steps[-1].function),
+            )
         self.values[id(target)] = Value(step)
         self.alive.append(target)
         self.steps[-1].shape = target.shape
@@ -357,6 +363,26 @@ class Recorder(TorchFunctionMode):
         path = self.state.get(target.untyped_storage()._cdata)
         if path is not None:
             self.unassigned[path] = None
+
+    def has_gradient(self, target: Tensor, value: Value | Attr | None) -> bool:
+        """Whether a result follows from parameters by steps that have gradients."""
+        if not target.is_floating_point() or target.untyped_storage()._cdata in self.state:
+            return False
+        waiting, seen = [value], set()
+        while waiting:
+            value = waiting.pop()
+            if isinstance(value, Attr):
+                if isinstance(self.originals.get(id(self.attributes[value.path])), nn.Parameter):
+                    return True
+            elif value is not None and value.step >= 0 and value.step not in seen:
+                seen.add(value.step)
+                step = self.steps[value.step]
+                if step.no_grad:
+                    continue
+                if step.module is not None and next(step.module.parameters(), None) is not None:
+                    return True
+                waiting += [arg for arg in walk_args((step.args, step.kwargs)) if isinstance(arg, (Value, Attr))]
+        return False
 
     def sizes(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """``x.shape`` and ``x.size()``, with numbers that remember where they come from."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from torchorbit.arguments import Attr, walk_args
 from torchorbit.containers import leaves_of, map_leaves
@@ -39,7 +39,7 @@ class Known:
     Attributes:
         tensor: with real elements.
         of_sizes: whether a size of an input decides.
-        of_inputs: whether the elements of an input decide.
+        of_inputs: whether the elements of an input decide, or those of a parameter, which training changes.
     """
 
     tensor: Any
@@ -110,7 +110,7 @@ class Values:
 
     def _look_up(self, value: Value | Attr) -> Known:
         if isinstance(value, Attr):
-            return Known(self._attribute(value))
+            return Known(self._attribute(value), of_inputs=self._trains(value))
         if value.step < 0:
             return Known(self._input(value), of_inputs=True)
         known = self._results[value.step]
@@ -118,6 +118,12 @@ class Values:
         for place in value.index:
             result = result[place]
         return dataclasses.replace(known, tensor=result)
+
+    def _trains(self, attr: Attr) -> bool:
+        """Whether training changes it, so that an answer about it is one of today."""
+        twin = self._recorder.attributes[attr.path]
+        original = self._recorder.originals.get(id(twin))
+        return isinstance(original, nn.Parameter) and original.requires_grad
 
     def _attribute(self, attr: Attr) -> Tensor:
         recorder = self._recorder
@@ -157,7 +163,7 @@ class Values:
         result = self._call(step, name, args, kwargs)
         of_sizes = bool(traced) or any(known.of_sizes for known in operands)
         # What is dropped at random may change the answer, as inputs may.
-        of_inputs = any(known.of_inputs for known in operands) or _drops(step)
+        of_inputs = any(known.of_inputs for known in operands) or _drops(step) or _has_parameters(step)
         return Known(result, of_sizes, of_inputs)
 
     def _call(self, step: Step, name: str, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -199,3 +205,7 @@ def _drops(step: Step) -> bool:
         module: Any = step.module
         return module.training and bool(getattr(module, "p", 0)) and "ropout" in type(module).__name__
     return "dropout" in getattr(step.function, "__name__", "") and step.kwargs.get("training", True) is True
+
+
+def _has_parameters(step: Step) -> bool:
+    return step.module is not None and any(parameter.requires_grad for parameter in step.module.parameters())
