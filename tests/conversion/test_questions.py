@@ -178,3 +178,15 @@ def test_a_question_of_training_alone_is_asked_in_training_alone(rate):
     assert_same(outcome(dag.train(), X), outcome(source.train(), X))
     with pytest.raises(torchorbit.errors.GraphRunError, match="another path"):
         outcome(dag, worst)
+
+
+def test_a_model_that_cannot_be_compiled_is_recorded_as_it_runs():
+    def unlike(m, x):
+        if torch.compiler.is_compiling():
+            return x.view(-1, 5)  # of no size that fits
+        return m.layer(x) if x.isfinite().all() else x
+
+    dag = assert_converts(Computes(unlike, layer=nn.Linear(8, 8)), X)
+    assert "check" in operators(dag)
+    with pytest.raises(torchorbit.ConversionError, match="shape"):
+        torchorbit.convert(Computes(lambda x: x.view(-1, 5)), X)

@@ -217,7 +217,7 @@ class _Recordings:
         first = next((t for t in inputs.tensors() if t.dim() > 0), None)
         self.example_batch = 0 if first is None else first.shape[0]
         self.batch = _BATCH
-        self.exporting = False
+        self.told: tuple[str, ...] = ("compiling",)
         self.follows = self.follow()
         dtype = next((t.dtype for t in inputs.tensors() if t.is_floating_point()), None)
         dtype = dtype or next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
@@ -274,24 +274,24 @@ class _Recordings:
             snapshot=self.snapshot,
             examples=[*self.inputs.args, *self.inputs.kwargs.values()],
             training=variation.training,
-            exporting=self.exporting,
+            told=self.told,
             dtypes=dtypes,
         )
 
     def first(self) -> Recording:
         """Record for the first time: at a batch size that shows where it is used, or as given.
 
-        What cannot be recorded like this is recorded as for an export: some models then leave out what only a compiler
-        takes.
+        Models that ask are told that they are compiled, and leave out what depends on values. What cannot be recorded
+        like this is recorded as for an export, which some write otherwise than for a compiler, or as it runs by itself.
         """
         sizes = [self.batch] if self.example_batch == self.batch else [self.batch, 0]
         refused: ConversionError | None = None
-        for self.exporting in (False, True):
+        for self.told in (("compiling",), ("compiling", "exporting"), ()):
             for self.batch in sizes:
                 try:
                     return self.take(Variation())
                 except ConversionError as error:
-                    refused = error if not self.exporting else refused
+                    refused = error if refused is None or len(self.told) == 1 else refused
         assert refused is not None
         raise refused
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -86,15 +86,16 @@ def patched(recorder: Recorder) -> Iterator[None]:
             cls.__qualname__,
         )
 
-    def compiling() -> bool:
-        # Models that ask leave out what depends on values, for which a graph would have only one answer.
-        return (threading.get_ident() == recorder.thread and not recorder.inside_leaf) or asks[0]()
+    def told(what: str, ask: Callable[[], bool]) -> Callable[[], bool]:
+        def answer() -> bool:
+            ours = threading.get_ident() == recorder.thread and not recorder.inside_leaf
+            return (ours and what in recorder.told) or ask()
 
-    def exporting() -> bool:
-        return (recorder.exporting and compiling()) or asks[1]()
+        return answer
 
     try:
-        torch.compiler.is_compiling, torch.compiler.is_exporting = compiling, exporting
+        torch.compiler.is_compiling = told("compiling", asks[0])
+        torch.compiler.is_exporting = told("exporting", asks[1])
         nn.Module.__call__ = call  # type: ignore[method-assign]
         nn.Module.training = property(read_training, write_training)  # type: ignore[assignment]
         torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]

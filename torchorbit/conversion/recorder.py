@@ -111,7 +111,7 @@ class Recorder(TorchFunctionMode):
         self.failed_in: str | None = None
         self.running: str | None = None  # what torch was asked for last, until it answers
         self.saw_traced = False
-        self.exporting = False
+        self.told: tuple[str, ...] = ()
         self.inside_leaf = False  # what a leaf does inside is not recorded
         self.autocast = torch._C._is_any_autocast_enabled()
         self.thread = threading.get_ident()
@@ -593,7 +593,7 @@ def record(
     snapshot: Snapshot,
     examples: Sequence[Any],
     training: bool,
-    exporting: bool,
+    told: tuple[str, ...],
     dtypes: Mapping[torch.dtype, torch.dtype],
 ) -> Recording:
     """Run ``model(*args, **kwargs)`` on meta tensors and record it.
@@ -610,14 +610,14 @@ def record(
         snapshot: what hangs on the model, and is put back.
         examples: the example inputs, for questions about what tensors hold.
         training: record in training mode, else in evaluation mode.
-        exporting: answer yes where the model asks whether it is exported.
+        told: what the model is told where it asks: that it is ``"compiling"``, and that it is ``"exporting"``.
         dtypes: floating-point dtypes to be replaced, old -> new.
 
     Raises:
         ConversionError: the model's forward fails, or does something that cannot be written down.
     """
     recorder = Recorder(model, paths, atomic)
-    recorder.exporting = exporting
+    recorder.told = told
     with lock, preserved(snapshot), swapped(snapshot, recorder, dtypes), patched(recorder):
         snapshot.train(training)
         recorder.inputs = [*args, *kwargs.values()]
