@@ -80,6 +80,11 @@ def positions(length):
     return torch.arange(length) * 1.0
 
 
+@functools.cache
+def names(number):
+    return [f"layer {position}" for position in range(number)]
+
+
 class Cached(nn.Module):
     @staticmethod
     @functools.lru_cache
@@ -94,8 +99,12 @@ def test_cached_functions_keep_no_tensor_of_a_recording():
     positions(8)
     model = Cached()
     assert_converts(model, X, torch.randn(3, 6, 8))
+    assert_converts(model, X[0])  # of the same length in all recordings
     assert positions(8).device.type == "cpu"
     assert model(X).device.type == "cpu"
+    kept = names(3)
+    torchorbit.convert(model, X)
+    assert names(3) is kept
 
 
 def test_nodes_and_edges_of_a_graph_vary_by_themselves():

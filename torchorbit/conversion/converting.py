@@ -20,7 +20,7 @@ from torchorbit.conversion.preserving import Snapshot
 from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, reconcile
 from torchorbit.conversion.recorder import held_modes, record
 from torchorbit.conversion.recording import CHECK, Recording, Value
-from torchorbit.conversion.wrappers import refuse_scripted, unwrapped, without_caches
+from torchorbit.conversion.wrappers import packages_of, refuse_scripted, unwrapped, without_caches
 from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError
 from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.graph.one_level import one_level
@@ -74,7 +74,7 @@ def convert(
     model = unwrapped(model)
     if entry_point != "forward":
         model = entered_at(model, entry_point)
-    with no_garbage_collection(), without_caches(model):
+    with no_garbage_collection():
         return _convert(model, _Inputs.of(model, example_inputs), tuple(atomic))
 
 
@@ -211,6 +211,7 @@ class _Recordings:
     def __init__(self, model: nn.Module, inputs: _Inputs, paths: dict[int, str], atomic: tuple[type[nn.Module], ...]):
         self.model = model
         self.snapshot = Snapshot(model)
+        self.packages = packages_of(model)
         self.inputs = inputs
         self.paths = paths
         self.atomic = atomic
@@ -264,6 +265,13 @@ class _Recordings:
 
         dtypes = self.other_dtype if variation.dtype else {}
         args, kwargs = self.inputs.on_meta(shape, dtypes)
+        with without_caches(self.packages):
+            return self.record(args, kwargs, variation, dtypes)
+
+    def record(
+        self, args: Any, kwargs: Any, variation: Variation, dtypes: Mapping[torch.dtype, torch.dtype]
+    ) -> Recording:
+        """One recording with these inputs, on meta."""
         return record(
             self.model,
             args,

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import functools
+import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from torchorbit.errors import ConversionError
 
 _LruCache: type = type(functools.lru_cache(lambda: None))
-# Folder of a package -> number of modules loaded when it was looked through, and the caches found in it.
+# How far, and among how many objects, tensors are looked for in a cache.
+_DEPTH = 5
+_MOST = 200
+# Name of a package -> number of modules loaded when it was looked through, and the caches found in it.
 _known: dict[str, tuple[int, list[Any]]] = {}
 
 
@@ -55,23 +59,39 @@ def _is_of_a_kernel(node: torch.fx.Node) -> bool:
 
 
 @contextmanager
-def without_caches(model: nn.Module) -> Iterator[None]:
-    """Empty what ``functools.lru_cache`` keeps in the packages of a model's classes, before and after it is recorded.
+def without_caches(packages: Collection[str]) -> Iterator[None]:
+    """Empty what ``functools.lru_cache`` keeps of tensors in some packages, before and after a model is recorded.
 
     Otherwise a table that was made on meta would be found there by the model's next run, and one that was made earlier
     would be taken for a constant.
     """
-    caches = [cache for package in _packages(model) for cache in _caches(package)]
-    for cache in caches:
-        cache.cache_clear()
+    caches = [cache for package in packages for cache in _caches(package)]
+    _clear(caches)
     try:
         yield
     finally:
-        for cache in caches:
+        _clear(caches)
+
+
+def _clear(caches: Sequence[Any]) -> None:
+    for cache in caches:
+        if cache.cache_info().currsize and _holds_tensors(cache):
             cache.cache_clear()
 
 
-def _packages(model: nn.Module) -> set[str]:
+def _holds_tensors(cache: Any) -> bool:
+    """Whether one of the first few objects that a cache refers to is a tensor, or holds one."""
+    level: list[Any] = [cache]
+    for _ in range(_DEPTH):
+        # Not into functions: all that their modules hold is behind them.
+        level = [found for found in gc.get_referents(*level) if not callable(found)][:_MOST]
+        if any(isinstance(found, Tensor) for found in level):
+            return True
+    return False
+
+
+def packages_of(model: nn.Module) -> set[str]:
+    """The packages in which the classes of a model's modules are, but for torch and this one."""
     names = {cls.__module__.partition(".")[0] for cls in {type(module) for module in model.modules()}}
     return names - {"torch", "torchorbit"}
 
@@ -96,4 +116,5 @@ def _caches_in(module: ModuleType) -> Iterator[Any]:
         if type(value) is _LruCache:
             yield value
         elif isinstance(value, type) and value.__module__ == module.__name__:
-            yield from (member for member in list(vars(value).values()) if type(member) is _LruCache)
+            members = [getattr(member, "__func__", member) for member in list(vars(value).values())]
+            yield from (member for member in members if type(member) is _LruCache)
