@@ -85,6 +85,16 @@ def names(number):
     return [f"layer {position}" for position in range(number)]
 
 
+class Missing:
+    """Stands for a package that is not installed, and says so whatever it is asked."""
+
+    def __getattribute__(self, name):
+        raise ImportError(f"no package, no {name}")
+
+
+missing = Missing()
+
+
 class Cached(nn.Module):
     @staticmethod
     @functools.lru_cache

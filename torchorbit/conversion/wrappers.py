@@ -85,7 +85,7 @@ def _holds_tensors(cache: Any) -> bool:
     for _ in range(_DEPTH):
         # Not into functions: all that their modules hold is behind them.
         level = [found for found in gc.get_referents(*level) if not callable(found)][:_MOST]
-        if any(isinstance(found, Tensor) for found in level):
+        if any(issubclass(type(found), Tensor) for found in level):
             return True
     return False
 
@@ -112,9 +112,14 @@ def _modules(package: str) -> list[ModuleType]:
 
 
 def _caches_in(module: ModuleType) -> Iterator[Any]:
+    # Types alone are looked at: an object that stands for a missing package raises whatever it is asked.
     for value in list(vars(module).values()):
-        if type(value) is _LruCache:
+        kind = type(value)
+        if kind is _LruCache:
             yield value
-        elif isinstance(value, type) and value.__module__ == module.__name__:
-            members = [getattr(member, "__func__", member) for member in list(vars(value).values())]
+        elif issubclass(kind, type) and vars(value).get("__module__") == module.__name__:
+            members = [
+                member.__func__ if type(member) in (staticmethod, classmethod) else member
+                for member in list(vars(value).values())
+            ]
             yield from (member for member in members if type(member) is _LruCache)
