@@ -357,3 +357,17 @@ def test_a_parameter_that_forward_clamps_is_clamped():
 def test_writes_become_operators_without_an_effect_on_their_arguments():
     names = operators(torchorbit.convert(Computes(into_an_item), X))
     assert names.count("setitem") == 2
+
+
+def test_a_leaf_computes_with_what_was_written_into_its_parameters_before():
+    def teacher(m, x):
+        with torch.no_grad():
+            m.slow.weight.mul_(0.9).add_(m.fast.weight, alpha=0.1)
+        return m.fast(x) - m.slow(x).detach()
+
+    model = Computes(teacher, fast=nn.Linear(6, 6), slow=nn.Linear(6, 6))
+    source = copy.deepcopy(model)
+    dag = torchorbit.convert(model, X)
+    for _ in range(3):
+        assert_same(dag(X), source(X))
+        assert_same(dag.state_dict(), source.state_dict())

@@ -190,3 +190,15 @@ def test_a_model_that_cannot_be_compiled_is_recorded_as_it_runs():
     assert "check" in operators(dag)
     with pytest.raises(torchorbit.ConversionError, match="shape"):
         torchorbit.convert(Computes(lambda x: x.view(-1, 5)), X)
+
+
+def test_what_a_buffer_answers_that_the_model_changes_is_refused():
+    def queued(m, x):
+        at = int(m.at)
+        m.queue[at] = x.detach().mean((0, 1))
+        m.at.add_(1).remainder_(4)
+        return x + m.queue.mean(0)
+
+    model = Computes(queued, queue=torch.zeros(4, 8), at=torch.tensor(0))
+    with pytest.raises(torchorbit.ConversionError, match="'at', which it changes itself"):
+        torchorbit.convert(model, X)

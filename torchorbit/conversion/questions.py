@@ -52,6 +52,11 @@ class Questions:
         self._recorder = recorder
         self._values = Values(recorder, examples)
 
+    @property
+    def asked(self) -> set[str]:
+        """Paths of the parameters and buffers from which an answer follows."""
+        return self._values.read
+
     def literal(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """A tensor made of Python numbers or an array: its values are kept, but for sizes, which are computed."""
         data: Any = args[0] if args else kwargs.get("data", kwargs.get("obj"))

@@ -275,7 +275,7 @@ class Recorder(TorchFunctionMode):
             self.running = function_name(func)
             try:
                 result = self.run(func, args, kwargs)
-            except (RuntimeError, NotImplementedError) as error:
+            except RuntimeError as error:
                 # A kernel that has no way to go on without the values of an operand.
                 if "meta" not in str(error):
                     raise
@@ -460,6 +460,8 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Record a leaf module as one step."""
         self.refuse_autocast(type(module).__name__)
+        if self.unassigned:
+            self.assign(path)  # a leaf reads its parameters and buffers itself
         with torch._C.DisableTorchFunction():
             self.saw_traced = False
             step = Step(
@@ -543,7 +545,16 @@ class Recorder(TorchFunctionMode):
         self.assign("")
         values = [(Attr(path), self.lookup(now)) for path, now in rebound]
         self.steps += [Step(ASSIGN, pair, {}, self.stack[0], no_grad=True) for pair in values]
+        self.refuse_changing_answers()
         return output
+
+    def refuse_changing_answers(self) -> None:
+        """Refuse what was asked of a buffer that the model itself changes: next time it would answer otherwise."""
+        written = {step.args[0].path for step in self.steps if step.function is ASSIGN}
+        for path in sorted(self.questions.asked & written):
+            raise self.error(
+                f"its path depends on the values of '{path}', which it changes itself; a graph has one path only"
+            )
 
     def note_check(self, symbol: str, operands: tuple[Any, ...], outcome: bool) -> None:
         """A comparison of traced numbers was made."""

@@ -63,6 +63,7 @@ class Values:
         self._recorder = recorder
         self._examples = examples
         self._results: dict[int, Known] = {}
+        self.read: set[str] = set()  # paths of the parameters and buffers that were looked at
 
     def of(self, tensor: Tensor, asked: str) -> Known:
         """What a tensor holds.
@@ -127,6 +128,7 @@ class Values:
 
     def _attribute(self, attr: Attr) -> Tensor:
         recorder = self._recorder
+        self.read.add(attr.path)
         twin = recorder.attributes[attr.path]
         original = recorder.originals.get(id(twin), recorder.known_constants.get(id(twin), twin))
         if original.device.type == "meta":
