@@ -371,3 +371,38 @@ def test_a_leaf_computes_with_what_was_written_into_its_parameters_before():
     for _ in range(3):
         assert_same(dag(X), source(X))
         assert_same(dag.state_dict(), source.state_dict())
+
+
+def doubled_weight(m, x):
+    own = m.layer._parameters.pop("weight")
+    m.layer.weight = own * 2
+    y = m.layer(x)
+    del m.layer.weight
+    m.layer._parameters["weight"] = own
+    return y
+
+
+def rebound_statistics(m, x):
+    m.norm.running_mean = x.detach().mean((0, 2))
+    return m.norm(x)
+
+
+@pytest.mark.parametrize("function", by_source(doubled_weight, rebound_statistics))
+def test_a_leaf_computes_with_the_tensors_that_forward_puts_in_place_of_its_own(function):
+    source = Computes(function, layer=nn.Linear(6, 6), norm=nn.BatchNorm1d(4)).eval()
+    dag = torchorbit.convert(copy.deepcopy(source), X)
+    for x in (X, torch.randn(3, 4, 6)):
+        assert_same(dag(x), source(x))
+        assert_same(dict(sorted(dag.state_dict().items())), dict(sorted(source.state_dict().items())))
+
+
+def test_statistics_that_a_layer_moves_after_they_were_written_are_read_anew():
+    def halved(m, x):
+        m.norm.running_mean.mul_(0.5)
+        return m.norm(x) + m.norm.running_mean.sum()
+
+    source = Computes(halved, norm=nn.BatchNorm1d(4))
+    dag = torchorbit.convert(copy.deepcopy(source), X)
+    for training in (True, False, True):
+        assert_same(dag.train(training)(X), source.train(training)(X))
+        assert_same(dag.state_dict(), source.state_dict())

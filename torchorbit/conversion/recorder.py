@@ -41,6 +41,7 @@ from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
 from torchorbit.operators.binding import is_composite, is_known
 from torchorbit.operators.modules import leaf_name
+from torchorbit.operators.table import LEAVES
 from torchorbit.records import record_of
 
 _META = torch.device("meta")
@@ -422,6 +423,8 @@ class Recorder(TorchFunctionMode):
         path = self.paths.get(id(module))
         atomic = bool(self.atomic) and bool(path) and isinstance(module, self.atomic)
         leaf = None if atomic else leaf_name(module)
+        if leaf is not None and self.has_other_tensors(module, leaf):
+            leaf = None
         if path and (atomic or leaf is not None):  # the outermost module is a graph, even where it is a leaf elsewhere
             return self.leaf(original, module, leaf, path, args, kwargs)
         call = ModuleCall(module, path, self.stack[-1], self.named_arguments(module, args, kwargs))
@@ -439,6 +442,13 @@ class Recorder(TorchFunctionMode):
             raise
         finally:
             self.stack.pop()
+
+    def has_other_tensors(self, module: nn.Module, leaf: str) -> bool:
+        """Whether forward has put other tensors in the places of a leaf's own: then it is recorded what they do."""
+        own = {**module._parameters, **module._buffers}
+        if any(tensor is not None and id(tensor) not in self.originals for tensor in own.values()):
+            return True
+        return any(name not in own and isinstance(vars(module).get(name), Tensor) for name in LEAVES[leaf].tensors)
 
     def named_arguments(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -461,7 +471,9 @@ class Recorder(TorchFunctionMode):
         """Record a leaf module as one step."""
         self.refuse_autocast(type(module).__name__)
         if self.unassigned:
-            self.assign(path)  # a leaf reads its parameters and buffers itself
+            # A leaf reads its parameters and buffers itself, and may write into them.
+            for written in self.assign(path):
+                self.values[id(self.attributes[written])] = Attr(written)
         with torch._C.DisableTorchFunction():
             self.saw_traced = False
             step = Step(
@@ -515,14 +527,16 @@ class Recorder(TorchFunctionMode):
             args, kwargs = pytree.tree_map_only(Tensor, lambda t: torch.ones_like(t, device="cpu"), (args, kwargs))
             return pytree.tree_map_only(Tensor, lambda t: t.to(_META), copied(*args, **kwargs))
 
-    def assign(self, scope: str) -> None:
+    def assign(self, scope: str) -> list[str]:
         """Assign what was written in place into parameters and buffers of a module to them, when its call ends."""
         prefix = f"{scope}." if scope else ""
+        paths = [path for path in self.unassigned if path.startswith(prefix)]
         with torch._C.DisableTorchFunction():
-            for path in [path for path in self.unassigned if path.startswith(prefix)]:
+            for path in paths:
                 del self.unassigned[path]
                 value = self.lookup(self.attributes[path])
                 self.steps.append(Step(ASSIGN, (Attr(path), value), {}, self.stack[-1], no_grad=True))
+        return paths
 
     def release(self) -> None:
         """Let go of what refers back to this, so that all of it is freed without the garbage collector."""
