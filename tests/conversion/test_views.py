@@ -95,7 +95,14 @@ def relu_of_a_part(m, x):
     return part * 1, y
 
 
+def counted_from_the_end(x):
+    z = x * 1
+    z.narrow(1, -2, 2).mul_(2)
+    return z
+
+
 FUNCTIONS = by_source(
+    counted_from_the_end,
     halves,
     zeroed,
     returned_view,
@@ -229,3 +236,13 @@ def test_any_order_of_views_and_writes_gives_what_the_source_gives(steps):
         assert_same(dag(x.clone()), source(x.clone()))
         assert_same(dict(dag.named_buffers()), dict(source.named_buffers()))
     assert copy.deepcopy(dag)(X)[0].shape == X.shape
+
+
+def test_a_view_that_is_the_whole_at_some_sizes_is_none_at_others():
+    def squeezed(m, x):
+        z = m.layer(x)
+        z.squeeze(0).mul_(2)
+        return m.layer(z)
+
+    model = Computes(squeezed, layer=nn.Linear(6, 6))
+    assert_converts(model, X, X[:1], torch.randn(3, 4, 6))

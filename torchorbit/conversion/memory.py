@@ -201,6 +201,8 @@ class Memory:
     def _is_the_same(self, tensor: Tensor, view: _View) -> bool:
         """Whether a view has all elements of a tensor in their order, with nothing computed."""
         base = view.of
+        if getattr(view.step.function, "__name__", "") in _OF_SOME_SIZES:
+            return False
         return (
             tensor.dtype == base.dtype
             and tensor.shape == base.shape
@@ -246,6 +248,11 @@ class Memory:
 
 # What shares memory with a tensor, but not its gradient.
 _DETACHING = {torch.detach, Tensor.detach, Tensor.data.__get__}  # type: ignore[attr-defined]
+# Views that are the whole tensor, as it is, at some sizes alone.
+_OF_SOME_SIZES = {
+    "squeeze", "view", "reshape", "flatten", "unflatten", "ravel", "view_as", "reshape_as", "narrow", "select",
+    "__getitem__", "chunk", "split", "tensor_split", "expand", "expand_as", "broadcast_to", "transpose", "permute",
+}  # fmt: skip
 # Views of all elements in the order in which they are in memory.
 _RESHAPING = {"reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze"}
 # Views of all elements, with dimensions in another order.
@@ -292,6 +299,8 @@ def _of_tensor_split(args: dict[str, Any], lengths: Any, position: Any) -> tuple
 
 def _of_narrow(args: dict[str, Any], lengths: Any, position: Any) -> tuple[Any, ...]:
     start = args["start"]
+    if isinstance(start, int) and start < 0:
+        start = lengths[args["dim"]] + start
     return _along(args["dim"], slice(start, start + args["length"]), len(lengths))
 
 

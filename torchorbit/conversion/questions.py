@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from torchorbit.arguments import walk_args
 from torchorbit.containers import leaves_of, map_leaves
 from torchorbit.conversion.numbers import Traced, plain
 from torchorbit.conversion.patching import meta_twin
@@ -93,7 +94,8 @@ class Questions:
                 "would always be the same; compute with the tensor itself",
                 name,
             )
-        if any(value.of_sizes or value.of_inputs for value in known.values()):
+        of_sizes = any(type(leaf) in Traced for leaf in walk_args((args, kwargs)))
+        if of_sizes or any(value.of_sizes or value.of_inputs for value in known.values()):
             with self._recorder:
                 condition = asked_again(name, found, args, kwargs)
             self._recorder.steps.append(Step(CHECK, (self._recorder.lookup(condition),), {}, self._recorder.stack[-1]))
