@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from annotated_types import Ge, Le, MinLen
 
 if TYPE_CHECKING:
     from harness.findings import Findings
@@ -22,6 +24,13 @@ shown that what is left after a removal is right; or come to an end, wherever th
 
 Table = Literal["supported_models", "channel_pruning_supported_models"]
 """The pages that list models in a table, by the names of their files."""
+
+Stage = Literal["build", "convert", "verify", "orbits", "prune", "prove", "worker"]
+_Text = Annotated[str, MinLen(1)]
+_Count = Annotated[int, Ge(0)]
+_Length = Annotated[int, Ge(1)]
+_Amount = Annotated[float, Ge(0)]
+_Share = Annotated[float, Ge(0), Le(1)]
 
 _ABOUT_PRUNING = ("orbits", "prune", "prove")
 
@@ -116,7 +125,7 @@ def _sizes(size: list[int] | None) -> str:
 class Columns:
     """What one sweep found out about one model. A field per column; what each is stands below it."""
 
-    model: str
+    model: _Text
     """Name in timm, without a tag."""
 
     timm: str
@@ -128,7 +137,7 @@ class Columns:
     torchorbit: str
     """Version of this project."""
 
-    params_m: float | None = column(
+    params_m: _Amount | None = column(
         Cell("supported_models", "params", ".2f", legend="`params` in millions"),
         fill=lambda found: round(sum(parameter.numel() for parameter in found.model.parameters()) / 1e6, 3),
         after="build",
@@ -137,7 +146,7 @@ class Columns:
     )
     """Parameters in millions; null if the model could not be built."""
 
-    input_size: list[int] | None = column(
+    input_size: list[_Length] | None = column(
         Cell("supported_models", "input size", _sizes),
         fill=lambda found: list(found.input_size),
         after="build",
@@ -145,7 +154,7 @@ class Columns:
     )
     """`[channels, height, width]`; null if the model could not be built."""
 
-    gflops: float | None = column(
+    gflops: _Amount | None = column(
         Cell("channel_pruning_supported_models", "GFLOPs", ".3f"),
         fill=lambda found: round(found.orbits.costs.total() / 1e9, 4),
         after="orbits",
@@ -163,7 +172,7 @@ class Columns:
     )
     """Whether it became a `DagModule`."""
 
-    verified: str | None = column(
+    verified: Literal["numeric", "shape"] | None = column(
         Cell("supported_models", "verified", lambda how: how or "no"),
         fill=lambda found: "numeric" if found.numeric else "shape",
         after="verify",
@@ -173,7 +182,7 @@ class Columns:
     """How the graph was shown to be the model: `"numeric"` by outputs of real weights, `"shape"` by the shapes and
     types of the outputs; null if it was not."""
 
-    max_diff: float | None = column(
+    max_diff: _Amount | None = column(
         Cell(
             "supported_models",
             "max diff",
@@ -198,7 +207,7 @@ class Columns:
     )
     """Whether channels were removed, the smaller graph ran, and, where there were weights, was proved right."""
 
-    removable_flops: float | None = column(
+    removable_flops: _Share | None = column(
         Cell(
             "channel_pruning_supported_models",
             "removable",
@@ -213,7 +222,7 @@ class Columns:
     )
     """1 - FLOPs of the smallest graph that was built and run, over the FLOPs of the whole one."""
 
-    prunable_proportion: float | None = column(
+    prunable_proportion: _Share | None = column(
         Cell(
             "channel_pruning_supported_models",
             "proportion",
@@ -227,21 +236,21 @@ class Columns:
     )
     """FLOPs of the vertices that an orbit touches, over all FLOPs (torch-dag's figure)."""
 
-    orbits: int | None = column(
+    orbits: _Count | None = column(
         Cell("channel_pruning_supported_models", "orbits", "d"),
         fill=lambda found: len(found.orbits),
         after="orbits",
     )
     """How many orbits there are."""
 
-    units: int | None = column(
+    units: _Count | None = column(
         Cell("channel_pruning_supported_models", "units", "d"),
         fill=lambda found: found.orbits.units,
         after="orbits",
     )
     """How many units are in them."""
 
-    removal_max_diff: float | None = column(
+    removal_max_diff: _Amount | None = column(
         Cell(
             "channel_pruning_supported_models",
             "max diff",
@@ -265,9 +274,9 @@ class Columns:
     )
     """Operators that freeze what they touch because there is no rule for them."""
 
-    stage: str | None = column(below=True)
+    stage: Stage | None = column(below=True)
     """The first stage that failed (`"build"`, `"convert"`, `"verify"`, `"orbits"`, `"prune"`, `"prove"`, or `"worker"`
-    where the process died); null if none did."""
+    where its process was killed or did not start); null if none did."""
 
     error: str | None = column(below=True)
     """Why it failed, in one line."""
@@ -275,7 +284,7 @@ class Columns:
     note: str | None = column(below=True)
     """What a reader of the record should know though nothing failed, in one line."""
 
-    seconds: float | None = column(
+    seconds: _Amount | None = column(
         fill=lambda found: round(found.seconds, 3),
         after="done",
         words="time of the job",
@@ -283,7 +292,7 @@ class Columns:
     )
     """How long the model took."""
 
-    peak_rss_mb: float | None = column(
+    peak_rss_mb: _Amount | None = column(
         fill=lambda found: round(found.peak_rss_mb, 1),
         after="done",
         words="peak memory of the job",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import torchorbit
-from harness.columns import Moment
+from harness.columns import Moment, Stage
 from harness.findings import Findings
 from harness.meta import QuickNormalizations
 from harness.verification import VerificationError, check_shapes, random_input
@@ -27,7 +27,7 @@ _SMALL_SIDE = 128
 class Progress(Protocol):
     """Takes note of how far a worker has come."""
 
-    def enter(self, stage: str) -> None:
+    def enter(self, stage: Stage) -> None:
         """Begin a stage; it stays in the record if something is raised."""
 
     def finish(self, moment: Moment) -> None:

@@ -6,12 +6,16 @@ where it was stopped, and all that the tables are made from.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from harness.columns import Columns
 from harness.errors import HarnessError
@@ -33,6 +37,8 @@ class Versions(TypedDict):
 @dataclass(kw_only=True)
 class Record(Columns):
     """What one sweep found out about one model: its columns, and what follows from them."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, allow_inf_nan=False)
 
     @property
     def versions(self) -> Versions:
@@ -63,13 +69,16 @@ class Record(Columns):
         Columns that came later than the record are null in it.
 
         Raises:
-            ArgumentError: The line is no JSON object, has keys that this version's records do not have, or lacks the
-                ones that say what it is a record of.
+            ArgumentError: The line is no JSON object, has keys that this version's records do not have, lacks the
+                ones that say what it is a record of, or has a value of another type than its column or out of its
+                range.
         """
         try:
             values = json.loads(line)
         except json.JSONDecodeError as error:
             raise ArgumentError(f"not a line of JSON ({error.msg} at column {error.colno})") from None
+        except (RecursionError, ValueError) as error:  # of nesting, or of a number, without end
+            raise ArgumentError(f"not a line of JSON that can be read ({type(error).__name__})") from None
         if not isinstance(values, dict):
             raise ArgumentError(f"a JSON {type(values).__name__} where a record, a JSON object, was expected")
         names = [field.name for field in fields(cls)]
@@ -78,7 +87,17 @@ class Record(Columns):
         if missing or unknown:
             differences = [f"no {name!r}" for name in missing] + [f"an unknown {name!r}" for name in unknown]
             raise ArgumentError(f"a record of another version of torchorbit: it has {', '.join(differences)}")
-        return cls(**values)
+        try:
+            return _validator().validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ArgumentError(f"its {where!r} is {first['input']!r:.100}: {first['msg']}") from None
+
+
+@functools.cache
+def _validator() -> TypeAdapter[Any]:
+    return TypeAdapter(Record)
 
 
 def natural_order(name: str) -> tuple[tuple[bool, int, str], ...]:
@@ -104,6 +123,16 @@ def read_records(path: Path) -> list[Record]:
     return list(_read(path)[0].values())
 
 
+def check_regular(path: Path) -> None:
+    """Make sure that what is to be a file of records is no pipe, device or folder, if it is there.
+
+    Raises:
+        HarnessError: It is.
+    """
+    if path.exists() and not path.is_file():
+        raise HarnessError(f"{path} is no regular file, which a file of records has to be; choose another one")
+
+
 def mend_last_line(path: Path) -> None:
     """Complete a last line that lacks only its line break and cut off one that was not written to its end.
 
@@ -124,8 +153,10 @@ def mend_last_line(path: Path) -> None:
 
 def _read(path: Path) -> tuple[dict[str, Record], str, str]:
     """The records in a file by their models, all of its text, and the text without what was not written to its end."""
+    check_regular(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        # Some editors put a byte order mark before the text, and end lines in two characters.
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise HarnessError(f"cannot read the records in {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 import click
 
@@ -48,10 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0, 1 if something failed, 2 if the usage was wrong, 130 after Ctrl-C, 143 after SIGTERM. Errors
-        are one line on stderr.
+        are one line on stderr. That nobody reads the output to its end is none.
     """
     try:
-        result = program.main(arguments, prog_name="torchorbit", standalone_mode=False)
+        with _whether_read_or_not():
+            result = program.main(arguments, prog_name="torchorbit", standalone_mode=False)
     except click.exceptions.Abort as error:
         return exit_code(error.__cause__)
     except click.UsageError as error:
@@ -61,16 +64,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except TorchorbitError as error:
         return _fail(str(error), 1)
-    except BrokenPipeError:
-        # Whoever read the output has seen enough; without this Python complains once more while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error), 1)
     except Exception as error:
         return _fail(one_line(error), 1)
     # Without standalone mode click returns the code of an Exit, and None where nothing was said.
     return result if isinstance(result, int) else 0
+
+
+class _Forgiving:
+    """A stream that goes on when there is nobody to read it any more.
+
+    Args:
+        stream: Standard output.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except BrokenPipeError:
+            return self._give_up(len(text))
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except BrokenPipeError:
+            self._give_up(0)
+
+    def _give_up(self, written: int) -> int:
+        # What is still to be written, when Python shuts down for instance, goes nowhere.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, self._stream.fileno())
+        os.close(nowhere)
+        return written
+
+
+@contextmanager
+def _whether_read_or_not() -> Iterator[None]:
+    """Let commands come to their end, and say by their exit codes how, though nobody reads what they print."""
+    stream = sys.stdout
+    if stream is None or isinstance(stream, _Forgiving):  # closed from the start
+        yield
+        return
+    sys.stdout = _Forgiving(stream)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stdout = stream
 
 
 def _fail(message: str, code: int) -> int:

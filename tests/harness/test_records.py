@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 
@@ -60,6 +62,7 @@ def test_a_broken_line_is_reported_with_its_file_and_number(tmp_path: Path) -> N
         ("[1, 2]\n", "a JSON list where a record"),
         (record("a").to_line().replace('"torch":', '"torchvision":'), "it has no 'torch', an unknown 'torchvision'"),
         (record("a").to_line().replace('"note"', '"remark"'), "another version of torchorbit: .* unknown 'remark'"),
+        ("[" * 100_000 + "\n", "not a line of JSON that can be read"),
     ],
 )
 def test_what_is_no_record_of_this_version_is_refused(tmp_path: Path, line: str, message: str) -> None:
@@ -69,6 +72,52 @@ def test_what_is_no_record_of_this_version_is_refused(tmp_path: Path, line: str,
     with pytest.raises(HarnessError, match=message) as caught:
         read_records(path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("model", ""), ("model", 3), ("torch", None), ("params_m", -1), ("params_m", "11.7"), ("gflops", "NaN"),
+        ("max_diff", float("nan")), ("gflops", float("inf")), ("input_size", [3, 0, 4]), ("input_size", "3x4x4"),
+        ("input_size", [3, 224.5, 224]), ("converted", 1), ("converted", None), ("verified", "somehow"),
+        ("removable_flops", 1.5), ("prunable_proportion", -0.1), ("orbits", 2.5), ("units", True), ("stage", "lunch"),
+        ("unruled_operators", [1]), ("error", ["a"]), ("seconds", -1e-9),
+    ],
+)  # fmt: skip
+def test_a_value_that_its_column_cannot_have_is_reported_with_its_line(
+    tmp_path: Path, name: str, value: object
+) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(record("a").to_line() + json.dumps({**asdict(record("b")), name: value}) + "\n")
+
+    with pytest.raises(HarnessError, match=rf"records\.jsonl:2: its '{name}.*' is .*; remove the line") as caught:
+        read_records(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_editors_do_to_a_text_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    text = "".join(record(name, note="two words").to_line() for name in "ab")
+    path.write_bytes(b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode())
+
+    assert read_records(path) == [record(name, note="two words") for name in "ab"]
+    append_record(path, record("c"))
+    assert [each.model for each in read_records(path)] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder"])
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "records.jsonl"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.mkdir()
+
+    for function in (mend_last_line, read_records):
+        with pytest.raises(HarnessError, match=r"records\.jsonl is no regular file"):
+            function(path)
 
 
 def test_a_column_that_came_later_is_null_in_an_older_record(tmp_path: Path) -> None:

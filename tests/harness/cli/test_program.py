@@ -6,13 +6,17 @@ import importlib
 import os
 import pkgutil
 import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from harness import cli
 from harness.cli import registry
-from tests.harness.cli.helpers import Run, printed_by
+from tests.harness.cli.helpers import ROOT, Run, printed_by
+from tests.harness.examples import RESNET18
 
 
 def test_help_reads_like_a_table_of_contents(run: Run) -> None:
@@ -88,7 +92,8 @@ PRUNE = ("prune", "test_resnet", "--out", "a")
         (("show", "test_vit", "--import", "no_such_module"), "--import no_such_module: ModuleNotFoundError"),
         (("diff", "missing.jsonl", __file__), "'missing.jsonl' does not exist"),
         (("diff", __file__, __file__), "not a line of JSON"),
-        (("diff", os.devnull, os.devnull), "has no records in it"),
+        (("diff", "file", "file"), "has no records in it"),
+        (("diff", os.devnull, os.devnull), "is no regular file"),
         (PRUNE, "give one of --flops, --parameters and --ratio"),
         ((*PRUNE, "--flops", "0.5", "--ratio", "0.5"), "give one of --flops, --parameters and --ratio"),
         ((*PRUNE, "--flops", "1"), "--flops 1 is one in number"),
@@ -176,3 +181,32 @@ def test_what_cannot_be_done_is_one_line_and_exit_code_1(
     assert not re.search(r"[A-Za-z]+(Error|Exception)\b", err)
     assert not (tmp_path / "a").exists()
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("how", ["| true", "| head -n 1", ">&-"])
+def test_that_nobody_reads_what_it_prints_is_no_error(tmp_path: Path, how: str) -> None:
+    (tmp_path / "records.jsonl").write_text(RESNET18.to_line() * 3000)
+    program = f"{shlex.quote(sys.executable)} -m harness.cli"
+    failing = RESNET18.to_line().replace('"converted": true', '"converted": false')
+    (tmp_path / "worse.jsonl").write_text(failing)
+
+    codes = []
+    for arguments in (
+        "tables --records records.jsonl --out tables",
+        "diff records.jsonl records.jsonl",
+        "diff records.jsonl worse.jsonl",
+    ):
+        done = subprocess.run(
+            ["bash", "-c", f"{program} {arguments} {how}; echo ${{PIPESTATUS[0]}} >&2"],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        *said, code = done.stderr.splitlines()
+        assert said == []
+        codes.append(code)
+
+    assert codes == ["0", "0", "1"]  # something was lost
+    assert len(list((tmp_path / "tables").iterdir())) > 1
