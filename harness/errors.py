@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 from harness.redaction import redacted
 from torchorbit.errors import ArgumentError, TorchorbitError
+
+_LONGEST = 500
+_MUCH = 10_000
+"""So much of a message is looked at, of which what is shown is left."""
 
 
 class HarnessError(TorchorbitError):
@@ -22,10 +28,14 @@ def one_line(error: BaseException, *, named: bool = True) -> str:
         named: Begin with its type, without which the message of many an error says little.
 
     Returns:
-        The message with its line breaks made spaces, without tokens and the name of the user's folder, shortened where
-        it is very long.
+        The message with its line breaks and what else cannot be printed made spaces, without tokens and the name of
+        the user's folder, shortened where it is very long.
     """
-    message = redacted(" ".join(str(error).split()))
     kind = type(error).__name__
+    try:
+        said = "".join(itertools.islice(str(error), _MUCH))
+    except Exception as another:
+        return f"{kind}, whose text raises {type(another).__name__}"
+    message = redacted(" ".join("".join(c if c.isprintable() else " " for c in said).split()))
     text = message or kind if not named else f"{kind}: {message}" if message else kind
-    return text if len(text) <= 500 else text[:497] + "..."
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 3] + "..."

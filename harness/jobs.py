@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from harness.records import Record, Versions
 
@@ -42,6 +47,19 @@ class Job:
     cache: str | None = None
     parent: int | None = None
 
+    def to_line(self) -> str:
+        """The job as JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_line(cls, line: str) -> Job:
+        """Read what `to_line` wrote.
+
+        Raises:
+            ValueError: It is no job.
+        """
+        return _READERS[cls.__name__]().validate_json(line)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -56,6 +74,7 @@ class Outcome:
         busy_seconds: How long the worker had the job.
         cached: The record is that of another job with the same graph.
         fingerprint: What determines the record (`harness.cache`); None where that cannot be told.
+        changed: What the model changed in its process, in which no other model runs then.
     """
 
     model: str
@@ -66,3 +85,27 @@ class Outcome:
     busy_seconds: float = 0.0
     cached: bool = False
     fingerprint: str | None = None
+    changed: tuple[str, ...] = ()
+
+    def to_line(self) -> str:
+        """The outcome as JSON.
+
+        Raises:
+            ValueError: A number in it is not finite, of which JSON knows nothing.
+        """
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_line(cls, line: str) -> Outcome:
+        """Read what `to_line` wrote.
+
+        Raises:
+            ValueError: It is no outcome.
+        """
+        return _READERS[cls.__name__]().validate_json(line)
+
+
+# Made when they are first needed: that takes a while.
+_READERS: dict[str, Callable[[], TypeAdapter[Any]]] = {
+    kind.__name__: functools.cache(functools.partial(TypeAdapter, kind)) for kind in (Job, Outcome)
+}

@@ -12,6 +12,7 @@ import functools
 import logging
 import os
 import queue
+import secrets
 import signal
 import socket
 import subprocess
@@ -25,7 +26,7 @@ import psutil
 
 from harness.jobs import Job, Outcome
 from harness.limits import memory_budget
-from harness.process import receive, send
+from harness.process import MARK, kill_marked, receive, send
 from harness.records import Record
 
 _LOG = logging.getLogger(__name__)
@@ -41,6 +42,11 @@ _EXIT_SECONDS = 10
 
 _LEFT_OVER_BYTES = 2**30
 """A process that holds on to so much more than it started with after a job is replaced by a new one."""
+
+_NO_MESSAGE = "it wrote something else where its process answers"
+
+_SENT_BY_OTHERS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that end a process and need not come from what runs in it."""
 
 _PAUSE_SECONDS = 0.1
 
@@ -72,6 +78,9 @@ def run(job: Job) -> Outcome:
     if isinstance(outcome, _Failure) and not fresh:
         # Whatever the process did before may have been the reason.
         outcome, mine = _run_in(None, job)
+    if isinstance(outcome, _Failure) and outcome.killed:
+        # Somebody else may have done that.
+        outcome, mine = _run_in(None, job)
     _local.process = mine
     if isinstance(outcome, _Failure):
         outcome = _outcome_of(outcome, job)
@@ -93,13 +102,23 @@ def _end_with(parent: int) -> None:
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a process died of, and how far it had come."""
+    """What a process died of, and how far it had come.
+
+    Attributes:
+        error: In words.
+        record: What was known by then.
+        seconds: How long it took.
+        peak_bytes: The most memory that it was seen to use.
+        too_large: It was ended because that was too much.
+        killed: A signal ended it that others send.
+    """
 
     error: str
     record: Record | None
     seconds: float
     peak_bytes: int
     too_large: bool = False
+    killed: bool = False
 
 
 _local = threading.local()
@@ -111,9 +130,11 @@ def _run_in(process: _Process | None, job: Job) -> tuple[Outcome | _Failure, _Pr
         try:
             process = _Process()
         except _NotStartedError as error:
-            return _Failure(str(error), None, 0.0, 0), None
+            return _Failure(str(error), None, 0.0, 0, killed=error.killed), None
     outcome = process.run(job)
-    if isinstance(outcome, _Failure) or process.worn:
+    if not isinstance(outcome, _Failure) and outcome.changed:
+        _LOG.debug("%s changed for those after it: %s", job.model, ", ".join(outcome.changed))
+    if isinstance(outcome, _Failure) or outcome.changed or process.worn:
         process.end()
         return outcome, None
     return outcome, process
@@ -126,13 +147,26 @@ def _outcome_of(failure: _Failure, job: Job) -> Outcome:
         return Outcome(job.model, needed_bytes=min(2 * (job.memory_bytes or 0), job.memory_total))
     record = failure.record or Record(model=job.model, **job.versions, stage="worker")
     record.error = failure.error
+    if failure.killed:
+        # It says nothing of the model.
+        record.error += f", twice, in the stage {record.stage!r}"
+        record.stage = "worker"
     record.seconds = round(failure.seconds, 3)
     record.peak_rss_mb = round(failure.peak_bytes / 2**20, 1)
     return Outcome(job.model, record)
 
 
 class _NotStartedError(Exception):
-    """A process for models could not be started."""
+    """A process for models could not be started.
+
+    Args:
+        reason: In words.
+        killed: A signal ended it that others send.
+    """
+
+    def __init__(self, reason: str, *, killed: bool = False) -> None:
+        super().__init__(reason)
+        self.killed = killed
 
 
 class _Process:
@@ -143,6 +177,7 @@ class _Process:
     """
 
     def __init__(self) -> None:
+        self._mark = secrets.token_hex(16)
         self._popen = subprocess.Popen(
             [sys.executable, "-c", _program()],
             stdin=subprocess.PIPE,
@@ -150,10 +185,13 @@ class _Process:
             stderr=subprocess.PIPE,
             # Its own session: Ctrl-C is meant for the sweep, which ends it.
             start_new_session=True,
+            env={**os.environ, MARK: self._mark},
         )
         atexit.register(self.end)
-        self._messages: queue.SimpleQueue[tuple[str, Any] | None] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self._last_words = ""
+        self._jobs = 0
+        self._garbled = False
         listening = threading.Thread(target=self._overhear, args=(self._popen.stderr,), daemon=True)
         listening.start()
         threading.Thread(target=self._listen, daemon=True).start()
@@ -164,11 +202,14 @@ class _Process:
             self.end()
             raise _NotStartedError(f"the process for models did not start within {_START_SECONDS} seconds") from None
         if message is None:
-            why = _why(self._exit_code())
+            code = self._exit_code()
+            why = _why(code)
             self.end()
             listening.join(_EXIT_SECONDS)
             said = f": {self._last_words}" if self._last_words else ""
-            raise _NotStartedError(f"the process for models did not start, it ended{why}{said}")
+            raise _NotStartedError(
+                f"the process for models did not start, it ended{why}{said}", killed=_is_killed(code)
+            )
         self._fresh_bytes = self._rss()
 
     @property
@@ -188,12 +229,18 @@ class _Process:
         peak = 0
         assert self._popen.stdin is not None
         # If it is dead, that will be noticed at once.
+        self._jobs += 1
         with contextlib.suppress(OSError):
-            send(self._popen.stdin, job)  # type: ignore[arg-type]
+            send(self._popen.stdin, {"number": self._jobs, "job": job.to_line()})  # type: ignore[arg-type]
+        dead = False
         while True:
             try:
                 message = self._messages.get(timeout=_POLL_SECONDS)
             except queue.Empty:
+                if dead:
+                    # What it started may hold the pipe open.
+                    return self._death(record, time.perf_counter() - started, peak)
+                dead = not self.alive
                 seconds = time.perf_counter() - started
                 now = self._rss()
                 peak = max(peak, now)
@@ -204,20 +251,32 @@ class _Process:
                     return _Failure(f"it took more than {job.timeout:g} seconds", record, seconds, peak)
                 continue
             if message is None:
-                code = self._exit_code()
-                error = "its process stopped answering" if code is None else f"its process died{_why(code)}"
-                return _Failure(error, record, time.perf_counter() - started, peak)
-            kind, content = message
-            if kind == "done":
-                outcome: Outcome = content
-                return replace(outcome, process=f"{socket.gethostname()}:{self._popen.pid}")
-            record = content
+                return self._death(record, time.perf_counter() - started, peak)
+            if message.get("process") != self._popen.pid or message.get("number") != self._jobs:
+                continue
+            try:
+                if message.get("kind") == "done":
+                    outcome = Outcome.from_line(message["content"])
+                    return replace(outcome, process=f"{socket.gethostname()}:{self._popen.pid}")
+                record = Record.from_line(message["content"])
+            except (KeyError, TypeError, ValueError):
+                return _Failure(_NO_MESSAGE, record, time.perf_counter() - started, peak)
+
+    def _death(self, record: Record | None, seconds: float, peak: int) -> _Failure:
+        """What there is to say when nothing comes any more."""
+        if self._garbled:
+            return _Failure(_NO_MESSAGE, record, seconds, peak)
+        code = self._exit_code()
+        error = "its process stopped answering" if code is None else f"its process died{_why(code)}"
+        return _Failure(error, record, seconds, peak, killed=_is_killed(code))
 
     def end(self) -> None:
-        """End it, at once."""
+        """End it and whatever models started in it, at once."""
         atexit.unregister(self.end)
-        if self.alive:
-            self._popen.kill()
+        # It leads a group of its own, of which some may be left when it is not; others have left the group.
+        with contextlib.suppress(OSError):
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        kill_marked(self._mark)
         self._popen.wait()
         for stream in (self._popen.stdin, self._popen.stdout):
             if stream is not None:
@@ -245,8 +304,12 @@ class _Process:
         try:
             while True:
                 self._messages.put(receive(self._popen.stdout))  # type: ignore[arg-type]
-        except (EOFError, OSError, ValueError):
-            self._messages.put(None)
+        except (EOFError, OSError):
+            pass
+        except Exception:
+            # Whatever came: what comes after it cannot be told apart any more.
+            self._garbled = True
+        self._messages.put(None)
 
     def _rss(self) -> int:
         try:
@@ -261,6 +324,10 @@ def _program() -> str:
     It finds modules where this process does. With `-m` the current folder would come before what is installed.
     """
     return f"import sys; sys.path[:] = {sys.path!r}; from harness.process import main; main()"
+
+
+def _is_killed(code: int | None) -> bool:
+    return code is not None and -code in _SENT_BY_OTHERS
 
 
 def _why(code: int | None) -> str:

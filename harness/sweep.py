@@ -23,7 +23,15 @@ from harness.jobs import Depth, Job, Outcome
 from harness.limits import memory_budget
 from harness.models import VERSIONS, expected_cost
 from harness.plugins import import_modules
-from harness.records import Record, Versions, append_record, mend_last_line, read_records, write_records
+from harness.records import (
+    Record,
+    Versions,
+    append_record,
+    check_regular,
+    mend_last_line,
+    read_records,
+    write_records,
+)
 from harness.redaction import redacted
 from harness.tables import coverage_table
 
@@ -145,6 +153,7 @@ def sweep(
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
     """Keep other sweeps away from a file of records."""
+    check_regular(out)
     lock = out.with_name(f".{out.name}.lock")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -163,7 +172,7 @@ def _earlier_records(out: Path, names: Sequence[str], *, verify: Depth, fresh: b
         return {}
     records = read_records(out)
     selected = set(names)
-    kept = [record for record in records if record.model not in selected or not (fresh or _less_than(record, verify))]
+    kept = [r for r in records if r.model not in selected or not (fresh or _less_than(r, verify))]
     for record in kept:
         if record.versions != VERSIONS:
             raise HarnessError(
@@ -178,9 +187,12 @@ def _earlier_records(out: Path, names: Sequence[str], *, verify: Depth, fresh: b
 
 
 def _less_than(record: Record, verify: Depth) -> bool:
-    """Whether a record says less than is asked for now: shapes where numbers are, or nothing of pruning."""
+    """Whether a record says less than is asked for now.
+
+    Shapes where numbers are, nothing of pruning, or of a process that was killed, which says nothing of the model.
+    """
     shapes_only = verify == "numeric" and record.verified == "shape" and not record.failed
-    return shapes_only or record.says_nothing_of_pruning
+    return shapes_only or record.says_nothing_of_pruning or record.stage == "worker"
 
 
 class _Sweep:

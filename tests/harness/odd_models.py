@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import random
 import signal
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,3 +244,87 @@ def odd_twin(**kwargs: Any) -> nn.Module:
 @register_model
 def odd_other_twin(**kwargs: Any) -> nn.Module:
     return _Odd()
+
+
+@register_model
+def odd_fork(**kwargs: Any) -> nn.Module:
+    """Comes back twice."""
+    os.fork()
+    return _Odd()
+
+
+@register_model
+def odd_parent(**kwargs: Any) -> nn.Module:
+    """Leaves a process behind, in its group or not, whose number is in the file that the environment names."""
+    children = [
+        subprocess.Popen(["sleep", "600"], start_new_session=apart, close_fds=False).pid for apart in (False, True)
+    ]
+    with Path(os.environ["ODD_FILE"]).open("a") as file:
+        file.write("".join(f"{child}\n" for child in children))
+    return _Odd()
+
+
+@register_model
+def odd_parent_that_dies(**kwargs: Any) -> nn.Module:
+    odd_parent()
+    os._exit(5)
+
+
+@register_model
+def odd_garbler(**kwargs: Any) -> nn.Module:
+    """Writes to every pipe that it finds."""
+    for number in range(3, 64):
+        with contextlib.suppress(OSError):
+            os.write(number, bytes(range(256)) * 16)
+    return _Odd()
+
+
+class _WithoutWordsError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def _raising(error: BaseException) -> Callable[..., nn.Module]:
+    def odd(**kwargs: Any) -> nn.Module:
+        raise error
+
+    return odd
+
+
+for _name, _error in {
+    "odd_exit_politely": SystemExit(3),
+    "odd_interrupt": KeyboardInterrupt(),
+    "odd_base": BaseException("at the base"),
+    "odd_without_words": _WithoutWordsError(),
+    "odd_colourful": ValueError("\x1b[31mred\x1b[0m \u202eback"),
+    "odd_verbose": ValueError("word " * 10**6),
+}.items():
+    _constructor = _raising(_error)
+    _constructor.__name__ = _constructor.__qualname__ = _name
+    globals()[_name] = register_model(_constructor)
+
+
+@register_model
+def odd_vandal(**kwargs: Any) -> nn.Module:
+    """Changes all that it can for those after it."""
+    model = _Odd()
+    torch.set_default_dtype(torch.float64)
+    torch.set_grad_enabled(False)
+    torch.set_flush_denormal(True)
+    os.environ["TORCHORBIT_ODD"] = "1"
+    os.chdir("/")
+    signal.signal(signal.SIGUSR1, lambda *_: None)
+    nn.functional.relu = nn.functional.gelu
+    nn.Linear.forward = lambda self, x: x.new_zeros(*x.shape[:-1], self.out_features)  # type: ignore[method-assign]
+    nn.Module.extra = lambda self: None
+    sys.setrecursionlimit(900)
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+    return model
+
+
+@register_model
+def odd_gambler(**kwargs: Any) -> nn.Module:
+    """As wide as chance has it."""
+    model = _Odd()
+    model.fc = nn.Linear(3 * 16 * 16, random.randint(10, 10**6))
+    return model

@@ -97,6 +97,13 @@ def test_a_record_that_says_nothing_of_pruning_is_made_again(out: Path) -> None:
     assert sweep(["test_vit"], out, jobs=1).records[0].prunable
 
 
+def test_a_record_of_a_process_that_was_killed_is_made_again(out: Path) -> None:
+    for name, stage in (("test_vit", "worker"), ("test_resnet", "convert")):
+        append_record(out, Record(model=name, **harness.sweep.VERSIONS, stage=stage, error="..."))
+
+    assert [record.stage for record in sweep(["test_vit", "test_resnet"], out, jobs=1).records] == [None, "convert"]
+
+
 def test_a_half_written_line_is_swept_again(out: Path) -> None:
     append_record(out, Record(model=NAMES[0], **harness.sweep.VERSIONS, converted=True, verified="shape", orbits=1))
     with out.open("a") as file:
@@ -160,7 +167,9 @@ def test_a_process_that_dies_costs_its_own_model_only(out: Path, jobs: int) -> N
 
     assert {failure.model: (failure.stage, failure.error) for failure in summary.failures} == {
         "odd_deadly": (
-            "build", "its process died of SIGKILL, which is what a system does that is out of memory"
+            "worker",
+            "its process died of SIGKILL, which is what a system does that is out of memory, twice, in the stage "
+            "'build'",
         ),
         "odd_segfault": ("build", "its process died of SIGSEGV, a crash in native code"),
         "odd_exit": ("build", "its process died with exit code 7"),

@@ -6,6 +6,7 @@ Every vertex is one line, and a value is deleted after its last use.
 
 from __future__ import annotations
 
+import itertools
 import keyword
 import linecache
 import math
@@ -249,14 +250,12 @@ def generate(vertices: Sequence[Vertex], output: Any) -> tuple[str, dict[str, An
     return "\n".join(lines) + "\n", types
 
 
-_compiled = 0
+_numbers = itertools.count(1)
 
 
 def compile_forward(source: str, types: dict[str, Any]) -> Any:
     """Compile a generated forward; tracebacks and `inspect` find its source."""
-    global _compiled
-    _compiled += 1
-    filename = f"<torchorbit graph {_compiled}>"
+    filename = f"<torchorbit graph {next(_numbers)}>"
     scope: dict[str, Any] = {**NAMESPACE, **types}
     exec(compile(source, filename, "exec"), scope)
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
