@@ -52,7 +52,7 @@ ALLOWED = {
 }
 #: Variables that hold an error: (name, file) -> why.
 VARIABLES = {
-    ("recorder.error", "torchorbit/conversion/patching.py"): "a ConversionError that says where it happened",
+    ("ours.error", "torchorbit/conversion/patching.py"): "a ConversionError that says where it happened",
     ("recorder.error", "torchorbit/conversion/memory.py"): "the same",
     ("recorder.error", "torchorbit/conversion/values.py"): "the same",
     ("refusal", "torchorbit/conversion/memory.py"): "the same",

@@ -37,6 +37,7 @@ from torchorbit.conversion.recording import (
     function_name,
     writes_in_place,
 )
+from torchorbit.conversion.settings import kept_settings
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
 from torchorbit.operators.binding import is_composite, is_known
@@ -646,7 +647,7 @@ def record(
     recorder = Recorder(model, paths, atomic)
     recorder.told = told
     with lock, preserved(snapshot), swapped(snapshot, recorder, dtypes), patched(recorder):
-        snapshot.train(training)
+        _set_mode(snapshot, training)
         recorder.inputs = [*args, *kwargs.values()]
         recorder.questions = Questions(recorder, examples)
         for position, value in enumerate(recorder.inputs):
@@ -658,7 +659,7 @@ def record(
         input_shapes = [shapes_in(value) for value in (*args, *kwargs.values())]
         recorder.stack[0].arguments = tuple((name, frozen) for name, frozen, _ in inputs if isinstance(frozen, Value))
         try:
-            with torch.inference_mode(False), torch.enable_grad(), recorder:
+            with kept_settings(), torch.inference_mode(False), torch.enable_grad(), recorder:
                 result = type(model).__call__(model, *args, **kwargs)
         except ConversionError:
             raise
@@ -677,6 +678,36 @@ def record(
     )
 
 
+def _set_mode(snapshot: Snapshot, training: bool) -> None:
+    """Set the training flag of every module.
+
+    Raises:
+        ConversionError: a `train` or `eval` of the model's own fails.
+    """
+    try:
+        snapshot.train(training)
+    except Exception as error:
+        failed = _failed_in(error, snapshot)
+        path = next((path for path, module in snapshot.modules[0].named_modules() if module is failed), "")
+        reason = (
+            f"its own {'train(True)' if training else 'train(False), which eval() is,'} failed with "
+            f"{type(error).__name__}: {error}"
+        )
+        raise ConversionError("run", path, type(failed).__name__, reason, line_of(error.__traceback__)) from error
+
+
+def _failed_in(error: Exception, snapshot: Snapshot) -> nn.Module:
+    """The innermost module of a model in whose method an error was raised."""
+    failed, traceback = snapshot.modules[0], error.__traceback__
+    known = {id(module): module for module in snapshot.modules}
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        own = traceback.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        failed = known.get(id(own), failed)
+        traceback = traceback.tb_next
+    return failed
+
+
 def _register_input(recorder: Recorder, value: Any, step: int) -> None:
     for index, leaf in placed_leaves(value):
         if isinstance(leaf, Tensor):
@@ -689,9 +720,9 @@ def held_modes(snapshot: Snapshot, paths: Mapping[int, str]) -> dict[str, bool]:
     if not snapshot.trains_itself:
         return {}
     with on_meta(snapshot.modules[0]):
-        snapshot.train(True)
+        _set_mode(snapshot, True)
         training = snapshot.modes()
-        snapshot.train(False)
+        _set_mode(snapshot, False)
         evaluation = snapshot.modes()
     flags = zip(snapshot.modules, training, evaluation, strict=True)
     return {paths[id(module)]: in_training for module, in_training, other in flags if in_training == other}
