@@ -24,6 +24,7 @@ from torchorbit.conversion import shapes
 from torchorbit.conversion.lines import line_of, line_running
 from torchorbit.conversion.memory import Memory
 from torchorbit.conversion.numbers import Traced, plain, traced
+from torchorbit.conversion.parts import OF_MEMORY, parts_of
 from torchorbit.conversion.patching import lock, meta_twin, patched, swapped
 from torchorbit.conversion.preserving import Snapshot, preserved
 from torchorbit.conversion.questions import QUESTIONS, SHAPED_BY_VALUES, Questions
@@ -250,6 +251,14 @@ class Recorder(TorchFunctionMode):
             return self.questions.computed(func, args, kwargs)
         if is_composite(func):
             return self.composite(func, args, kwargs)
+        if name in OF_MEMORY:
+            raise self.error(OF_MEMORY[name], name)
+        others = parts_of(name)
+        if others is not None:
+            trial_args, trial_kwargs = map_leaves(_on_meta, (plain(args), plain(kwargs)))
+            func(*trial_args, **trial_kwargs)  # it says so if it cannot be called like this
+            with self:
+                return others(*args, **kwargs)
 
         self.refuse_autocast(name)
         if func in _LITERALS and not _has_tensor((args, kwargs)):
@@ -597,6 +606,11 @@ def _takes_the_place(now: Any, twin: Tensor) -> TypeGuard[Tensor]:
 
 def _has_tensor(result: Any) -> bool:
     return isinstance(result, Tensor) or bool(leaves_of(Tensor, result))
+
+
+def _on_meta(leaf: Any) -> Any:
+    """A tensor that is elsewhere as one on meta."""
+    return meta_twin(leaf) if isinstance(leaf, Tensor) and leaf.device.type != "meta" else leaf
 
 
 def _to_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
