@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
@@ -82,6 +83,9 @@ _IGNORED = {
     torch.ops.profiler._record_function_exit._RecordFunction,
 }
 
+_LEAVE_OUT = "leave it out, where the model has an option for that (as use_cache=False)"
+_RETURN = "return a tuple, a list, a dict or a data class of tensors instead"
+
 _PYTHON_CONSTANTS = {
     int, float, bool, str, complex, type(None), type(Ellipsis), torch.dtype, torch.memory_format, torch.layout,
 }  # fmt: skip
@@ -121,8 +125,8 @@ class Recorder(TorchFunctionMode):
 
     # -- from Python objects to what is kept of them
 
-    def freeze(self, arg: Any) -> Any:
-        """An argument with every tensor replaced by what it stands for."""
+    def freeze(self, arg: Any, instead: str = _LEAVE_OUT) -> Any:
+        """An argument with every tensor replaced by what it stands for; ``instead`` says what to do if it cannot be."""
         kind = type(arg)
         if kind in _PYTHON_CONSTANTS:
             return arg
@@ -150,7 +154,7 @@ class Recorder(TorchFunctionMode):
             return tuple(arg)
         raise self.error(
             f"a {kind.__module__}.{kind.__qualname__} is passed or returned where a tensor or a constant is expected; "
-            "leave it out, where the model has an option for that (as use_cache=False)"
+            f"{instead}"
         )
 
     def freeze_output(self, value: Any) -> Any:
@@ -158,9 +162,23 @@ class Recorder(TorchFunctionMode):
         record = record_of(value)
         items = items_of(value) if record is None else record.held
         if items is None:
-            return self.freeze(value)
+            return self.freeze(value, f"{_RETURN}, or {_LEAVE_OUT}")
+        if record is None:
+            self.refuse_class(value)
         frozen = [self.freeze_output(item) for item in items]
         return rebuilt(value, frozen) if record is None else record.holding(frozen)
+
+    def refuse_class(self, value: Any) -> None:
+        """Refuse a list or a mapping of a class that a graph does not make again."""
+        kind = type(value)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if kind is defaultdict:
+            raise self.error(
+                f"the model returns a {name} whose default is made by {value.default_factory!r}, which a graph does not "
+                "hold; return a dict, or give it a default of list, dict, set, int or float"
+            )
+        if (isinstance(value, Mapping) and kind is not dict) or (isinstance(value, list) and kind is not list):
+            raise self.error(f"the model returns a {name}, of which a graph would make a plain one; {_RETURN}")
 
     def lookup(self, tensor: Tensor) -> Value | Attr:
         """What a tensor stands for."""
