@@ -83,6 +83,8 @@ _IGNORED = {
     torch.ops.profiler._record_function_exit._RecordFunction,
 }
 
+# What a tensor held before does not matter to these.
+_OVERWRITING = {"zero_", "fill_", "copy_", "normal_", "uniform_", "bernoulli_", "random_"}
 _LEAVE_OUT = "leave it out, where the model has an option for that (as use_cache=False)"
 _RETURN = "return a tuple, a list, a dict or a data class of tensors instead"
 
@@ -113,6 +115,8 @@ class Recorder(TorchFunctionMode):
         self.attributes: dict[str, Tensor] = {}  # path of a parameter, buffer or constant -> its meta tensor
         self.state: dict[int, str] = {}  # storage of a parameter or buffer -> its path
         self.members: list[tuple[dict[str, Any], str, Tensor]] = []  # where parameters and buffers hang
+        self.outside: dict[int, str] = {}  # storage of a constant that outlives the run -> its path
+        self.changed: dict[str, ConversionError] = {}  # paths of those that were written into, and where
         self.unassigned: dict[str, None] = {}  # paths of parameters and buffers that were written into
         self.stack: list[ModuleCall] = [ModuleCall(model, "", None)]
         self.failed_in: str | None = None
@@ -174,8 +178,8 @@ class Recorder(TorchFunctionMode):
         name = f"{kind.__module__}.{kind.__qualname__}"
         if kind is defaultdict:
             raise self.error(
-                f"the model returns a {name} whose default is made by {value.default_factory!r}, which a graph does not "
-                "hold; return a dict, or give it a default of list, dict, set, int or float"
+                f"the model returns a {name} whose default is made by {value.default_factory!r}, which a graph does "
+                "not hold; return a dict, or give it a default of list, dict, set, int or float"
             )
         if (isinstance(value, Mapping) and kind is not dict) or (isinstance(value, list) and kind is not list):
             raise self.error(f"the model returns a {name}, of which a graph would make a plain one; {_RETURN}")
@@ -196,8 +200,8 @@ class Recorder(TorchFunctionMode):
             result = result[place]
         return result if isinstance(result, Tensor) else None
 
-    def capture(self, tensor: Tensor) -> Attr:
-        """A tensor that no step made: it hangs somewhere on the model, or in a closure."""
+    def capture(self, tensor: Tensor, *, made: bool = False) -> Attr:
+        """A tensor that no step made: it hangs somewhere on the model, or in a closure, or was ``made`` of numbers."""
         twin = self.twins.get(id(tensor))
         if twin is not None and id(twin) in self.values:
             return self.values[id(twin)]  # type: ignore[return-value]
@@ -219,6 +223,8 @@ class Recorder(TorchFunctionMode):
         self.values[id(tensor)] = attr
         self.attributes.setdefault(attr.path, tensor)
         self.alive.append(tensor)
+        if not made:
+            self.outside[tensor.untyped_storage()._cdata] = attr.path
         return attr
 
     def register(self, result: Any, index: tuple[int | str, ...] = ()) -> Any:
@@ -372,6 +378,9 @@ class Recorder(TorchFunctionMode):
             twin = meta_twin(leaf)
             self.values[id(twin)] = self.values[id(leaf)]
             self.alive.append(twin)
+            path = self.outside.get(leaf.untyped_storage()._cdata)
+            if path is not None:
+                self.outside[twin.untyped_storage()._cdata] = path
             return twin
 
         return map_leaves(moved, arg)
@@ -394,6 +403,13 @@ class Recorder(TorchFunctionMode):
         path = self.state.get(target.untyped_storage()._cdata)
         if path is not None:
             self.unassigned[path] = None
+        path = self.outside.get(target.untyped_storage()._cdata)
+        if path is not None and path not in self.changed:
+            self.changed[path] = self.error(
+                "a tensor that is neither a parameter nor a buffer is written in place, and what it held is read; "
+                "a graph would not keep what is written until the next pass. Register it as a buffer",
+                function_name(self.steps[step].function),
+            )
 
     def has_gradient(self, target: Tensor, value: Value | Attr | None) -> bool:
         """Whether a result follows from parameters by steps that have gradients."""
@@ -590,7 +606,19 @@ class Recorder(TorchFunctionMode):
         values = [(Attr(path), self.lookup(now)) for path, now in rebound]
         self.steps += [Step(ASSIGN, pair, {}, self.stack[0], no_grad=True) for pair in values]
         self.refuse_changing_answers()
+        self.refuse_lost_writes(output)
         return output
+
+    def refuse_lost_writes(self, output: Any) -> None:
+        """Refuse what is written into a tensor that outlives the run where the next run would read it."""
+        for path, refusal in self.changed.items():
+            for step in self.steps:
+                overwrites = getattr(step.function, "__name__", "") in _OVERWRITING
+                read = walk_args((step.args[1:] if overwrites else step.args, step.kwargs))
+                if any(isinstance(arg, Attr) and arg.path == path for arg in read):
+                    raise refusal
+            if any(isinstance(arg, Attr) and arg.path == path for arg in walk_args(output)):
+                raise refusal
 
     def refuse_changing_answers(self) -> None:
         """Refuse what was asked of a buffer that the model itself changes: next time it would answer otherwise."""
