@@ -52,10 +52,11 @@ ALLOWED = {
 }
 #: Variables that hold an error: (name, file) -> why.
 VARIABLES = {
-    ("recorder.error", "torchorbit/conversion/patching.py"): "a ConversionError that says where it happened",
+    ("ours.error", "torchorbit/conversion/patching.py"): "a ConversionError that says where it happened",
     ("recorder.error", "torchorbit/conversion/memory.py"): "the same",
     ("recorder.error", "torchorbit/conversion/values.py"): "the same",
     ("refusal", "torchorbit/conversion/memory.py"): "the same",
+    ("refusal", "torchorbit/conversion/recorder.py"): "the same",
     ("refused", "torchorbit/conversion/converting.py"): "the same, that was caught before",
     ("self._recorder.error", "torchorbit/conversion/memory.py"): "the same",
     ("self._recorder.error", "torchorbit/conversion/questions.py"): "the same",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -35,6 +35,8 @@ class RecordClass:
             items: what it has by key; None where it is no dictionary.
             both: the keys under which it has the same by name.
         """
+        if self.name in _FACTORIES and self.cls is None and items is not None:
+            return defaultdict(_FACTORIES[self.name], items)
         kind = self.cls or (FieldRecord if items is None else KeyedRecord)
         base: Any = object if items is None else OrderedDict if issubclass(kind, OrderedDict) else dict
         made = base.__new__(kind)
@@ -97,6 +99,10 @@ class Record:
 
 
 _NAME = "_record_name"
+# What a dictionary with a default is called in a graph and in a file -> what makes its default.
+_FACTORIES: dict[str, Callable[[], Any] | None] = {
+    f"defaultdict_of_{made.__name__}": made for made in (list, dict, set, tuple, int, float, bool, str)
+} | {"defaultdict_of_nothing": None}
 _PLAIN = frozenset({dict, list, tuple, int, float, bool, str, type(None)})
 
 
@@ -137,6 +143,9 @@ def _written(value: Any) -> str:
 def record_of(value: Any) -> Record | None:
     """What an object holds under which names; None where its class gives none."""
     kind = type(value)
+    if kind is defaultdict:
+        name = next((name for name, made in _FACTORIES.items() if made is value.default_factory), None)
+        return None if name is None else Record(RecordClass(name), (), tuple(value), (), tuple(value.values()))
     keyed = isinstance(value, dict) and kind is not dict and not isinstance(value, defaultdict)
     if kind in _PLAIN or isinstance(value, (type, tuple, Tensor)):
         return None

@@ -406,3 +406,51 @@ def test_statistics_that_a_layer_moves_after_they_were_written_are_read_anew():
     for training in (True, False, True):
         assert_same(dag.train(training)(X), source.train(training)(X))
         assert_same(dag.state_dict(), source.state_dict())
+
+
+COUNT = torch.zeros(1)
+SCRATCH = torch.zeros(6)
+
+
+class Counts(nn.Module):
+    """Counts in a tensor that is no buffer."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.plain = torch.zeros(2)
+        self.write = write
+
+    def forward(self, x):
+        return x * self.write(self)
+
+
+@pytest.mark.parametrize(
+    "write",
+    by_source(
+        lambda m: COUNT.add_(1),
+        lambda m: COUNT[0].add_(1) + COUNT,
+        lambda m: (m.plain.add_(1), m.plain[0])[1],
+        lambda m: (m.plain[:1].mul_(2), m.plain.sum())[1],
+        lambda m: (COUNT.__iadd__(1), COUNT * 2)[1],
+        lambda m: (torch.add(m.plain, 1, out=m.plain), m.plain[1])[1],
+    ),
+)
+def test_what_is_counted_in_no_buffer_is_refused(write):
+    with pytest.raises(torchorbit.ConversionError, match="Register it as a buffer") as raised:
+        torchorbit.convert(Counts(write), X)
+    assert "test_in_place.py:" in raised.value.line
+    assert COUNT.item() == 0
+
+
+@pytest.mark.parametrize(
+    "write",
+    by_source(
+        lambda m: SCRATCH.copy_(torch.arange(6)) + 1,
+        lambda m: (m.plain.zero_(), m.plain.add_(3), m.plain[0])[2],
+        lambda m: torch.tensor([1.0]).add_(1),
+    ),
+)
+def test_a_scratch_tensor_that_is_overwritten_in_every_pass_converts(write):
+    dag = torchorbit.convert(Counts(write), X)
+    for x in (X, X, torch.randn(5, 4, 6)):
+        assert_same(outcome(dag, x), outcome(Counts(write), x))

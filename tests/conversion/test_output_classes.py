@@ -5,6 +5,7 @@ import copy
 import dataclasses
 import io
 import pickle
+import types
 from typing import Any
 
 import pytest
@@ -187,11 +188,40 @@ def test_an_output_of_a_block_keeps_its_class_to_whoever_looks_into_it():
     assert_same(reloaded(dag)(X), source(X))
 
 
-def test_a_dictionary_with_a_default_is_a_plain_one_in_the_graph():
-    dag = torchorbit.convert(Computes(lambda x: collections.defaultdict(list, logits=[x, x + 1])), X)
-    assert type(dag(X)) is dict
-    assert_same(dag(X), {"logits": [X, X + 1]})
+@pytest.mark.parametrize("factory", [list, dict, set, int, float, str, None])
+def test_a_dictionary_with_a_default_keeps_it(factory):
+    dag = torchorbit.convert(Computes(lambda x: {"deep": collections.defaultdict(factory, logits=[x, x + 1])}), X)
+    for graph in (dag, pickle.loads(pickle.dumps(dag)), reloaded(dag)):
+        found = graph(X)["deep"]
+        assert type(found) is collections.defaultdict
+        assert found.default_factory is factory
+        assert_same(dict(found), {"logits": [X, X + 1]})
+    assert_same(torch.compile(dag, backend="eager", fullgraph=True)(X)["deep"]["logits"][1], X + 1)
+    torch._dynamo.reset()
     assert_same(opened(collections.defaultdict(list, logits=[X])), {"logits": [X]})
+
+
+class Rows(list[Any]):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("output", "instead"),
+    [
+        (lambda x: collections.defaultdict(lambda: 3, logits=x), "return a dict, or give it a default of list"),
+        (lambda x: collections.deque([x]), "return a tuple, a list, a dict or a data class"),
+        (lambda x: {"deep": {x}}, "return a tuple, a list, a dict or a data class"),
+        (lambda x: [frozenset([x])], "return a tuple, a list, a dict or a data class"),
+        (lambda x: types.SimpleNamespace(logits=x), "return a tuple, a list, a dict or a data class"),
+        (lambda x: types.MappingProxyType({"logits": x}), "return a tuple, a list, a dict or a data class"),
+        (lambda x: collections.UserDict(logits=x), "return a tuple, a list, a dict or a data class"),
+        (lambda x: Rows([x]), "return a tuple, a list, a dict or a data class"),
+        (lambda x: iter([x]), "return a tuple, a list, a dict or a data class"),
+    ],
+)
+def test_a_class_that_a_graph_would_lose_is_refused_with_what_to_return(output, instead):
+    with pytest.raises(torchorbit.ConversionError, match=instead):
+        torchorbit.convert(Computes(output), X)
 
 
 def test_what_a_graph_cannot_hold_in_an_output_is_said():

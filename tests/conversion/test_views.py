@@ -101,7 +101,43 @@ def counted_from_the_end(x):
     return z
 
 
+def each_diagonal(x):
+    y = x * 1
+    y.diagonal(1, -2, -1).mul_(2)
+    torch.diagonal(y, -1, 2, 1).fill_(0.5)
+    torch.linalg.diagonal(y).add_(1)
+    y.mH[:, 0].sub_(3)
+    y.adjoint()[:, 1].sub_(3)
+    y[0, :3, :3].fill_diagonal_(4.0)
+    y[0].fill_diagonal_(5.0)
+    y[0].t().contiguous().fill_diagonal_(6.0, wrap=True)
+    (y[:, :2, :2] * 1)[:2].fill_diagonal_(7.0)
+    return y, y.diagonal(dim1=1, dim2=2)
+
+
+def in_lists(x):
+    first, second = torch._foreach_add([x, x * 2], 1.0)
+    torch._foreach_mul_([first[:, :2], second], 3.0)
+    torch._foreach_maximum_([first], [second])
+    torch._foreach_clamp_min_([second], 0.1)
+    torch._foreach_copy_([first[..., 0]], [x[..., 1]])
+    total = torch._foreach_addcmul([first, second], [x, x], [x, first], [0.5, 2.0])
+    return total, torch._foreach_norm([first, second]), torch._foreach_pow(2.0, [x]), torch._foreach_maximum([x], 0.2)
+
+
+def split_by_side(x):
+    y = x * 1
+    first, second = y.hsplit(2)
+    first.mul_(2)
+    torch.dsplit(y, [1, 4])[1].add_(second.mean())
+    y.transpose(0, 1).vsplit(2)[1].sub_(1)
+    return y, second, +y
+
+
 FUNCTIONS = by_source(
+    each_diagonal,
+    in_lists,
+    split_by_side,
     counted_from_the_end,
     halves,
     zeroed,
@@ -119,6 +155,39 @@ FUNCTIONS = by_source(
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_write_through_a_view_has_its_effect(function):
     assert_converts(function, X)
+
+
+@pytest.mark.parametrize(
+    ("function", "instead"),
+    [
+        (lambda x: (x * 1).resize_(x.shape[0], 24), "use reshape"),
+        (lambda x: (x * 1).resize_as_(x[:, :2]), "use reshape"),
+        (lambda x: x.contiguous().as_strided((2, 4), (24, 6)), "use reshape, unfold or an index"),
+        (lambda x: torch.as_strided(x, x.shape, x.stride()), "use reshape, unfold or an index"),
+    ],
+)
+def test_what_looks_at_memory_is_refused_with_what_to_write(function, instead):
+    with pytest.raises(torchorbit.ConversionError, match=instead) as raised:
+        torchorbit.convert(Computes(function), X)
+    assert "test_views.py:" in raised.value.line
+
+
+@pytest.mark.parametrize("view", [lambda y: y.unfold(1, 2, 1)[:, 0], lambda y: y[:1].expand(3, -1, -1, -1)[0]])
+def test_a_write_through_a_view_that_cannot_be_written_back_is_refused(view):
+    def written(x):
+        y = x * 1
+        view(y).mul_(2)
+        return y
+
+    with pytest.raises(torchorbit.ConversionError, match=r"write into the tensor itself|expand") as raised:
+        torchorbit.convert(Computes(written), X)
+    assert "test_views.py:" in raised.value.line
+
+
+def test_a_tensor_from_outside_is_not_written_into_while_it_is_recorded():
+    outside = torch.zeros(6)
+    torchorbit.explain(Computes(lambda x: (torch._foreach_add_([outside], 1.0), x + outside)[1]), X)
+    assert torch.equal(outside, torch.zeros(6))
 
 
 def test_a_leaf_that_writes_in_place_is_seen_through_views():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import dataclasses
 import inspect
@@ -265,14 +266,15 @@ class _Recordings:
 
         dtypes = self.other_dtype if variation.dtype else {}
         args, kwargs = self.inputs.on_meta(shape, dtypes)
-        with without_caches(self.packages):
+        with without_caches(self.packages, self.snapshot.caches):
             return self.record(args, kwargs, variation, dtypes)
 
     def record(
         self, args: Any, kwargs: Any, variation: Variation, dtypes: Mapping[torch.dtype, torch.dtype]
     ) -> Recording:
         """One recording with these inputs, on meta."""
-        return record(
+        return contextvars.copy_context().run(
+            record,
             self.model,
             args,
             kwargs,

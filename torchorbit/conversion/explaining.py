@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from torchorbit.conversion import recorder
 from torchorbit.conversion.converting import convert
 from torchorbit.conversion.preserving import Snapshot, preserved
+from torchorbit.conversion.wrappers import packages_of, without_caches
 from torchorbit.errors import ConversionError
 from torchorbit.operators.modules import leaf_name
 
@@ -108,6 +110,14 @@ def _attempt(module: nn.Module, path: str, inputs: Any) -> BlockReport:
 def _observe(model: nn.Module, example: Any) -> dict[int, Any]:
     """The inputs of the first call of every submodule, by its id."""
     calls: dict[int, Any] = {}
+    snapshot = Snapshot(model)
+    with without_caches(packages_of(model), snapshot.caches):
+        contextvars.copy_context().run(_run_observed, model, example, snapshot, calls)
+    return calls
+
+
+def _run_observed(model: nn.Module, example: Any, snapshot: Snapshot, calls: dict[int, Any]) -> None:
+    """Run a model, and put down the inputs of the first call of every submodule."""
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         names = [name for name, _ in zip(type(module).forward.__code__.co_varnames[1:], args, strict=False)]
@@ -119,7 +129,6 @@ def _observe(model: nn.Module, example: Any) -> dict[int, Any]:
         kwargs = example
     else:
         args = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    snapshot = Snapshot(model)
     try:
         with preserved(snapshot), torch.no_grad():
             for module in snapshot.modules[1:]:
@@ -136,4 +145,3 @@ def _observe(model: nn.Module, example: Any) -> dict[int, Any]:
         # What was reached before the forward failed can be tried all the same.
         if not calls:
             raise ConversionError("run", "", None, f"{type(error).__name__}: {error}") from error
-    return calls

@@ -239,6 +239,11 @@ class Memory:
             return torch.view_as_complex, (value,)
         if name == "view_as_complex":
             return torch.view_as_real, (value,)
+        if name == "adjoint":
+            return torch.adjoint, (value,)
+        if name == "diagonal":
+            places = args.get("offset", 0), args.get("dim1", 0), args.get("dim2", 1)
+            return torch.diagonal_scatter, (before, value, *places)
         position = view.index[0] if view.index else 0
         index = _INDICES[name](args, lengths, position) if name in _INDICES else None
         if index is None:
@@ -252,6 +257,7 @@ _DETACHING = {torch.detach, Tensor.detach, Tensor.data.__get__}  # type: ignore[
 _OF_SOME_SIZES = {
     "squeeze", "view", "reshape", "flatten", "unflatten", "ravel", "view_as", "reshape_as", "narrow", "select",
     "__getitem__", "chunk", "split", "tensor_split", "expand", "expand_as", "broadcast_to", "transpose", "permute",
+    "diagonal", "adjoint",
 }  # fmt: skip
 # Views of all elements in the order in which they are in memory.
 _RESHAPING = {"reshape", "reshape_as", "flatten", "unflatten", "squeeze", "unsqueeze"}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -57,45 +59,55 @@ def swapped(snapshot: Snapshot, recorder: Recorder, dtypes: Mapping[torch.dtype,
 
 @contextmanager
 def patched(recorder: Recorder) -> Iterator[None]:
-    """Intercept module calls, reads of ``training``, and custom autograd functions; in this thread only."""
+    """Intercept module calls, reads of ``training``, and custom autograd functions; in this thread only.
+
+    What is imported meanwhile may keep what stands in their places: it is given the originals afterwards.
+    """
     original = nn.Module.__call__
+    loaded = set(sys.modules)
+    current: Recorder | None = recorder
     apply = vars(torch.autograd.Function)["apply"]  # the classmethod itself, not bound to a class
     fast_path = torch.backends.mha.get_fastpath_enabled()
     asks = torch.compiler.is_compiling, torch.compiler.is_exporting
 
+    def recording() -> Recorder | None:
+        if current is None or threading.get_ident() != current.thread or current.inside_leaf:
+            return None
+        return current
+
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != recorder.thread or recorder.inside_leaf:
-            return original(module, *args, **kwargs)
-        return recorder.call_module(original, module, args, kwargs)
+        ours = recording()
+        return original(module, *args, **kwargs) if ours is None else ours.call_module(original, module, args, kwargs)
 
     def read_training(module: nn.Module) -> bool:
-        if threading.get_ident() == recorder.thread:
-            recorder.note_training_read(module)
+        if current is not None and threading.get_ident() == current.thread:
+            current.note_training_read(module)
         return module.__dict__["training"]
 
     def write_training(module: nn.Module, value: bool) -> None:
         module.__dict__["training"] = value
 
     def refuse(cls: type, *args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() != recorder.thread or recorder.inside_leaf:
+        ours = recording()
+        if ours is None:
             return apply.__get__(None, cls)(*args, **kwargs)
         if cls.__qualname__ == "CheckpointFunction":  # torch.utils.checkpoint: recomputation is no part of a graph
             return args[0](*args[2:])
-        raise recorder.error(
+        raise ours.error(
             "it is a custom autograd function, whose gradient a graph cannot hold; list its module's class in atomic",
             cls.__qualname__,
         )
 
     def told(what: str, ask: Callable[[], bool]) -> Callable[[], bool]:
         def answer() -> bool:
-            ours = threading.get_ident() == recorder.thread and not recorder.inside_leaf
-            return (ours and what in recorder.told) or ask()
+            ours = recording()
+            return (ours is not None and what in ours.told) or ask()
 
         return answer
 
+    asked = told("compiling", asks[0]), told("exporting", asks[1])
     try:
-        torch.compiler.is_compiling = told("compiling", asks[0])
-        torch.compiler.is_exporting = told("exporting", asks[1])
+        torch.compiler.is_compiling, torch.compiler.is_exporting = asked
         nn.Module.__call__ = call  # type: ignore[method-assign]
         nn.Module.training = property(read_training, write_training)  # type: ignore[assignment]
         torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]
@@ -110,6 +122,12 @@ def patched(recorder: Recorder) -> Iterator[None]:
             del nn.Module.training
         nn.Module.__call__ = original  # type: ignore[method-assign]
         torch.compiler.is_compiling, torch.compiler.is_exporting = asks
+        current = None
+        originals: dict[Any, Any] = {call: original, asked[0]: asks[0], asked[1]: asks[1]}
+        for name in sys.modules.keys() - loaded:
+            for key, value in list(vars(sys.modules[name]).items()):
+                if type(value) is types.FunctionType and value in originals:
+                    setattr(sys.modules[name], key, originals[value])
 
 
 def meta_twin(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:

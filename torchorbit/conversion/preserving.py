@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import operator
 import random
+import threading
 import types
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from torchorbit.conversion.reaching import CODE, Code, KeptSlots, is_foreign, slots_of
+from torchorbit.conversion.settings import kept_settings
+
 # How far objects inside of objects are followed, from the attributes of a module on.
 _DEPTH = 5
 # What holds nothing that a forward could change.
 _INERT = frozenset({
-    bool, int, float, complex, str, bytes, type(None), type, torch.dtype, torch.device, torch.Size, torch.memory_format,
-    types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.ModuleType, torch.Generator,
+    bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, torch.memory_format,
+    types.BuiltinFunctionType, torch.Generator,
 })  # fmt: skip
 
 
@@ -71,24 +76,39 @@ class _KeptDict:
 
 # Subclasses of what comes first are met first: an `OrderedDict` is a `dict`, whose methods would lose its order.
 _CONTAINERS: dict[type, type] = {OrderedDict: _KeptDict, dict: _KeptDict, list: _Kept, set: _Kept, deque: _Kept}
+# Of Python's library and of torch, what holds objects for a model's code.
+_HOLDING = (
+    *_CONTAINERS, tuple, types.SimpleNamespace, threading.local, weakref.WeakKeyDictionary, weakref.WeakValueDictionary,
+    weakref.WeakSet, nn.Module,
+)  # fmt: skip
 
 
 class Snapshot:
-    """What the modules of a model hold: attributes, and what is inside of containers and objects among these.
+    """What the modules of a model hold, and what their code can reach outside of them.
+
+    The former are attributes, and what is inside of containers and objects among these; the latter are attributes of
+    classes, globals, closures, and what functions keep (`torchorbit.conversion.reaching`).
 
     Attributes:
         modules: every module of the model.
-        hanging: tensors that are neither parameters nor buffers, with the container and the key under which each is.
+        hanging: tensors of the modules that are neither parameters nor buffers, with the container and the key under
+            which each is.
+        caches: what ``functools.lru_cache`` keeps for the model's code.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.modules())
         self.hanging: list[tuple[Any, Any, Tensor]] = []
-        self._kept: list[_Kept | _KeptDict] = []
+        self._kept: list[Any] = []
         self._empty: list[Any] = []  # most containers of a module are: of hooks
         self._seen = {id(module) for module in self.modules}
+        self._classes: set[type] = {type(module) for module in self.modules}
+        self._outside = False
+        self._code = Code(self._look_outside, self._keep_attributes)
         for module in self.modules:
             self._attributes(module.__dict__, _DEPTH)
+        self._reach()
+        self.caches = self._code.caches
 
     @property
     def trains_itself(self) -> bool:
@@ -132,6 +152,30 @@ class Snapshot:
             for container in self._empty:
                 container.clear()
 
+    def _reach(self) -> None:
+        """Keep what the code of all objects that were looked at can reach."""
+        self._outside = True
+        while self._classes:
+            for cls in self._classes:
+                self._code.add(cls)
+            self._classes.clear()
+            self._code.follow()
+        self._kept += self._code.kept
+
+    def _look_outside(self, value: Any) -> None:
+        self._look(value, _DEPTH)
+
+    def _keep_attributes(self, attributes: dict[str, Any]) -> None:
+        """Keep the attributes of a function."""
+        if attributes:
+            self._kept.append(_KeptDict(attributes, dict))
+        else:
+            self._empty.append(attributes)
+
+    def _hang(self, container: Any, key: Any, tensor: Tensor) -> None:
+        if not self._outside:
+            self.hanging.append((container, key, tensor))
+
     def _attributes(self, attributes: dict[str, Any], depth: int) -> None:
         """Keep what a module or another object holds."""
         self._kept.append(_KeptDict(attributes, dict))
@@ -143,7 +187,7 @@ class Snapshot:
             if kind in _CONTAINERS and not value:
                 empty.append(value)
             elif isinstance(value, Tensor):
-                self.hanging.append((attributes, name, value))
+                self._hang(attributes, name, value)
             elif name in ("_parameters", "_buffers"):
                 self._kept.append(_KeptDict(value, dict))
             else:
@@ -154,7 +198,12 @@ class Snapshot:
         kind = type(value)
         if kind in _INERT or id(value) in self._seen:
             return
-        own = kind if kind in _CONTAINERS else next((base for base in _CONTAINERS if isinstance(value, base)), None)
+        if issubclass(kind, CODE):
+            self._code.add(value)
+            return
+        if is_foreign(kind.__module__) and not issubclass(kind, _HOLDING):
+            return
+        own = kind if kind in _CONTAINERS else next((base for base in _CONTAINERS if issubclass(kind, base)), None)
         if own is kind and not value:
             self._empty.append(value)
         elif own is not None:
@@ -162,22 +211,30 @@ class Snapshot:
             if value and depth:
                 self._seen.add(id(value))
                 self._inside(value, depth - 1)
-        elif isinstance(value, tuple) and depth:
+        elif issubclass(kind, tuple) and depth:
             self._inside(value, depth - 1)
-        if kind is not own and depth and not isinstance(value, (type, Tensor)):
-            try:
-                attributes = object.__getattribute__(value, "__dict__")
-            except AttributeError:
-                return
-            if type(attributes) is dict:
-                self._seen.add(id(value))
-                self._attributes(attributes, depth - 1)
+        if kind is own or not depth or issubclass(kind, Tensor):
+            return
+        self._classes.add(kind)
+        if slots_of(kind):
+            self._seen.add(id(value))
+            kept = KeptSlots(value)
+            self._kept.append(kept)
+            self._inside(tuple(kept.values()), depth - 1)
+        base = threading.local if issubclass(kind, threading.local) else object
+        try:
+            attributes = base.__getattribute__(value, "__dict__")
+        except AttributeError:
+            return
+        if type(attributes) is dict:
+            self._seen.add(id(value))
+            self._attributes(attributes, depth - 1)
 
     def _inside(self, container: Any, depth: int) -> None:
         if isinstance(container, dict):
             for key, item in list(dict.items(container)):
                 if isinstance(item, Tensor):
-                    self.hanging.append((container, key, item))
+                    self._hang(container, key, item)
                 else:
                     self._look(item, depth)
             return
@@ -186,15 +243,16 @@ class Snapshot:
             if not isinstance(item, Tensor):
                 self._look(item, depth)
             elif replaceable:
-                self.hanging.append((container, position, item))
+                self._hang(container, position, item)
 
 
 @contextmanager
 def preserved(snapshot: Snapshot) -> Iterator[None]:
-    """Put everything that hangs on a model back afterwards, and the state of the generators of random numbers."""
+    """Put everything that hangs on a model back afterwards, the settings of torch, and the state of random numbers."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
-        yield
+        with kept_settings():
+            yield
     finally:
         try:
             snapshot.put_back()

@@ -79,7 +79,7 @@ class Questions:
         """The meta tensor in the place of one whose values are kept."""
         twin = meta_twin(made)
         self._recorder.known_constants[id(twin)] = made
-        self._recorder.capture(twin)
+        self._recorder.capture(twin, made=True)
         return twin
 
     def answer(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

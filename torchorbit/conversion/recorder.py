@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
@@ -24,6 +25,7 @@ from torchorbit.conversion import shapes
 from torchorbit.conversion.lines import line_of, line_running
 from torchorbit.conversion.memory import Memory
 from torchorbit.conversion.numbers import Traced, plain, traced
+from torchorbit.conversion.parts import OF_MEMORY, parts_of
 from torchorbit.conversion.patching import lock, meta_twin, patched, swapped
 from torchorbit.conversion.preserving import Snapshot, preserved
 from torchorbit.conversion.questions import QUESTIONS, SHAPED_BY_VALUES, Questions
@@ -37,6 +39,7 @@ from torchorbit.conversion.recording import (
     function_name,
     writes_in_place,
 )
+from torchorbit.conversion.settings import kept_settings
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
 from torchorbit.operators.binding import is_composite, is_known
@@ -80,6 +83,11 @@ _IGNORED = {
     torch.ops.profiler._record_function_exit._RecordFunction,
 }
 
+# What a tensor held before does not matter to these.
+_OVERWRITING = {"zero_", "fill_", "copy_", "normal_", "uniform_", "bernoulli_", "random_"}
+_LEAVE_OUT = "leave it out, where the model has an option for that (as use_cache=False)"
+_RETURN = "return a tuple, a list, a dict or a data class of tensors instead"
+
 _PYTHON_CONSTANTS = {
     int, float, bool, str, complex, type(None), type(Ellipsis), torch.dtype, torch.memory_format, torch.layout,
 }  # fmt: skip
@@ -107,6 +115,8 @@ class Recorder(TorchFunctionMode):
         self.attributes: dict[str, Tensor] = {}  # path of a parameter, buffer or constant -> its meta tensor
         self.state: dict[int, str] = {}  # storage of a parameter or buffer -> its path
         self.members: list[tuple[dict[str, Any], str, Tensor]] = []  # where parameters and buffers hang
+        self.outside: dict[int, str] = {}  # storage of a constant that outlives the run -> its path
+        self.changed: dict[str, ConversionError] = {}  # paths of those that were written into, and where
         self.unassigned: dict[str, None] = {}  # paths of parameters and buffers that were written into
         self.stack: list[ModuleCall] = [ModuleCall(model, "", None)]
         self.failed_in: str | None = None
@@ -119,8 +129,8 @@ class Recorder(TorchFunctionMode):
 
     # -- from Python objects to what is kept of them
 
-    def freeze(self, arg: Any) -> Any:
-        """An argument with every tensor replaced by what it stands for."""
+    def freeze(self, arg: Any, instead: str = _LEAVE_OUT) -> Any:
+        """An argument with every tensor replaced by what it stands for; ``instead`` says what to do if it cannot be."""
         kind = type(arg)
         if kind in _PYTHON_CONSTANTS:
             return arg
@@ -148,7 +158,7 @@ class Recorder(TorchFunctionMode):
             return tuple(arg)
         raise self.error(
             f"a {kind.__module__}.{kind.__qualname__} is passed or returned where a tensor or a constant is expected; "
-            "leave it out, where the model has an option for that (as use_cache=False)"
+            f"{instead}"
         )
 
     def freeze_output(self, value: Any) -> Any:
@@ -156,9 +166,23 @@ class Recorder(TorchFunctionMode):
         record = record_of(value)
         items = items_of(value) if record is None else record.held
         if items is None:
-            return self.freeze(value)
+            return self.freeze(value, f"{_RETURN}, or {_LEAVE_OUT}")
+        if record is None:
+            self.refuse_class(value)
         frozen = [self.freeze_output(item) for item in items]
         return rebuilt(value, frozen) if record is None else record.holding(frozen)
+
+    def refuse_class(self, value: Any) -> None:
+        """Refuse a list or a mapping of a class that a graph does not make again."""
+        kind = type(value)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        if kind is defaultdict:
+            raise self.error(
+                f"the model returns a {name} whose default is made by {value.default_factory!r}, which a graph does "
+                "not hold; return a dict, or give it a default of list, dict, set, int or float"
+            )
+        if (isinstance(value, Mapping) and kind is not dict) or (isinstance(value, list) and kind is not list):
+            raise self.error(f"the model returns a {name}, of which a graph would make a plain one; {_RETURN}")
 
     def lookup(self, tensor: Tensor) -> Value | Attr:
         """What a tensor stands for."""
@@ -176,8 +200,8 @@ class Recorder(TorchFunctionMode):
             result = result[place]
         return result if isinstance(result, Tensor) else None
 
-    def capture(self, tensor: Tensor) -> Attr:
-        """A tensor that no step made: it hangs somewhere on the model, or in a closure."""
+    def capture(self, tensor: Tensor, *, made: bool = False) -> Attr:
+        """A tensor that no step made: it hangs somewhere on the model, or in a closure, or was ``made`` of numbers."""
         twin = self.twins.get(id(tensor))
         if twin is not None and id(twin) in self.values:
             return self.values[id(twin)]  # type: ignore[return-value]
@@ -199,6 +223,8 @@ class Recorder(TorchFunctionMode):
         self.values[id(tensor)] = attr
         self.attributes.setdefault(attr.path, tensor)
         self.alive.append(tensor)
+        if not made:
+            self.outside[tensor.untyped_storage()._cdata] = attr.path
         return attr
 
     def register(self, result: Any, index: tuple[int | str, ...] = ()) -> Any:
@@ -249,6 +275,14 @@ class Recorder(TorchFunctionMode):
             return self.questions.computed(func, args, kwargs)
         if is_composite(func):
             return self.composite(func, args, kwargs)
+        if name in OF_MEMORY:
+            raise self.error(OF_MEMORY[name], name)
+        others = parts_of(name)
+        if others is not None:
+            trial_args, trial_kwargs = map_leaves(_on_meta, (plain(args), plain(kwargs)))
+            func(*trial_args, **trial_kwargs)  # it says so if it cannot be called like this
+            with self:
+                return others(*args, **kwargs)
 
         self.refuse_autocast(name)
         if func in _LITERALS and not _has_tensor((args, kwargs)):
@@ -344,6 +378,9 @@ class Recorder(TorchFunctionMode):
             twin = meta_twin(leaf)
             self.values[id(twin)] = self.values[id(leaf)]
             self.alive.append(twin)
+            path = self.outside.get(leaf.untyped_storage()._cdata)
+            if path is not None:
+                self.outside[twin.untyped_storage()._cdata] = path
             return twin
 
         return map_leaves(moved, arg)
@@ -366,6 +403,13 @@ class Recorder(TorchFunctionMode):
         path = self.state.get(target.untyped_storage()._cdata)
         if path is not None:
             self.unassigned[path] = None
+        path = self.outside.get(target.untyped_storage()._cdata)
+        if path is not None and path not in self.changed:
+            self.changed[path] = self.error(
+                "a tensor that is neither a parameter nor a buffer is written in place, and what it held is read; "
+                "a graph would not keep what is written until the next pass. Register it as a buffer",
+                function_name(self.steps[step].function),
+            )
 
     def has_gradient(self, target: Tensor, value: Value | Attr | None) -> bool:
         """Whether a result follows from parameters by steps that have gradients."""
@@ -562,7 +606,19 @@ class Recorder(TorchFunctionMode):
         values = [(Attr(path), self.lookup(now)) for path, now in rebound]
         self.steps += [Step(ASSIGN, pair, {}, self.stack[0], no_grad=True) for pair in values]
         self.refuse_changing_answers()
+        self.refuse_lost_writes(output)
         return output
+
+    def refuse_lost_writes(self, output: Any) -> None:
+        """Refuse what is written into a tensor that outlives the run where the next run would read it."""
+        for path, refusal in self.changed.items():
+            for step in self.steps:
+                overwrites = getattr(step.function, "__name__", "") in _OVERWRITING
+                read = walk_args((step.args[1:] if overwrites else step.args, step.kwargs))
+                if any(isinstance(arg, Attr) and arg.path == path for arg in read):
+                    raise refusal
+            if any(isinstance(arg, Attr) and arg.path == path for arg in walk_args(output)):
+                raise refusal
 
     def refuse_changing_answers(self) -> None:
         """Refuse what was asked of a buffer that the model itself changes: next time it would answer otherwise."""
@@ -596,6 +652,11 @@ def _takes_the_place(now: Any, twin: Tensor) -> TypeGuard[Tensor]:
 
 def _has_tensor(result: Any) -> bool:
     return isinstance(result, Tensor) or bool(leaves_of(Tensor, result))
+
+
+def _on_meta(leaf: Any) -> Any:
+    """A tensor that is elsewhere as one on meta."""
+    return meta_twin(leaf) if isinstance(leaf, Tensor) and leaf.device.type != "meta" else leaf
 
 
 def _to_meta(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -646,7 +707,7 @@ def record(
     recorder = Recorder(model, paths, atomic)
     recorder.told = told
     with lock, preserved(snapshot), swapped(snapshot, recorder, dtypes), patched(recorder):
-        snapshot.train(training)
+        _set_mode(snapshot, training)
         recorder.inputs = [*args, *kwargs.values()]
         recorder.questions = Questions(recorder, examples)
         for position, value in enumerate(recorder.inputs):
@@ -658,7 +719,7 @@ def record(
         input_shapes = [shapes_in(value) for value in (*args, *kwargs.values())]
         recorder.stack[0].arguments = tuple((name, frozen) for name, frozen, _ in inputs if isinstance(frozen, Value))
         try:
-            with torch.inference_mode(False), torch.enable_grad(), recorder:
+            with kept_settings(), torch.inference_mode(False), torch.enable_grad(), recorder:
                 result = type(model).__call__(model, *args, **kwargs)
         except ConversionError:
             raise
@@ -677,6 +738,36 @@ def record(
     )
 
 
+def _set_mode(snapshot: Snapshot, training: bool) -> None:
+    """Set the training flag of every module.
+
+    Raises:
+        ConversionError: a `train` or `eval` of the model's own fails.
+    """
+    try:
+        snapshot.train(training)
+    except Exception as error:
+        failed = _failed_in(error, snapshot)
+        path = next((path for path, module in snapshot.modules[0].named_modules() if module is failed), "")
+        reason = (
+            f"its own {'train(True)' if training else 'train(False), which eval() is,'} failed with "
+            f"{type(error).__name__}: {error}"
+        )
+        raise ConversionError("run", path, type(failed).__name__, reason, line_of(error.__traceback__)) from error
+
+
+def _failed_in(error: Exception, snapshot: Snapshot) -> nn.Module:
+    """The innermost module of a model in whose method an error was raised."""
+    failed, traceback = snapshot.modules[0], error.__traceback__
+    known = {id(module): module for module in snapshot.modules}
+    while traceback is not None:
+        code = traceback.tb_frame.f_code
+        own = traceback.tb_frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+        failed = known.get(id(own), failed)
+        traceback = traceback.tb_next
+    return failed
+
+
 def _register_input(recorder: Recorder, value: Any, step: int) -> None:
     for index, leaf in placed_leaves(value):
         if isinstance(leaf, Tensor):
@@ -689,9 +780,9 @@ def held_modes(snapshot: Snapshot, paths: Mapping[int, str]) -> dict[str, bool]:
     if not snapshot.trains_itself:
         return {}
     with on_meta(snapshot.modules[0]):
-        snapshot.train(True)
+        _set_mode(snapshot, True)
         training = snapshot.modes()
-        snapshot.train(False)
+        _set_mode(snapshot, False)
         evaluation = snapshot.modes()
     flags = zip(snapshot.modules, training, evaluation, strict=True)
     return {paths[id(module)]: in_training for module, in_training, other in flags if in_training == other}

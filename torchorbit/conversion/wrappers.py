@@ -59,13 +59,17 @@ def _is_of_a_kernel(node: torch.fx.Node) -> bool:
 
 
 @contextmanager
-def without_caches(packages: Collection[str]) -> Iterator[None]:
-    """Empty what ``functools.lru_cache`` keeps of tensors in some packages, before and after a model is recorded.
+def without_caches(packages: Collection[str], reached: Collection[Any]) -> Iterator[None]:
+    """Empty what ``functools.lru_cache`` keeps of tensors, before and after a model is recorded.
 
     Otherwise a table that was made on meta would be found there by the model's next run, and one that was made earlier
     would be taken for a constant.
+
+    Args:
+        packages: all caches in the modules of these.
+        reached: caches that may be elsewhere.
     """
-    caches = [cache for package in packages for cache in _caches(package)]
+    caches = [*reached, *(cache for package in packages for cache in _caches(package))]
     _clear(caches)
     try:
         yield
