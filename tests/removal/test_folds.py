@@ -195,7 +195,7 @@ def test_the_oracle_says_where_it_does_not_know_the_labels():
 
 
 FOLDING = settings(
-    max_examples=400,
+    max_examples=60,
     phases=[Phase.explicit, Phase.generate],
     report_multiple_bugs=False,
     derandomize=True,

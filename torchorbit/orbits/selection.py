@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -151,7 +152,10 @@ class Selection:
         at = next((place for place in places if place is not None), None)
         of_readings = [reading.parts.get(at, ()) for reading in readings] if at is not None else []
         finest = max(of_readings, key=len, default=())
-        aligned = [_aligned(parts, finest) for parts in of_readings]
+        whole = [
+            Part("", -1, 1, _product(finest), dim) for dim in dims
+        ]  # as a reading knows it that has no parts of it
+        aligned = [_aligned(parts or (one,), finest) for parts, one in zip(of_readings, whole, strict=False)]
         found: list[tuple[Part, Mask | None]] = []
         for parts in zip(*[parts for parts in aligned if parts is not None], strict=True):
             known = next((part for part in parts if part.vertex or not part.free), None)
@@ -230,6 +234,11 @@ def _aligned(parts: Sequence[Part], finest: Sequence[Part]) -> list[Part] | None
         else:
             result += [replace(other, vertex="", dim=OTHER) for other in finest[len(result) : len(result) + inside]]
     return result if len(result) == len(finest) else None
+
+
+def _product(parts: Sequence[Part]) -> tuple[int, ...]:
+    """How long a dimension is into which some are folded, at each of the sizes that are known."""
+    return tuple([math.prod(lengths) for lengths in zip(*[part.lengths for part in parts], strict=True)])
 
 
 def _is_joined(array: Array) -> bool:
