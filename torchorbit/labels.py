@@ -45,6 +45,32 @@ class _Other:
         return "OTHER"
 
 
+#: The lengths of the dimensions of a tensor at one size of the inputs, or at several: one tuple for each.
+Shapes = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """A factor of a dimension: a dimension that was there before, or a factor of one.
+
+    Attributes:
+        source: the dimension that was there before.
+        lengths: how long the factor is, at each of the sizes that are known.
+        beside: how long the other factors of the dimension before are together, at each of the sizes.
+        dim: its labels; `OTHER` where this reading has labels for another factor of the dimension.
+    """
+
+    source: int
+    lengths: tuple[int, ...]
+    beside: tuple[int, ...]
+    dim: Dim
+
+    @property
+    def free(self) -> bool:
+        """Whether inputs decide how long it is."""
+        return len(set(self.lengths)) > 1
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Joint:
     """A dimension with several labels at every position: it goes when any of them goes.
@@ -93,6 +119,7 @@ class Labels:
         self._blocks: list[Array] = [] if known is None else list(known._blocks)
         self._number: dict[int, int] = {} if known is None else dict(known._number)  # id of such an array -> its number
         self._parents: list[int] = list(range(len(self._blocks)))
+        self._views: list[Array] = []  # of such arrays, which stay alive, so that their ids stay theirs
         self._frozen: list[int] = []
         self._frozen_here: list[int] = []
 
@@ -241,33 +268,60 @@ class Labels:
         shape[carrier] = factors[carrier]
         array = dims[carrier]
         assert isinstance(array, np.ndarray)
-        return np.broadcast_to(array.reshape(shape), factors).reshape(-1)
+        merged = np.broadcast_to(array.reshape(shape), factors).reshape(-1)
+        number = self._number.get(id(array))
+        if number is not None and len(merged) == len(array):
+            self._number[id(merged)] = number
+            self._views.append(merged)
+        return merged
 
-    def regroup(self, dims: list[Dim], old: tuple[int, ...], new: tuple[int, ...]) -> list[Dim]:
-        """The labels of a tensor of shape ``old`` after it is reshaped to ``new``."""
+    def regroup(self, dims: list[Dim], old: Shapes, new: Shapes) -> tuple[list[Dim], list[list[Piece]]]:
+        """The labels of a tensor of shape ``old`` after it is reshaped to ``new``.
+
+        Args:
+            dims: its labels.
+            old: its shape, first at the size of which the labels are, then at another where one is known: there it
+                shows which dimensions of length one are folded, and which lengths are equal by chance.
+            new: the same of the result.
+
+        Returns:
+            The labels of the result, and for every dimension the factors that it is made of, where these are known.
+        """
         plan = _plan(old, new)
-        result: list[Dim] = [None] * len(new)
+        if len(old) > 1 and (plan is None or any(factors is None for _, _, factors, _, _ in plan)):
+            plan, old, new = _plan(old[:1], new[:1]), old[:1], new[:1]
+        result: list[Dim] = [None] * len(new[0])
+        pieces: list[list[Piece]] = [[] for _ in result]
         if plan is None:
             for dim in dims:
                 self.freeze(dim)
-            return result
+            return result, pieces
         for sources, targets, factors, source_runs, target_runs in plan:
             if len(sources) == 1 and len(targets) == 1:
                 result[targets[0]] = dims[sources[0]]
+                lengths = tuple([shape[sources[0]] for shape in old])
+                pieces[targets[0]] = [Piece(sources[0], lengths, (1,) * len(old), dims[sources[0]])]
                 continue
             parts: list[Dim] = []
+            found: list[Piece] = []
             if factors is None:
                 for source in sources:
                     self.freeze(dims[source])
                 continue
+            recorded = tuple([lengths[0] for lengths in factors])
             for source, (start, stop) in zip(sources, source_runs, strict=True):
                 dim = dims[source]
-                parts.extend([dim] if stop - start == 1 else self.split(dim, factors[start:stop]))
+                split = [dim] if stop - start == 1 else self.split(dim, recorded[start:stop])
+                parts.extend(split)
+                for part, lengths in zip(split, factors[start:stop], strict=True):
+                    beside = tuple([shape[source] // n for shape, n in zip(old, lengths, strict=True)])
+                    found.append(Piece(source, lengths, beside, part))
             for target, (start, stop) in zip(targets, target_runs, strict=True):
+                pieces[target] = found[start:stop]
                 result[target] = (
-                    parts[start] if stop - start == 1 else self.merge(parts[start:stop], factors[start:stop])
+                    parts[start] if stop - start == 1 else self.merge(parts[start:stop], recorded[start:stop])
                 )
-        return result
+        return result, pieces
 
     def components(self, *, all_readings: bool = False) -> Array:
         """The unit of every label; 0 for what is frozen.
@@ -343,43 +397,58 @@ def _varies(grid: Array, axis: int) -> bool:
 
 
 _Runs = list[tuple[int, int]]
-_Group = tuple[list[int], list[int], tuple[int, ...] | None, _Runs, _Runs]
+_Group = tuple[list[int], list[int], tuple[tuple[int, ...], ...] | None, _Runs, _Runs]
 
 
 @lru_cache(maxsize=4096)
-def _plan(old: tuple[int, ...], new: tuple[int, ...]) -> list[_Group] | None:
-    """How the dimensions of two shapes correspond: groups of dimensions with equal products, and their factors."""
-    if math.prod(old) != math.prod(new) or 0 in old:
+def _plan(old: Shapes, new: Shapes) -> list[_Group] | None:
+    """How the dimensions of two shapes correspond: groups of dimensions with equal products, and their factors.
+
+    Products are equal at every size that is known.
+    """
+    if any(math.prod(before) != math.prod(after) or 0 in before for before, after in zip(old, new, strict=True)):
         return None
-    sources = [axis for axis, length in enumerate(old) if length != 1]
-    targets = [axis for axis, length in enumerate(new) if length != 1]
+    before, after = list(zip(*old, strict=True)), list(zip(*new, strict=True))
+    sources = [axis for axis, lengths in enumerate(before) if set(lengths) != {1}]
+    targets = [axis for axis, lengths in enumerate(after) if set(lengths) != {1}]
     groups: list[_Group] = []
     i = j = 0
-    while i < len(sources):
+    while i < len(sources) and j < len(targets):
         group_sources, group_targets = [sources[i]], [targets[j]]
-        left, right = old[sources[i]], new[targets[j]]
+        left, right = before[sources[i]], after[targets[j]]
         i, j = i + 1, j + 1
         while left != right:
-            if left < right:
-                left *= old[sources[i]]
+            if i < len(sources) and (left < right or j == len(targets)):
+                left = _times(left, before[sources[i]])
                 group_sources.append(sources[i])
                 i += 1
-            else:
-                right *= new[targets[j]]
+            elif j < len(targets):
+                right = _times(right, after[targets[j]])
                 group_targets.append(targets[j])
                 j += 1
-        groups.append(_group(old, new, group_sources, group_targets))
-    return groups
+            else:
+                return None
+        groups.append(_group(before, after, group_sources, group_targets))
+    return groups if i == len(sources) and j == len(targets) else None
 
 
-def _group(old: tuple[int, ...], new: tuple[int, ...], sources: list[int], targets: list[int]) -> _Group:
-    ends = [list(np.cumprod([shape[a] for a in axes])) for shape, axes in ((old, sources), (new, targets))]
-    borders = sorted({1, *map(int, ends[0]), *map(int, ends[1])})
-    if any(after % before for before, after in itertools.pairwise(borders)):
+def _times(first: tuple[int, ...], second: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple([a * b for a, b in zip(first, second, strict=True)])
+
+
+def _group(
+    before: list[tuple[int, ...]], after: list[tuple[int, ...]], sources: list[int], targets: list[int]
+) -> _Group:
+    ends = [
+        list(itertools.accumulate([lengths[axis] for axis in axes], _times))
+        for lengths, axes in ((before, sources), (after, targets))
+    ]
+    borders = sorted({(1,) * len(before[0]), *ends[0], *ends[1]})
+    if any(any(b % a for a, b in zip(*pair, strict=True)) for pair in itertools.pairwise(borders)):
         return sources, targets, None, [], []
-    factors = tuple([after // before for before, after in itertools.pairwise(borders)])
+    factors = tuple([tuple([b // a for a, b in zip(*pair, strict=True)]) for pair in itertools.pairwise(borders)])
     runs: list[_Runs] = []
     for side in ends:
-        places = [0, *[borders.index(int(end)) for end in side]]
+        places = [0, *[borders.index(end) for end in side]]
         runs.append(list(itertools.pairwise(places)))
     return sources, targets, factors, runs[0], runs[1]

@@ -334,10 +334,22 @@ def test_kernels_of_standardized_weights_are_no_channels_either():
 
 
 def test_a_dimension_that_is_joined_with_another_says_where():
-    orbits = torchorbit.find_orbits(converted("halonet26t", 256))
-    (rows,) = frozen_groups(orbits).of_tensor("stages.2.1.self_attn.pos_embed.height_rel", 0)
+    model = Computes(
+        lambda self, x: self.last(self.first(x) + self.table.reshape(-1)),
+        first=nn.Linear(6, 72),
+        table=nn.Parameter(torch.randn(3, 2, 3, 2, 2)),
+        last=nn.Linear(72, 4),
+    )
+    orbits = torchorbit.find_orbits(torchorbit.convert(model, torch.randn(2, 6)))
+    (rows,) = frozen_groups(orbits).of_tensor("table", 0)
     assert {reason.kind for reason in rows.reasons} == {"shape"}
     assert any("reshape" in reason.vertex for reason in rows.reasons)
+
+
+def test_a_dimension_of_windows_that_meets_no_channels_says_where():
+    orbits = torchorbit.find_orbits(converted("halonet26t", 256))
+    (rows,) = frozen_groups(orbits).of_tensor("stages.2.1.self_attn.pos_embed.height_rel", 0)
+    assert {reason.kind for reason in rows.reasons} == {"unlabelled"}
 
 
 def test_position_embeddings_have_no_channels_along_their_tokens(vit):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,9 @@ from torchorbit.graph.shapes import complete
 _PLAIN = frozenset({int, float, bool, str, tuple, type(None)})
 
 
-def one_level(dag: DagModule, *, separate: bool, input_shapes: Sequence[Sequence[int]] = ()) -> Graph:
+def one_level(
+    dag: DagModule, *, separate: bool, input_shapes: Sequence[Sequence[int]] | Mapping[str, Any] = ()
+) -> Graph:
     """A graph without nested blocks, with the shapes of all results.
 
     It is kept until a block of ``dag`` changes, or a layer, or the shape of a parameter or buffer. Then the shapes that
@@ -28,7 +30,8 @@ def one_level(dag: DagModule, *, separate: bool, input_shapes: Sequence[Sequence
     Args:
         dag: an outermost graph.
         separate: take apart what is packed in one factor of a projection (`torchorbit.graph.packed`).
-        input_shapes: shapes of its inputs, where they are not those that it was recorded with.
+        input_shapes: shapes of its inputs, in their order or by their names, where they are not those that it was
+            recorded with.
 
     Raises:
         GraphRunError: a vertex does not run with these shapes.
@@ -128,9 +131,14 @@ def _signature(dag: DagModule) -> list[Any]:
     return found
 
 
-def _one_level(dag: DagModule, separate: bool, recorded: bool, input_shapes: Sequence[Sequence[int]] = ()) -> Graph:
+def _one_level(
+    dag: DagModule, separate: bool, recorded: bool, input_shapes: Sequence[Sequence[int]] | Mapping[str, Any] = ()
+) -> Graph:
     assert dag.provenance is not None
     graph = flat_graph(dag)
+    if isinstance(input_shapes, Mapping):
+        graph = Graph(graph.vertices, graph.output, complete(graph.vertices, dict(input_shapes), dag))
+        return separated(graph) if separate else graph
     known = {} if input_shapes else dict(graph.shapes) if recorded else input_shapes_of(graph)
     unknown = [given.name for given in graph.inputs if given.name not in known and not given.fixed]
     shapes = input_shapes or dag.provenance.input_shapes

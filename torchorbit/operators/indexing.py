@@ -116,7 +116,7 @@ def _parts(operands: Operands, x: Labelled, index: Any, *, in_place: bool = Fals
         dim, length = x.dims[axis], x.shape[axis]
         if isinstance(entry, slice):
             numbers = all(part is None or isinstance(part, int) for part in (entry.start, entry.stop, entry.step))
-            if entry == slice(None):
+            if entry == slice(None) or entry == slice(0, None):
                 dims.append(dim)
             elif numbers and not (in_place and places and entry.step not in (None, 1)):
                 dims.append(operands.piece(dim, *entry.indices(length)))
@@ -140,7 +140,9 @@ def _parts(operands: Operands, x: Labelled, index: Any, *, in_place: bool = Fals
             indexed = True
         elif isinstance(dim, np.ndarray):
             if isinstance(entry, int):
-                operands.freeze(dim[entry : entry + 1] if entry != -1 else dim[-1:])
+                there = operands.at_fixed_places(dim)
+                if isinstance(there, np.ndarray):
+                    operands.freeze(there[entry : entry + 1] if entry != -1 else there[-1:])
             else:
                 operands.freeze(dim)
         axis += 1
@@ -227,7 +229,7 @@ def _meet_from_the_right(operands: Operands, dims: list[Dim], value: Labelled) -
 def _select_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     axis, position = operands.arg("dim") % len(x.shape), operands.arg("index")
-    dim = x.dims[axis]
+    dim = operands.at_fixed_places(x.dims[axis])
     if isinstance(dim, np.ndarray):
         operands.freeze(dim[position % len(dim)][None] if isinstance(position, int) else dim)
     return [*x.dims[:axis], *x.dims[axis + 1 :]]

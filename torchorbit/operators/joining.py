@@ -35,7 +35,7 @@ def _joined(operands: Operands, tensors: list[Labelled], axis: int) -> list[Dim]
     axis %= len(operands.shape)
     for position in range(len(operands.shape)):
         if position == axis:
-            parts = [tensor.dims[axis] for tensor in tensors]
+            parts = [operands.no_proportion(tensor.dims[axis]) for tensor in tensors]
             dims.append(labels.concatenate(parts, [tensor.shape[axis] for tensor in tensors]))
         else:
             dims.append(labels.meet(*[tensor.dims[position] for tensor in tensors]))
@@ -98,6 +98,9 @@ def _pad_rule(operands: Operands) -> list[Dim]:
         dim = dims[axis]
         before, after = amounts[2 * position : 2 * position + 2]
         if not isinstance(dim, np.ndarray) or (before, after) == (0, 0):
+            continue
+        if operands.at_fixed_places(dim) is None:
+            dims[axis] = None
             continue
         if mode == "constant" and all(isinstance(n, int) and n >= 0 for n in (before, after)):
             dims[axis] = np.concatenate([operands.labels.fresh(before), dim, operands.labels.fresh(after)])

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from torchorbit.containers import leaves_of, map_leaves
-from torchorbit.labels import OTHER, Array, Dim, Labels
+from torchorbit.labels import OTHER, Array, Dim, Labels, Piece
 from torchorbit.operators.table import OPERATORS, REQUIRED
 
 
@@ -57,6 +57,30 @@ class Mixing:
     result_axis: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One of several dimensions that are folded into one.
+
+    Attributes:
+        vertex: the vertex that folded it, whose input had the dimension; empty where that is not known.
+        axis: the dimension of that input.
+        divisor: by how much that dimension is longer; the rest of it went elsewhere.
+        lengths: how long it is, at each of the sizes that are known.
+        dim: its labels; `OTHER` where this reading has labels for another part.
+    """
+
+    vertex: str
+    axis: int
+    divisor: int
+    lengths: tuple[int, ...]
+    dim: Dim
+
+    @property
+    def free(self) -> bool:
+        """Whether inputs decide how long it is."""
+        return len(set(self.lengths)) > 1
+
+
 @dataclass(slots=True)
 class Reading:
     """One reading of a graph: what rules write into.
@@ -72,6 +96,9 @@ class Reading:
         mixing: vertex name -> where it mixes channels.
         unruled: operators without a rule.
         reads: gives which of several results of a vertex anything reads; None is among them where all are at once.
+        parts: (vertex, dimension of its result) -> the dimensions that it folds into this one, where inputs decide how
+            long some of them are.
+        folds: id of the labels of such a dimension -> these labels, and where it was folded.
     """
 
     labels: Labels
@@ -83,6 +110,12 @@ class Reading:
     mixing: dict[str, list[Mixing]] = field(default_factory=dict)
     unruled: dict[str, None] = field(default_factory=dict)
     reads: Callable[[str], frozenset[Any]] = field(default=lambda name: frozenset({None}), compare=False)
+    parts: dict[tuple[str, int], tuple[Part, ...]] = field(default_factory=dict)
+    folds: dict[int, tuple[Array, tuple[str, int]]] = field(default_factory=dict)
+
+    def folded_at(self, dim: Dim) -> tuple[str, int] | None:
+        """Where dimensions, of which inputs decide how long some are, were folded into this one; None if nowhere."""
+        return self.folds[id(dim)][1] if id(dim) in self.folds else None
 
 
 @dataclass(slots=True)
@@ -96,6 +129,8 @@ class Operands:
         args: arguments by name; tensors are `Labelled`.
         shape: shape of the result, or containers of shapes.
         module: the module that is called, where it is one.
+        elsewhere: gives the shape of an argument, by its name, or of the result, for None, at another size of the
+            inputs; None where that is not known.
     """
 
     reading: Reading
@@ -104,6 +139,7 @@ class Operands:
     args: dict[str, Any]
     shape: Any
     module: nn.Module | None = None
+    elsewhere: Callable[[str | None], Any] = field(default=lambda name: None, compare=False)
     _pieces: int = 0
 
     @property
@@ -138,9 +174,64 @@ class Operands:
         for dim in value.dims if isinstance(value, Labelled) else [value]:
             self.labels.freeze(dim)
 
+    def regrouped(self) -> list[Dim]:
+        """Labels of a result that has the elements of the input in the same order, in other dimensions.
+
+        What is folded by it, and inputs decide how long some of that is, is noted. Where it is unfolded again it is the
+        dimensions that it was.
+        """
+        x, reading = self.tensor(), self.reading
+        old, new = self.elsewhere("input"), self.elsewhere(None)
+        # A batch of one sample may be left out by a squeeze, which does nothing with others.
+        known = old is not None and new is not None and (len(old), len(new)) == (len(x.shape), len(self.shape))
+        count = 2 if known else 1
+        shapes = [tuple(x.shape), *([tuple(old)] if count == 2 else [])]
+        before: list[Part] = []
+        for axis, dim in enumerate(x.dims):
+            at = reading.folded_at(dim)
+            if at is not None and len(reading.parts[at][0].lengths) == count:
+                before += reading.parts[at]
+            else:
+                before.append(Part(self.vertex, axis, 1, tuple([shape[axis] for shape in shapes]), dim))
+        after = (tuple(self.shape), *((tuple(new),) if count == 2 else ()))
+        old_shapes = tuple(zip(*[part.lengths for part in before], strict=True)) or ((),) * count
+        result, pieces = self.labels.regroup([part.dim for part in before], old_shapes, after)
+        for axis, found in enumerate(pieces):
+            if len(found) > 1 and any(piece.free for piece in found):
+                dim = result[axis]
+                parts = [_part(piece, before[piece.source], dim) for piece in found]
+                reading.parts[self.vertex, axis] = tuple(parts)
+                if isinstance(dim, np.ndarray):
+                    reading.folds[id(dim)] = dim, (self.vertex, axis)
+        return result
+
+    def at_fixed_places(self, dim: Dim) -> Dim:
+        """A dimension of which positions are taken by their numbers.
+
+        Into some dimensions others are folded whose lengths inputs decide: other channels are there at other sizes, and
+        none of them can be removed.
+        """
+        if self.reading.folded_at(dim) is None:
+            return dim
+        self.freeze(dim)
+        return None
+
+    def no_proportion(self, dim: Dim) -> Dim:
+        """A dimension of which a share is removed where it is part of a longer one.
+
+        Where tokens that are learned and those of an image are folded together with other dimensions, no share of it is
+        the same at all sizes, and none of them can be removed.
+        """
+        at = self.reading.folded_at(dim)
+        if at is None or not any(part.free and isinstance(part.dim, np.ndarray) for part in self.reading.parts[at]):
+            return dim
+        self.freeze(dim)
+        return None
+
     def piece(self, dim: Dim, start: int, stop: int, step: int = 1) -> Dim:
         """A part of a dimension, as slicing gives it. One channel alone cannot be removed."""
         self._pieces += 1
+        dim = self.at_fixed_places(dim)
         if not isinstance(dim, np.ndarray):
             return dim if len(range(start, stop, step)) > 1 else None
         part = dim[start:stop:step]
@@ -155,6 +246,7 @@ class Operands:
     def picked(self, dim: Dim, positions: NDArray[np.int64]) -> Dim:
         """Channels at some positions, in any order. One channel alone cannot be removed."""
         self._pieces += 1
+        dim = self.at_fixed_places(dim)
         if not isinstance(dim, np.ndarray):
             self.freeze(dim)
             return dim if dim is OTHER and len(positions) > 1 else None
@@ -197,6 +289,18 @@ class Operands:
                     meeting.append(tensor.dims[position])
             result.append(None if length == 1 else self.labels.meet(*meeting))
         return result
+
+
+def _part(piece: Piece, before: Part, folded: Dim) -> Part:
+    """A factor of a folded dimension, from the dimension of which it was one."""
+    dim = piece.dim
+    if isinstance(dim, np.ndarray) and not (isinstance(folded, np.ndarray) and (dim == folded.max()).any()):
+        dim = OTHER  # this reading has labels for another factor
+    if set(piece.beside) == {1}:
+        return Part(before.vertex, before.axis, before.divisor, piece.lengths, dim)
+    if not piece.free or len(set(piece.beside)) > 1 or before.dim is not None or not before.vertex:
+        return Part("", -1, 1, piece.lengths, dim)
+    return Part(before.vertex, before.axis, before.divisor * piece.beside[0], piece.lengths, dim)
 
 
 #: What a rule returns: the labels of a single result; or a `Labelled`, or a tuple of them, for other results.

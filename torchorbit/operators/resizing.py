@@ -25,6 +25,8 @@ class Resized:
         masks_of: gives what is kept of the dimensions of an argument, by its name.
         shape_of: gives the shape of an argument before, by its name.
         numbers: gives the values of an argument that is a constant of whole numbers or flags; None for any other.
+        folded: gives the length, in the smaller graph, of a dimension of the result into which others are folded whose
+            lengths inputs decide; None for any other.
         after: operations on the result to be put after the call: (operator, arguments).
     """
 
@@ -37,6 +39,7 @@ class Resized:
         masks: Callable[[str], Any],
         shapes: Callable[[str], Any],
         numbers: Callable[[Any], Any],
+        folded: Callable[[int], Any] = lambda axis: None,
     ):
         self.operator = operator
         self.args = dict(args)
@@ -45,11 +48,20 @@ class Resized:
         self.masks_of = masks
         self.shape_of = shapes
         self.numbers = numbers
+        self.folded = folded
         self.after: list[tuple[str, dict[str, Any]]] = []
 
     def masks(self, argument: str = "input") -> Masks:
         """What is kept of an argument's dimensions."""
         return self.masks_of(argument)
+
+    def length(self, size: Any, axis: int) -> Any:
+        """A size in an argument, which is the length of a dimension of the result, for what is kept of that."""
+        mask = self.result[axis]
+        if mask is None or (isinstance(size, int) and size == -1):
+            return size
+        folded = self.folded(axis)
+        return scaled(size, mask) if folded is None else folded
 
 
 def scaled(size: Any, mask: Mask | None) -> Any:
@@ -59,9 +71,9 @@ def scaled(size: Any, mask: Mask | None) -> Any:
     if isinstance(size, int):
         return int(mask.sum())
     if isinstance(mask, JoinedMask):
-        return Expr("-", (size, len(mask) - int(mask.sum())))
+        return simplified(Expr("-", (size, len(mask) - int(mask.sum()))))
     kept, total = _share(mask)
-    return Expr("//", (Expr("*", (size, kept)), total))
+    return simplified(Expr("//", (Expr("*", (size, kept)), total)))
 
 
 def restored(size: Any, mask: Mask) -> Expr:
@@ -114,7 +126,7 @@ def sizes(name: str) -> Callable[[Resized], None]:
         given = call.args[name]
         listed = list(given) if isinstance(given, (tuple, list)) else [given]
         offset = len(call.result) - len(listed)
-        call.args[name] = tuple([scaled(size, call.result[offset + n]) for n, size in enumerate(listed)])
+        call.args[name] = tuple([call.length(size, offset + n) for n, size in enumerate(listed)])
 
     return resize
 

@@ -44,8 +44,7 @@ def _reversed_call(args: tuple[Any, ...], kwargs: dict[str, Any], rank: int | No
 
 
 def _reshape_rule(operands: Operands) -> list[Dim]:
-    x = operands.tensor()
-    return operands.labels.regroup(x.dims, tuple(x.shape), tuple(operands.shape))
+    return operands.regrouped()
 
 
 def _permute_rule(operands: Operands) -> list[Dim]:
@@ -104,6 +103,7 @@ def _repeat_rule(operands: Operands) -> list[Dim]:
         position = axis - len(shape) + len(x.shape)
         before = x.shape[position] if position >= 0 else 1
         dim = x.dims[position] if position >= 0 else None
+        dim = dim if length == before else operands.no_proportion(dim)
         count = times[axis - len(shape)] if len(shape) - axis <= len(times) else 1
         if length == before:
             dims.append(dim)
@@ -126,15 +126,17 @@ def _repeat_interleave_rule(operands: Operands) -> list[Dim]:
         dims[axis] = None
     elif x.shape[axis] == 1:
         dims[axis] = operands.labels.fresh(times) if times > 1 else None
-    elif isinstance(dims[axis], np.ndarray):
-        dims[axis] = np.repeat(dims[axis], times)
+    else:
+        dim = dims[axis] = operands.no_proportion(dims[axis])
+        if isinstance(dim, np.ndarray):
+            dims[axis] = np.repeat(dim, times)
     return dims
 
 
 def _flip_rule(operands: Operands) -> list[Dim]:
     dims = list(operands.tensor().dims)
     for axis in operands.arg("dims"):
-        dim = dims[axis]
+        dim = dims[axis] = operands.no_proportion(dims[axis])
         dims[axis] = dim[::-1] if isinstance(dim, np.ndarray) else dim
     return dims
 
@@ -143,7 +145,7 @@ def _roll_rule(operands: Operands) -> list[Dim]:
     dims = list(operands.tensor().dims)
     shifts = _shifts(operands.arg("shifts"), operands.arg("dims"))
     for axis, shift in dict.fromkeys(range(len(dims))).items() if shifts is None else shifts:
-        dim = dims[axis]
+        dim = dims[axis] = operands.at_fixed_places(dims[axis])
         if isinstance(dim, np.ndarray) and isinstance(shift, int):
             dims[axis] = np.roll(dim, shift)
         else:
@@ -254,7 +256,7 @@ def _triangle_rule(operands: Operands) -> list[Dim]:
 def _unflatten_resize(call: Resized) -> None:
     start = call.args["dim"] % len(call.masks())
     sizes = call.args["sizes"]
-    call.args["sizes"] = tuple([scaled(size, call.result[start + n]) for n, size in enumerate(sizes)])
+    call.args["sizes"] = tuple([call.length(size, start + n) for n, size in enumerate(sizes)])
 
 
 def _squeeze_resize(call: Resized) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -87,6 +87,27 @@ def read_again(orbits: Orbits, labels: type[Labels], *, with_dead: bool = False)
     return _round(orbits.model, orbits.fixed, set() if with_dead else orbits.dead, labels)
 
 
+def orbits_at(orbits: Orbits, shapes: Mapping[str, Any]) -> Orbits:
+    """Read the graph of some orbits at another size of its inputs, and leave units ungathered.
+
+    Args:
+        orbits: what `find_orbits` found.
+        shapes: of its inputs, by name.
+
+    Raises:
+        GraphRunError: the graph does not run with these shapes.
+    """
+    with no_garbage_collection():
+        model = FlatModel.of(orbits.model.dag, input_shapes=shapes)
+        model.compare_with(orbits.model.graph.shapes)
+        readings: list[Reading] = []
+        for _ in orbits.readings:
+            readings.append(_read(model, readings, orbits.fixed, orbits.dead, Labels))
+        found = Orbits(model, readings)
+        found.fixed, found.dead = orbits.fixed, orbits.dead
+        return found
+
+
 def _dead(reading: Reading) -> set[tuple[str, int]]:
     """Dimensions of parameters that no reading can prune, if such were merged with others."""
     components = reading.labels.components(all_readings=True)
@@ -135,7 +156,8 @@ def _read(
             continue
         args = {key: arg if type(arg) in PLAIN else value(arg) for key, arg in call.args.items()}
         module = model.module_at(vertex.target) if isinstance(vertex, ModuleVertex) else None
-        operands = Operands(reading, name, call.operator, args, shapes.get(name), module)
+        elsewhere = partial(model.elsewhere, name)
+        operands = Operands(reading, name, call.operator, args, shapes.get(name), module, elsewhere)
         if function is None:
             reading.unruled.setdefault(call.operator)
             labels.at = ("unruled", name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -18,6 +18,7 @@ from torchorbit.graph.one_level import one_level
 from torchorbit.graph.shapes import ArgumentShapes
 from torchorbit.graph.vertices import OperatorVertex, vertex_args
 from torchorbit.orbits.constants import Constants
+from torchorbit.orbits.elsewhere import shapes_elsewhere
 
 
 @dataclass(slots=True)
@@ -42,14 +43,22 @@ class FlatModel:
     _modules: dict[str, nn.Module] = field(default_factory=dict)
     _constants: Constants | None = None
     _reads: dict[str, frozenset[Any]] | None = None
+    _elsewhere: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, dag: DagModule, *, input_shapes: Sequence[Sequence[int]] = (), separate: bool = True) -> FlatModel:
+    def of(
+        cls,
+        dag: DagModule,
+        *,
+        input_shapes: Sequence[Sequence[int]] | Mapping[str, Any] = (),
+        separate: bool = True,
+    ) -> FlatModel:
         """Prepare a graph.
 
         Args:
             dag: an outermost graph.
-            input_shapes: shapes of its inputs, where they are not those that it was recorded with.
+            input_shapes: shapes of its inputs, in their order or by their names, where they are not those that it was
+                recorded with.
             separate: take apart what is packed in one factor of a projection.
 
         Raises:
@@ -76,6 +85,29 @@ class FlatModel:
         if self._constants is None:
             self._constants = Constants(self)
         return self._constants
+
+    def compare_with(self, shapes: Mapping[str, Any]) -> None:
+        """Take the shapes of all results at another size of the inputs, by which lengths that inputs decide are known.
+
+        Args:
+            shapes: vertex name -> the shape of its result; by default they are found when they are asked for.
+        """
+        self._elsewhere = shapes
+
+    def elsewhere(self, vertex: str, argument: str | None) -> Any:
+        """A shape at another size of the inputs than that of the graph; None where no other is known.
+
+        Args:
+            vertex: a vertex.
+            argument: which argument of it; None for its result.
+        """
+        if self._elsewhere is None:
+            self._elsewhere = shapes_elsewhere(self.dag, self.graph)
+        if argument is None:
+            return self._elsewhere.get(vertex)
+        return ArgumentShapes(self._elsewhere, lambda path: self.tensor_at(path).shape).value(
+            self.calls[vertex].args[argument]
+        )
 
     def reads(self, name: str) -> frozenset[Any]:
         """Which of several results of a vertex anything reads; None is among them where all are read at once."""

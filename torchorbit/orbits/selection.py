@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,9 @@ from torchorbit.containers import map_together
 from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.shapes import pick
-from torchorbit.labels import FROZEN_HERE, Array, Dim, JoinedMask, Mask, arrays_of
+from torchorbit.labels import FROZEN_HERE, OTHER, Array, Dim, JoinedMask, Mask, arrays_of
 from torchorbit.operators import Labelled
+from torchorbit.operators.labelling import Part
 from torchorbit.orbits.orbit import Orbit, Orbits
 
 
@@ -80,6 +84,34 @@ class Selection:
             self.keep[orbit.reading][orbit.components[positions]] = False
         self._first_paths = orbits.first_paths()
 
+    def at(self, orbits: Orbits) -> Selection:
+        """The same where the graph was read at other sizes.
+
+        What is removed of parameters is the same. A unit goes of which any of that is part; what may not be removed at
+        these sizes stays, but for the parameters themselves.
+
+        Args:
+            orbits: the readings of the graph at these sizes.
+        """
+        assert self.orbits is not None
+        result = copy(self)
+        result.orbits, result._known = orbits, {}
+        result._first_paths = orbits.first_paths()
+        result.keep = []
+        for number, (before, after) in enumerate(zip(self.orbits.readings, orbits.readings, strict=True)):
+            component = orbits.components[number]
+            gone = np.zeros(len(component), bool)
+            for path, known in after.attributes.items():
+                for old, new in zip(before.attributes[path].dims, known.dims, strict=True):
+                    for ours, theirs in zip(arrays_of(old), arrays_of(new), strict=True):
+                        gone[theirs[~self.keep[number][self.orbits.components[number][ours]]]] = True
+            units = np.zeros(orbits.counts[number], bool)
+            units[component[gone]] = True
+            units[component[0]] = False
+            result.keep.append(~(gone | units[component]))
+        orbits.components = [np.arange(len(component), dtype=np.int32) for component in orbits.components]
+        return result
+
     def mask(self, dims: list[Dim]) -> Mask | None:
         """What is kept of a dimension.
 
@@ -105,6 +137,33 @@ class Selection:
         self._known[key] = (dims, kept)  # the arrays stay alive, so that their ids stay theirs
         return kept
 
+    def parts(self, dims: list[Dim]) -> list[tuple[Part, Mask | None]] | None:
+        """The dimensions that are folded into one, where inputs decide how long some of them are.
+
+        Args:
+            dims: the labels of that one in every reading.
+
+        Returns:
+            For each of them where it comes from, and what is kept of it; None where nothing is folded like that.
+        """
+        assert self.orbits is not None
+        readings = self.orbits.readings
+        places = (reading.folded_at(dim) for reading, dim in zip(readings, dims, strict=True))
+        at = next((place for place in places if place is not None), None)
+        of_readings = [reading.parts.get(at, ()) for reading in readings] if at is not None else []
+        finest = max(of_readings, key=len, default=())
+        whole = [
+            Part("", -1, 1, _product(finest), dim) for dim in dims
+        ]  # as a reading knows it that has no parts of it
+        aligned = [_aligned(parts or (one,), finest) for parts, one in zip(of_readings, whole, strict=False)]
+        found: list[tuple[Part, Mask | None]] = []
+        for parts in zip(*[parts for parts in aligned if parts is not None], strict=True):
+            known = next((part for part in parts if part.vertex or not part.free), None)
+            if known is None or None in aligned:
+                return None
+            found.append((known, self.mask([part.dim for part in parts])))
+        return found or None
+
     def masks(self, values: list[Labelled]) -> list[Mask | None]:
         """What is kept of every dimension of a tensor, given what every reading knows of it."""
         return [self.mask([value.dims[axis] for value in values]) for axis in range(len(values[0].shape))]
@@ -127,6 +186,11 @@ class Selection:
             return self.of_tensor(arg.path)
         return self.known(arg.evaluation) if isinstance(arg, ByMode) else None
 
+    def dims_of(self, arg: Any, axis: int) -> list[Dim]:
+        """The labels of a dimension of an argument that is a tensor, in every reading."""
+        values = self.known(arg)
+        return [] if values is None else [value.dims[axis] for value in values]
+
     def masks_of(self, arg: Any) -> Any:
         """What is kept of the dimensions of an argument that is a tensor; None where it is no such."""
         return self.kept(self.known(arg))
@@ -146,6 +210,35 @@ class Selection:
         """The path by which a vertex reads a parameter or buffer first; it may have several, or none."""
         assert self.orbits is not None
         return self._first_paths.get(id(self.orbits.model.tensor_at(path)))
+
+
+def _aligned(parts: Sequence[Part], finest: Sequence[Part]) -> list[Part] | None:
+    """What is folded into a dimension as one reading knows it, in as many parts as another does.
+
+    Returns:
+        Parts like ``finest``, without labels where several of them are one in this reading; None where it has labels
+        for those.
+    """
+    result: list[Part] = []
+    for part in parts:
+        inside, lengths = 0, [1] * len(part.lengths)
+        while lengths != list(part.lengths):
+            if len(result) + inside == len(finest):
+                return None
+            lengths = [a * b for a, b in zip(lengths, finest[len(result) + inside].lengths, strict=True)]
+            inside += 1
+        if inside == 1:
+            result.append(part)
+        elif isinstance(part.dim, np.ndarray):
+            return None
+        else:
+            result += [replace(other, vertex="", dim=OTHER) for other in finest[len(result) : len(result) + inside]]
+    return result if len(result) == len(finest) else None
+
+
+def _product(parts: Sequence[Part]) -> tuple[int, ...]:
+    """How long a dimension is into which some are folded, at each of the sizes that are known."""
+    return tuple([math.prod(lengths) for lengths in zip(*[part.lengths for part in parts], strict=True)])
 
 
 def _is_joined(array: Array) -> bool:

@@ -2,7 +2,8 @@
 
 The whole graph is run with its own weights, vertex by vertex. After every vertex zeros are put where the labels say
 removed, and operators that normalize or average over channels do so over those that are kept. This shares no code with
-`torchorbit.removal.cutting`: nothing is cut, no size is recomputed. What both start from are the labels, the masks of
+`torchorbit.removal.cutting`: nothing is cut, no size is recomputed. At other sizes than those recorded the labels are
+read anew, at these sizes, so that no mask is guessed from another. What both start from are the labels, the masks of
 what is kept that a `torchorbit.orbits.selection.Selection` makes of them, and the graph with packed projections apart
 (`torchorbit.graph.packed`): where that is another graph, it is run without zeros as well, and compared with the model
 itself.
@@ -19,16 +20,18 @@ from torch import Tensor
 
 from torchorbit.arguments import Attr, Interpreter, Ref
 from torchorbit.containers import map_leaves, map_together
+from torchorbit.errors import GraphRunError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.one_level import one_level
-from torchorbit.graph.shapes import called, pick
+from torchorbit.graph.shapes import called, pick, shapes_in
 from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, last_uses
 from torchorbit.operators import Labelled
 from torchorbit.operators.table import OPERATORS
+from torchorbit.orbits.discovery import orbits_at
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.orbits.selection import Selection
 from torchorbit.records import Record
-from torchorbit.removal.masked_operators import MASKED, Context, Masks, filled
+from torchorbit.removal.masked_operators import MASKED, Context, Masks, RecordedSizeError, filled
 
 
 def random_inputs(
@@ -78,9 +81,37 @@ def masked_run(dag: DagModule, selection: Selection, args: tuple[Any, ...], kwar
         selection: what is removed.
         args: positional inputs.
         kwargs: keyword inputs.
+
+    Raises:
+        RecordedSizeError: which channels stand where is not known at the sizes of these inputs.
     """
     assert selection.orbits is not None
+    selection = _at_sizes_of(dag, selection, args, kwargs)
+    assert selection.orbits is not None
     return MaskedInterpreter(selection.orbits, selection).run(args, kwargs)
+
+
+def _at_sizes_of(dag: DagModule, selection: Selection, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Selection:
+    """A selection with the labels that a graph has at the sizes of some inputs.
+
+    Raises:
+        RecordedSizeError: these sizes are not those that it was recorded with, and labels are not known at them.
+    """
+    orbits = selection.orbits
+    assert orbits is not None
+    given = inspect.signature(dag.forward).bind(*args, **kwargs)
+    given.apply_defaults()
+    shapes = {vertex.name: shapes_in(given.arguments[vertex.name]) for vertex in orbits.model.graph.inputs}
+    recorded = orbits.model.graph.shapes
+    if not selection.removed or all(recorded.get(name) == shape for name, shape in shapes.items()):
+        return selection
+    try:
+        return selection.at(orbits_at(orbits, shapes))
+    except (GraphRunError, ValueError) as error:
+        raise RecordedSizeError(
+            f"the labels of channels are not known at inputs of {list(shapes.values())} ({error}); give inputs of the "
+            "recorded sizes"
+        ) from None
 
 
 class MaskedInterpreter(Interpreter):

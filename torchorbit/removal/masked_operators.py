@@ -6,8 +6,6 @@ what is kept, and shares nothing with how they are cut.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -189,7 +187,7 @@ def _attention(context: Context) -> Any:
     if kept is None:
         return None
     query, mask = context["query"], context["attn_mask"] if "attn_mask" in context.call.args else None
-    seen = fitted(kept, context["key"].shape[-2]).to(query.device)
+    seen = kept.to(query.device)
     if mask is None or mask.dtype == torch.bool:
         mask = seen.expand(query.shape[-2], -1) if mask is None else mask & seen
     else:
@@ -271,41 +269,19 @@ def filled(value: Tensor, mask: Tensor, axis: int, number: float) -> Tensor:
 def along(value: Tensor, mask: Tensor, axis: int) -> Tensor:
     """A mask shaped to meet a tensor along one dimension.
 
-    The graph may have been recorded with other sizes.
+    Raises:
+        RecordedSizeError: the tensor is of another length than the labels say.
     """
     length = value.shape[axis]
-    mask = fitted(mask, length)
+    if len(mask) != length:
+        raise RecordedSizeError(
+            f"a dimension is of length {length}, and the labels of its channels are {len(mask)}; give inputs of the "
+            "recorded sizes"
+        )
     shape = [1] * value.dim()
     shape[axis] = length
     return mask.to(value.device).reshape(shape)
 
 
 class RecordedSizeError(ArgumentError):
-    """What the labels say of a dimension does not tell about other lengths of it."""
-
-
-def fitted(mask: Tensor, length: int) -> Tensor:
-    """A mask of a dimension that may be of another length than when the graph was recorded.
-
-    Where samples are folded into a dimension of channels there is a copy of all channels for each of them, or a copy of
-    each channel for all of them. Where channels stand beside tokens, as registers do, there are more or fewer tokens:
-    they are the most positions in a row that are kept.
-    """
-    recorded = len(mask)
-    if length == recorded:
-        return mask
-    period = math.gcd(length, recorded)
-    if torch.equal(mask, mask[:period].repeat(recorded // period)):
-        return mask[:period].repeat(length // period)
-    kept = mask.tolist()
-    runs = [(len(list(run)), there) for there, run in itertools.groupby(kept)]
-    longest = max([count for count, there in runs if there], default=0)
-    places = math.gcd(*[count for count, _ in runs])
-    if longest > recorded // 2 and longest > recorded - length:
-        place = runs.index((longest, True))
-        start = sum([count for count, _ in runs[:place]])
-        rest = kept[start + longest :]
-        return torch.tensor([*kept[:start], *[True] * (length - start - len(rest)), *rest])
-    if places > 1 and length % (recorded // places) == 0:
-        return mask[::places].repeat_interleave(length // (recorded // places))
-    raise RecordedSizeError(f"a dimension of {length} was recorded as {recorded}; run it at the recorded size")
+    """Which channels stand where is not known at the size of some inputs."""

@@ -47,7 +47,8 @@ def verify_removal(
 
     Raises:
         ArgumentError: the orbits are not those of ``dag``; its output is not finite, or has another structure, shape or
-            type than that of ``pruned``; or the weights are on the meta device.
+            type than that of ``pruned``; the weights are on the meta device; or it is not known which channels stand
+            where at the sizes of ``inputs``, which are not those that ``dag`` was recorded with.
     """
     selection = Selection(removed, dag, allow_empty=True)
     if selection.orbits is None:
@@ -84,7 +85,7 @@ def _proved_at_other_sizes(dag: DagModule, pruned: DagModule, selection: Selecti
             continue
         try:
             return _proved(dag, pruned, selection, args, kwargs)
-        except RecordedSizeError:  # where tokens were removed may not be known at other lengths
+        except RecordedSizeError:  # labels may not be known where shapes depend on values
             continue
     return 0.0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -16,6 +17,7 @@ from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex,
 from torchorbit.graph.writing import Writer
 from torchorbit.labels import Mask
 from torchorbit.operators import KNOWN, Mixing
+from torchorbit.operators.labelling import Part
 from torchorbit.operators.resizing import Resized, restored, simplified, smaller_shape
 from torchorbit.orbits.selection import Selection
 from torchorbit.removal.emptying import Emptied
@@ -42,7 +44,8 @@ class Rewriting:
         self._adjust_dropout = adjust_dropout
         self._writer = Writer(vertex.name for vertex in self._model.graph.vertices)
         self._renamed: dict[str, str] = {}  # vertex name -> name of what its result goes through afterwards
-        self._sized = _Restoring(selection.masks_of).value
+        self._restoring = _Restoring(selection)
+        self._sized = self._restoring.value
 
     def graph(self) -> Graph:
         """The smaller graph."""
@@ -100,7 +103,7 @@ class Rewriting:
         for value, axis, mask in scatters:
             lengths = list(self._smaller_shape_of(value))
             lengths[axis] = len(mask)
-            args = {"input": map_args(self._sized(value), self._renamed_value), "dim": axis, "index": _positions(mask)}
+            args = {"input": map_args(value, self._renamed_value), "dim": axis, "index": _positions(mask)}
             args["length"] = len(mask)
             swapped[value] = Ref(self._writer.add(f"{name}_scatter", "scatter_positions", args, torch.Size(lengths)))
         return swapped
@@ -119,7 +122,7 @@ class Rewriting:
         given = call.args
         if self._emptied is not None:
             given = {key: self._emptied.left(arg, besides=swapped) for key, arg in given.items()}
-        args = {key: map_args(self._sized(arg), changed) for key, arg in given.items()}
+        args = {key: map_args(arg, changed) for key, arg in given.items()}
         return replace(vertex, operator=call.operator, args=args)
 
     def _renamed_value(self, value: Any) -> Any:
@@ -151,7 +154,9 @@ class Rewriting:
 
         recorded = self._model.graph.shapes.get(vertex.name)
         numbers = self._model.constants.numbers
-        answer = Resized(call.operator, call.args, recorded, result, masks, shape, numbers)
+        args = {name: self._sized(arg) for name, arg in call.args.items()}
+        folded = partial(self._restoring.smaller, Ref(vertex.name))
+        answer = Resized(call.operator, args, recorded, result, masks, shape, numbers, folded)
         row = KNOWN.get(call.operator)
         if row is not None and row.resize is not None:
             row.resize(answer)
@@ -182,17 +187,56 @@ class Rewriting:
 
 
 class _Restoring(Transformer):
-    """Gives arguments in which sizes of dimensions that lose channels are what they were."""
+    """Gives arguments in which sizes of dimensions that lose channels are what they were.
 
-    def __init__(self, masks_of: Callable[[Any], Any]):
-        self.masks_of = masks_of
+    The length of a dimension into which others are folded is the product of theirs, each of which is restored for
+    itself.
+    """
+
+    def __init__(self, selection: Selection):
+        assert selection.orbits is not None
+        self._selection = selection
+        self._calls = selection.orbits.model.calls
 
     def size(self, arg: Size) -> Any:
-        mask = self.masks_of(arg.value)[arg.dim]
-        return arg if mask is None else restored(arg, mask)
+        mask = self._selection.masks_of(arg.value)[arg.dim]
+        if mask is None:
+            return arg
+        parts = self._parts(arg.value, arg.dim)
+        if parts is None:
+            return restored(arg, mask)
+        return _product([self._length(part, part.lengths[0], self.size) for part, _ in parts])
+
+    def smaller(self, value: Ref, axis: int) -> Any:
+        """The length that a dimension has, by those that are folded into it; None where none are."""
+        parts = self._parts(value, axis)
+        if parts is None:
+            return None
+        kept = [part.lengths[0] if mask is None else int(mask.sum()) for part, mask in parts]
+        return _product(
+            [self._length(part, number, lambda size: size) for (part, _), number in zip(parts, kept, strict=True)]
+        )
+
+    def _parts(self, value: Any, axis: int) -> list[tuple[Part, Mask | None]] | None:
+        return self._selection.parts(self._selection.dims_of(value, axis))
+
+    def _length(self, part: Part, number: int, sized: Callable[[Size], Any]) -> Any:
+        if not part.free:
+            return number
+        length = sized(Size(self._calls[part.vertex].args["input"], part.axis))
+        return length if part.divisor == 1 else Expr("//", (length, part.divisor))
 
     def expr(self, arg: Expr) -> Any:
         return simplified(super().expr(arg))
+
+
+def _product(lengths: list[Any]) -> Any:
+    """The product of lengths, of which one is no number."""
+    number = math.prod([length for length in lengths if isinstance(length, int)])
+    product, *others = [length for length in lengths if not isinstance(length, int)]
+    for length in others:
+        product = Expr("*", (product, length))
+    return product if number == 1 else Expr("*", (product, number))
 
 
 def _positions(mask: Mask) -> tuple[int, ...]:
