@@ -19,7 +19,7 @@ from torchorbit.removal.history import Description
 from zoo.texts import one_line
 
 MANIFEST_FILE = "checkpoint.json"
-_MOST_BYTES = 16 * 2**20
+MOST_BYTES = 16 * 2**20
 _MOST_ENTRIES = 100_000
 _DEEPEST = 32  # levels of the options of a criterion, a selector or a constraint
 
@@ -312,9 +312,9 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"'{folder}' holds no {MANIFEST_FILE}; expected the folder of a checkpoint")
     path = permitted(folder, MANIFEST_FILE)
     with opened(path) as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise CheckpointError(f"'{path}' is longer than the {_MOST_BYTES} bytes that a manifest may have")
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise CheckpointError(f"'{path}' is longer than the {MOST_BYTES} bytes that a manifest may have")
     try:
         return _parsed(content)
     except ValidationError as error:

@@ -346,7 +346,7 @@ def in_place_of(kind: str, put: Callable[[Path], object]) -> Callable[[Path], ob
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "a path upwards": with_file("../../../../stolen"),
-    "an absolute path": with_file("/stolen"),
+    "an absolute path": with_file("/proc/stolen"),
     "a path of Windows": with_file("C:\\stolen"),
     "a path with an escape": with_file("\x1b[31mred"),
     "a path without a name": with_file("data//x"),
