@@ -10,9 +10,11 @@ from tabulate import tabulate
 
 from zoo.manifest import Manifest, Method, Step
 from zoo.plots import PLOT_FILE
+from zoo.texts import one_line
 
 LIBRARY = "torchorbit"
 _LONGEST_METHOD = 300
+_LONGEST_TEXT = 10_000
 
 
 def card(manifest: Manifest, repo: str, hub: str | None = None, *, published: bool = True) -> str:
@@ -193,16 +195,12 @@ def _plain(text: str) -> str:
     """Text from a manifest on one line, with nothing in it that Markdown or HTML would take for its own."""
     # Addresses become links by themselves.
     text = re.sub(r"(?i)(:/|www)(?=[/.])", r"\1 ", text)
-    return _on_one_line(text, "`|<>[]@")
+    return one_line(text, "`|<>[]@", _LONGEST_TEXT)
 
 
 def _code(text: str) -> str:
     """Text from a manifest, letter by letter."""
-    return f"`{_on_one_line(text, '`|') or '?'}`"
-
-
-def _on_one_line(text: str, without: str) -> str:
-    return " ".join("".join(c if c.isprintable() and c not in without else " " for c in text).split())
+    return f"`{one_line(text, '`|', _LONGEST_TEXT) or '?'}`"
 
 
 def _slug(text: str) -> str:

@@ -11,6 +11,7 @@ from typing import Literal
 
 from torchorbit.errors import HubError
 from torchorbit.files import digest
+from zoo.texts import one_line
 
 RepoType = Literal["model", "dataset"]
 Content = Path | bytes
@@ -21,6 +22,9 @@ MAIN = "main"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
 _LAST = tuple("-.")
 """What the name of a repository does not end with: beside a separator it would be taken for another name."""
+
+_COMMIT_ID = re.compile(r"[0-9a-f]{40}")
+_LONGEST_PATH = 1000
 
 
 @dataclass(frozen=True)
@@ -185,3 +189,31 @@ def check_revision(revision: str) -> None:
     """
     if not _NAME.fullmatch(revision) or ".." in revision:
         raise HubError(f"{revision!r} is no name of a revision; expected letters, digits and ._-")
+
+
+def is_commit_id(revision: str) -> bool:
+    """Whether a revision is the id of a commit, which is never the name of a branch or a tag."""
+    return _COMMIT_ID.fullmatch(revision) is not None
+
+
+def check_branch(name: str) -> None:
+    """Make sure that a name can be one of a branch or a tag.
+
+    Raises:
+        HubError: it cannot.
+    """
+    check_revision(name)
+    if _COMMIT_ID.fullmatch(name.lower()):
+        raise HubError(f"{name!r} is the id of a commit; choose another name for a branch or a tag")
+
+
+def check_path(path: str) -> None:
+    """Make sure that a name can be one of a file in a repository.
+
+    Raises:
+        HubError: it cannot.
+    """
+    parts = path.split("/")
+    bad = len(path) > _LONGEST_PATH or not path.isprintable() or any(c in path for c in "\\:")
+    if bad or any(part in ("", ".", "..") for part in parts):
+        raise HubError(f"{one_line(path)!r} is no path of a file in a repository; expected 'file' or 'folder/file'")

@@ -16,9 +16,10 @@ from typing_extensions import Self
 from torchorbit.errors import ArgumentError, CheckpointError
 from torchorbit.graph.files import opened, permitted
 from torchorbit.removal.history import Description
+from zoo.texts import one_line
 
 MANIFEST_FILE = "checkpoint.json"
-_MOST_BYTES = 16 * 2**20
+MOST_BYTES = 16 * 2**20
 _MOST_ENTRIES = 100_000
 _DEEPEST = 32  # levels of the options of a criterion, a selector or a constraint
 
@@ -311,19 +312,14 @@ def read_manifest(folder: Path) -> Manifest:
         raise CheckpointError(f"'{folder}' holds no {MANIFEST_FILE}; expected the folder of a checkpoint")
     path = permitted(folder, MANIFEST_FILE)
     with opened(path) as file:
-        content = file.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
-        raise CheckpointError(f"'{path}' is longer than the {_MOST_BYTES} bytes that a manifest may have")
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise CheckpointError(f"'{path}' is longer than the {MOST_BYTES} bytes that a manifest may have")
     try:
         return _parsed(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        place = _printable(".".join(map(str, first["loc"])) or "all of it")
+        place = one_line(".".join(map(str, first["loc"])) or "all of it", longest=200)
         more = f", and {error.error_count() - 1} more" if error.error_count() > 1 else ""
-        reason = f"{place}: {_printable(first['msg'])}{more}"
+        reason = f"{place}: {one_line(first['msg'], longest=200)}{more}"
         raise CheckpointError(f"'{path}' is no manifest of a checkpoint: {reason}") from None
-
-
-def _printable(text: str) -> str:
-    """What a stranger may have put there, for a line of a terminal."""
-    return "".join(c if c.isprintable() else " " for c in text[:200])

@@ -13,7 +13,7 @@ from torchorbit.graph.files import CARD_FILE
 from zoo.cards import card, index_card
 from zoo.checkpoint import CHECKPOINT_FILES, check_files, load_checkpoint, save_checkpoint
 from zoo.choosing import choose
-from zoo.hubs import MAIN, Content, Hub, Publication, RepoType, check_repo
+from zoo.hubs import MAIN, Content, Hub, Publication, RepoType, check_branch, check_repo
 from zoo.manifest import read_manifest
 from zoo.pulling import entries
 
@@ -149,6 +149,8 @@ def commit_new(
         HubError: the hub refuses, or cannot be reached; or the tag is there already, and is of something else.
     """
     branch = revision or MAIN
+    for name in {branch, tag or branch}:
+        check_branch(name)
     if tag == branch:
         raise HubError(f"{tag!r} is the branch to publish to; choose another name for the tag")
     there = hub.files(repo, branch, repo_type) or {}

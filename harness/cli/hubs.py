@@ -132,14 +132,15 @@ def _show(hub: str, token: str | None, **wanted: Any) -> None:
 
     from zoo.choosing import choose
     from zoo.pulling import search
+    from zoo.texts import one_line
 
     rows = [
         (
             entry.repo,
-            entry.manifest.source.model,
+            one_line(entry.manifest.source.model),
             f"{entry.manifest.after.gflops:.3f}",
             f"{entry.manifest.after.parameters / 1e6:.3f}",
-            ", ".join(f"{accuracy.after:.2%} {accuracy.dataset}" for accuracy in entry.manifest.accuracy),
+            ", ".join(f"{accuracy.after:.2%} {one_line(accuracy.dataset)}" for accuracy in entry.manifest.accuracy),
         )
         for entry in search(choose(hub, token), **wanted)
     ]

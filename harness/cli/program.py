@@ -14,6 +14,9 @@ from harness.cli.registry import sections
 from harness.cli.stopping import exit_code
 from harness.errors import UsageError, one_line
 from torchorbit.errors import TorchorbitError
+from zoo.texts import one_line as plain
+
+_LONGEST = 5000
 
 
 class _Contents(click.Group):
@@ -121,5 +124,5 @@ def _whether_read_or_not() -> Iterator[None]:
 
 
 def _fail(message: str, code: int) -> int:
-    click.echo(f"torchorbit: {' '.join(message.split())}", err=True)
+    click.echo(f"torchorbit: {plain(message, longest=_LONGEST)}", err=True)
     return code

@@ -11,6 +11,7 @@ import click
 
 from harness.cli.options import data_options, model_options
 from harness.errors import UsageError
+from harness.redaction import redacted
 
 _DTYPES = ("float32", "float16", "bfloat16")
 
@@ -213,7 +214,7 @@ def _command() -> str:
     """What was typed, with file names for paths: where they are on this machine concerns nobody else."""
     words = []
     for word in sys.argv[1:]:
-        option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        option, equals, value = redacted(word).partition("=") if word.startswith("--") else ("", "", redacted(word))
         words.append(option + equals + (Path(value).name if "/" in value or "\\" in value else value))
     return shlex.join(["torchorbit", *words])
 

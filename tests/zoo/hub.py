@@ -72,7 +72,7 @@ class Hub:
     # What goes wrong
 
     def fail(
-        self, status: int, *, path: str = "", method: str = ".*", times: int | None = 1, retry_after: int | None = None
+        self, status: int, *, path: str = "", method: str = ".*", times: int | None = 1, retry_after: object = None
     ) -> None:
         """Answer the next requests with a status, and do nothing."""
         headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
@@ -103,6 +103,29 @@ class Hub:
     ) -> None:
         """Replace headers of the next answers."""
         self._add(Fault("headers", method, path, times, headers=headers))
+
+    def answer(
+        self,
+        content: bytes,
+        *,
+        status: int = 200,
+        headers: dict[str, str] | None = None,
+        path: str = "",
+        method: str = ".*",
+        times: int | None = None,
+    ) -> None:
+        """Answer the next requests with this, and do nothing."""
+        more = {"status": status, "headers": headers or {}, "content": content.decode("latin-1")}
+        self._add(Fault("answer", method, path, times, **more))
+
+    def go_on(self, content: bytes, seconds: float = 0.0, *, path: str = "", method: str = "GET") -> None:
+        """Answer all requests with this, again and again, and wait in between."""
+        fault = Fault("endless", method, path, None, status=200, seconds=seconds, content=content.decode("latin-1"))
+        self._add(fault)
+
+    def drip(self, seconds: float, *, path: str = "", method: str = ".*") -> None:
+        """Begin to answer all requests, and go on with one byte after the other of a header."""
+        self._add(Fault("drip", method, path, None, seconds=seconds, content="x"))
 
     def slow(self, seconds: float, *, path: str = "", method: str = ".*", times: int | None = 1) -> None:
         """Wait before anything is done about the next requests."""

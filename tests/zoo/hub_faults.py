@@ -6,12 +6,13 @@ import asyncio
 import re
 import socket
 import struct
+from collections.abc import AsyncIterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 from urllib.parse import unquote
 
 from starlette.requests import ClientDisconnect
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -50,7 +51,9 @@ class Fault:
     Attributes:
         kind: `status` answers with it; `cut_upload` and `cut_download` close the connection in the middle of a body;
             `lose_answer` does what was asked, and closes the connection instead of saying so; `corrupt` changes a byte
-            of what is sent; `headers` replaces headers of the answer; `slow` waits before anything is done.
+            of what is sent; `headers` replaces headers of the answer; `slow` waits before anything is done; `answer`
+            answers with other content; `endless` with that again and again; `drip` begins to answer, and goes on with a
+            byte of a header now and then.
         method: A regular expression for all of the method.
         path: A regular expression for some of the path and the query.
         times: How many requests; None for all.
@@ -58,10 +61,13 @@ class Fault:
         headers: Headers of the answer.
         after: How many bytes go through before the cut.
         reset: Whether the client is told that the connection was reset, not that it was closed.
-        seconds: How long.
+        seconds: How long, or how long between one and the next.
+        content: Bytes of the answer, as text in latin-1.
     """
 
-    kind: Literal["status", "cut_upload", "cut_download", "lose_answer", "corrupt", "headers", "slow"]
+    kind: Literal[
+        "status", "cut_upload", "cut_download", "lose_answer", "corrupt", "headers", "slow", "answer", "endless", "drip"
+    ]
     method: str = ".*"
     path: str = ""
     times: int | None = 1
@@ -70,6 +76,7 @@ class Fault:
     after: int = 0
     reset: bool = False
     seconds: float = 0.0
+    content: str = ""
 
     def matches(self, request: Request) -> bool:
         wanted = re.fullmatch(self.method, request.method) and re.search(self.path, request.path)
@@ -97,6 +104,14 @@ class Connections:
                 super().connection_lost(exc)
 
         return Telling
+
+    def is_open(self, scope: Scope) -> bool:
+        """Whether somebody still waits for the answer to a request."""
+        return (scope["client"], scope["server"]) in self._open
+
+    def write(self, scope: Scope, content: bytes) -> None:
+        """Send bytes that need not be an answer."""
+        self._open[scope["client"], scope["server"]].write(content)
 
     async def close(self, scope: Scope, reset: bool) -> None:
         """Close the connection of a request, in the middle of whatever it is doing."""
@@ -157,11 +172,34 @@ class Faults:
                 await passing.drain()
                 answer = JSONResponse({"error": f"told to answer {fault.status}"}, fault.status, fault.headers)
                 await answer(scope, receive, passing.send)
+            elif fault is not None and fault.kind in ("answer", "endless", "drip"):
+                await passing.drain()
+                await self._instead(fault, scope, receive, passing)
             else:
                 await self.app(scope, passing.receive, passing.send)
         except (ClientDisconnect, _CutError):
             # Of a client that went away, too, there is no more to say than what the record has.
             pass
+
+    async def _instead(self, fault: Fault, scope: Scope, receive: Receive, passing: _Passing) -> None:
+        """Answer with what a fault says."""
+        content = fault.content.encode("latin-1")
+        if fault.kind == "answer":
+            await Response(content, fault.status, fault.headers)(scope, receive, passing.send)
+            return
+
+        async def again() -> AsyncIterator[bytes]:
+            while self.connections.is_open(scope):
+                yield content
+                await asyncio.sleep(fault.seconds)
+
+        if fault.kind == "endless":
+            await StreamingResponse(again(), fault.status, fault.headers)(scope, receive, passing.send)
+            return
+        self.connections.write(scope, b"HTTP/1.1 200 OK\r\nX-Drip: ")
+        async for byte in again():
+            self.connections.write(scope, byte)
+        raise _CutError
 
 
 class _Passing:

@@ -156,7 +156,9 @@ class Hub:
         kind, _, token = request.headers.get("authorization", "").partition(" ")
         if not kind:
             return None
-        if kind != "Bearer" or token not in ACCESS:
+        if kind == "Basic":  # as git has it: a token in the place of the password
+            token = base64.b64decode(token).decode().partition(":")[2]
+        if kind not in ("Bearer", "Basic") or token not in ACCESS:
             raise HubError(401, "Invalid credentials in Authorization header")
         return ACCESS[token]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -315,12 +317,143 @@ def test_a_damaged_file_is_not_loaded_and_publishing_again_repairs_it(
     assert torch.equal(pulls(hub), outputs(load_checkpoint(first)))
 
 
-def test_a_damaged_history_is_a_clear_error(hub: Path, first: Path) -> None:
-    publication = publish(first, REPO, hub=hub)
-    (hub / "models--lab--net" / "commits" / f"{publication.commit}.json").write_text("{")
-    with pytest.raises(HubError, match="is damaged"):
+def written(place: Path, branch: str = "main", **changes: object) -> str:
+    """Put a commit into a repository as somebody may who can write there, and move a branch to it."""
+    head = (place / "refs" / "main").read_text()
+    details = json.loads((place / "commits" / f"{head}.json").read_text()) | changes
+    commit = hashlib.sha1(json.dumps(details, sort_keys=True).encode()).hexdigest()
+    (place / "commits" / f"{commit}.json").write_text(json.dumps(details))
+    shutil.copytree(place / "snapshots" / head, place / "snapshots" / commit, symlinks=True)
+    (place / "refs" / branch).write_text(commit)
+    return commit
+
+
+def with_file(name: str = "checkpoint.json", sha256: object = "0" * 64, size: object = 1) -> Callable[[Path], object]:
+    return lambda place: written(place, files={name: {"sha256": sha256, "size": size}})
+
+
+def in_place_of(kind: str, put: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Something else where a branch is, or where its commit is."""
+
+    def replace_(place: Path) -> None:
+        ref = place / "refs" / "main"
+        path = ref if kind == "ref" else place / "commits" / f"{ref.read_text()}.json"
+        path.unlink()
+        put(path)
+
+    return replace_
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "a path upwards": with_file("../../../../stolen"),
+    "an absolute path": with_file("/proc/stolen"),
+    "a path of Windows": with_file("C:\\stolen"),
+    "a path with an escape": with_file("\x1b[31mred"),
+    "a path without a name": with_file("data//x"),
+    "a hash that is a path": with_file(sha256="../../../stolen"),
+    "a hash that is a number": with_file(sha256=1),
+    "a size below zero": with_file(size=-1),
+    "a size that is text": with_file(size="1"),
+    "no files": lambda place: written(place, files=None),
+    "a list of files": lambda place: written(place, files=[]),
+    "more than there is": lambda place: written(place, more=1),
+    "a parent that is a path": lambda place: written(place, parent="../../x"),
+    "no JSON": in_place_of("commit", lambda path: path.write_text("{")),
+    "JSON of another kind": in_place_of("commit", lambda path: path.write_text("[1]")),
+    "deep JSON": in_place_of("commit", lambda path: path.write_text("[" * 100_000)),
+    "a commit in no encoding": in_place_of("commit", lambda path: path.write_bytes(b"\xff{}")),
+    "a commit without end": in_place_of("commit", lambda path: os.truncate(path.open("w").name, 2**33)),
+    "a commit that is a folder": in_place_of("commit", lambda path: path.mkdir()),
+    "a commit that is a pipe": in_place_of("commit", lambda path: os.mkfifo(path)),
+    "a commit that is gone": in_place_of("commit", lambda path: None),
+    "a commit under another's id": lambda place: in_place_of(
+        "commit", lambda path: path.write_text(json.dumps({"parent": None, "message": "", "time": "", "files": {}}))
+    )(place),
+    "a branch that is a path": in_place_of("ref", lambda path: path.write_text("../../../stolen")),
+    "a branch that is nothing": in_place_of("ref", lambda path: path.write_text("")),
+    "a branch in no encoding": in_place_of("ref", lambda path: path.write_bytes(b"\xff" * 40)),
+    "a branch without end": in_place_of("ref", lambda path: os.truncate(path.open("w").name, 2**33)),
+    "a branch that is a folder": in_place_of("ref", lambda path: path.mkdir()),
+    "a branch that is a pipe": in_place_of("ref", lambda path: os.mkfifo(path)),
+    "a branch that is a link": in_place_of("ref", lambda path: path.symlink_to("/etc/hostname")),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such files")
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_what_others_wrote_into_a_repository_is_looked_at_before_it_is_used(
+    hub: Path, first: Path, second: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is loaded, and nothing written where it says; the repositories beside it are there all the same."""
+    publish(first, "lab/sound", hub=hub)
+    publish(first, REPO, hub=hub)
+    damage(hub / "models--lab--net")
+    before = {path for path in hub.parent.rglob("*") if path.name != ".lock"}
+    for ask in (lambda: pulls(hub), lambda: publish(second, REPO, hub=hub), lambda: fetch(REPO, hub=hub)):
+        with pytest.raises(HubError, match=r"is damaged|cannot read") as found:
+            ask()
+        assert str(found.value).isprintable()
+    assert {path for path in hub.parent.rglob("*") if path.name != ".lock"} == before
+    assert [entry.repo for entry in search(DirectoryHub(hub))] == ["lab/sound"]
+    assert "lab/net is passed over" in caplog.text
+    assert "lab/sound" in Path(publish_index("lab/zoo", hub=hub).url, "README.md").read_text()
+
+
+def test_the_id_of_a_commit_is_no_name_and_means_that_commit_alone(hub: Path, first: Path, second: Path) -> None:
+    commit = str(publish(first, REPO, hub=hub).commit)
+    other = str(publish(second, REPO, hub=hub).commit)
+    for name in (commit, other, "0" * 40, "ABCDEF" * 6 + "ABCD"):
+        for what in ({"revision": name}, {"tag": name}):
+            with pytest.raises(HubError, match="is the id of a commit; choose another name"):
+                publish(first, REPO, hub=hub, **what)
+    (hub / "models--lab--net" / "refs" / commit).write_text(other)
+    assert torch.equal(pulls(hub, commit), outputs(load_checkpoint(first)))
+
+
+def test_what_a_commit_consists_of_is_not_exchanged(hub: Path, first: Path, second: Path, tmp_path: Path) -> None:
+    """By whoever can write to the folder; the manifest is what the commit says, and has the hashes of the rest."""
+    commit = str(publish(first, REPO, hub=hub).commit)
+    publish(second, REPO, hub=hub)
+    snapshots = hub / "models--lab--net" / "snapshots"
+    theirs = snapshots / str(DirectoryHub(hub).resolve(REPO, "main"))
+    kept = {path.name: path.readlink() for path in (snapshots / commit).iterdir()}
+
+    def refused() -> None:
+        with pytest.raises((HubError, torchorbit.CheckpointError)):
+            pulls(hub, commit)
+
+    for name in ("checkpoint.json", "graph.json", "model.safetensors", "README.md"):
+        for target in (
+            theirs.joinpath(name).readlink(),
+            second / name,
+            Path("../checkpoint.json"),
+            Path("/etc/hostname"),
+        ):
+            (snapshots / commit / name).unlink()
+            (snapshots / commit / name).symlink_to(target)
+            refused()
+        (snapshots / commit / name).unlink()
+        (snapshots / commit / name).write_bytes((second / name).read_bytes())
+        refused()
+        (snapshots / commit / name).unlink()
+        (snapshots / commit / name).symlink_to(kept[name])
+    assert torch.equal(pulls(hub, commit), outputs(load_checkpoint(first)))
+
+    (snapshots / commit).rename(tmp_path / "aside")
+    (snapshots / commit).symlink_to(theirs)
+    refused()
+
+
+@pytest.mark.parametrize("name", ["blobs", "snapshots", "commits", "refs", "tags", ".lock"])
+def test_nothing_is_written_behind_a_link(hub: Path, first: Path, tmp_path: Path, name: str) -> None:
+    place = hub / "models--lab--net"
+    place.mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / ".keep").write_text("mine")
+    (place / name).symlink_to(tmp_path / "elsewhere" / (".keep" if name == ".lock" else ""))
+    with pytest.raises(HubError, match="is a link, which is not followed"):
         publish(first, REPO, hub=hub)
-    assert torch.equal(pulls(hub), outputs(load_checkpoint(first)))
+    assert [path.read_text() for path in (tmp_path / "elsewhere").iterdir()] == ["mine"]
 
 
 @pytest.fixture

@@ -391,7 +391,9 @@ def test_on_the_command_line(hub, folder, tmp_path, capsys, monkeypatch):
     assert error.startswith("torchorbit: alice/small on http")
     assert len(error.splitlines()) == 1
     assert "hf_wrongwrong" not in error
-    assert main(["pull", REPO, "--revision", "v1", "--hub", "http://127.0.0.1:9", "--local-files-only"]) == 0
+    assert main(["pull", REPO, "--revision", "v1", "--hub", hub.endpoint, "--local-files-only"]) == 0
+    assert main(["pull", REPO, "--revision", "v1", "--hub", "http://127.0.0.1:9", "--local-files-only"]) == 1
+    assert "is not in the cache" in capsys.readouterr().err  # what one hub gave is not what another one has
 
 
 def test_nothing_listens(tmp_path, client, waits):
