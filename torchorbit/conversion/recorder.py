@@ -30,6 +30,8 @@ from torchorbit.conversion.questions import QUESTIONS, SHAPED_BY_VALUES, Questio
 from torchorbit.conversion.recording import (
     ASSIGN,
     MODULE,
+    Answer,
+    Comparison,
     ModuleCall,
     Recording,
     Step,
@@ -96,10 +98,12 @@ class Recorder(TorchFunctionMode):
         self.values: dict[int, Value | Attr] = {}  # id of a meta tensor -> what it stands for
         self.alive: list[Any] = []  # ids are only unique among living objects
         self.constants: dict[str, Tensor] = {}
+        self.constant_lines: dict[str, str | None] = {}
         self.known_constants: dict[int, Tensor] = {}  # id of a meta twin -> the tensor that hung on a module
         self.twins: dict[int, Tensor] = {}  # id of a parameter or buffer -> the meta tensor in its place
         self.originals: dict[int, Tensor] = {}  # and back
-        self.checks: list[tuple[int, ModuleCall, str, tuple[Any, ...], bool]] = []
+        self.checks: list[Comparison] = []
+        self.answers: list[Answer] = []
         self.training_reads: dict[int, nn.Module] = {}
         self.memory = Memory(self)
         self.inputs: list[Any] = []
@@ -196,6 +200,7 @@ class Recorder(TorchFunctionMode):
                 number += 1
             attr = Attr(f"_constant_{number}")
             self.constants[attr.path] = source
+            self.constant_lines[attr.path] = line_running()
         self.values[id(tensor)] = attr
         self.attributes.setdefault(attr.path, tensor)
         self.alive.append(tensor)
@@ -291,13 +296,12 @@ class Recorder(TorchFunctionMode):
             return result
         if target is None and not _has_tensor(result):
             return result
-        self.steps.append(Step(func, frozen_args, frozen_kwargs, self.stack[-1], no_grad=not torch.is_grad_enabled()))
-        if not is_known(func):
-            self.steps[-1].line = line_running()
-            if isinstance(func, torch._ops.OpOverload):
-                raise self.error(
-                    "it is a kernel, called by its own name; call the function of torch whose kernel it is", name
-                )
+        no_grad = not torch.is_grad_enabled()
+        self.steps.append(Step(func, frozen_args, frozen_kwargs, self.stack[-1], no_grad=no_grad, line=line_running()))
+        if isinstance(func, torch._ops.OpOverload) and not is_known(func):
+            raise self.error(
+                "it is a kernel, called by its own name; call the function of torch whose kernel it is", name
+            )
         if target is not None:
             if name != "__setitem__" and any(t.dtype != target.dtype for t in leaves_of(Tensor, args)):
                 # Written in place, a result has the dtype of what it is written into.
@@ -487,6 +491,7 @@ class Recorder(TorchFunctionMode):
                 path=path,
                 no_grad=not torch.is_grad_enabled(),
                 leaf=leaf,
+                line=line_running(),
             )
             if self.saw_traced:
                 args, kwargs = plain(args), plain(kwargs)
@@ -574,7 +579,7 @@ class Recorder(TorchFunctionMode):
 
     def note_check(self, symbol: str, operands: tuple[Any, ...], outcome: bool) -> None:
         """A comparison of traced numbers was made."""
-        self.checks.append((len(self.steps), self.stack[-1], symbol, operands, outcome))
+        self.checks.append(Comparison(len(self.steps), self.stack[-1], symbol, operands, outcome, line_running()))
 
     def note_training_read(self, module: nn.Module) -> None:
         """Something looked at ``module.training``."""
@@ -673,7 +678,16 @@ def record(
         output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
     reads = [paths[identity] for identity in recorder.training_reads]
     return Recording(
-        recorder.steps, inputs, input_shapes, output, output_shapes, recorder.checks, recorder.constants, reads
+        recorder.steps,
+        inputs,
+        input_shapes,
+        output,
+        output_shapes,
+        recorder.checks,
+        recorder.constants,
+        recorder.constant_lines,
+        recorder.answers,
+        reads,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import linecache
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary, finalize
@@ -60,6 +60,7 @@ class Provenance:
             so that those sizes are free in the graph, too.
         fixed_by: where lengths are not free, the path of the module that fixes them, and what became of other lengths
             there.
+        batch_fixed_by: where the batch size is not free, the same for it.
         free_dtype: whether dtypes follow the model's; otherwise some are fixed to those recorded.
         input_shapes: shapes of the tensors that the model was recorded with.
         input_dtypes: their dtypes, as ``"float32"``.
@@ -74,6 +75,7 @@ class Provenance:
     free_batch: bool = True
     free_lengths: bool = True
     fixed_by: tuple[str, str] = ("", "")
+    batch_fixed_by: tuple[str, str] = ("", "")
     free_dtype: bool = True
     input_shapes: tuple[tuple[int, ...], ...] = ()
     input_dtypes: tuple[str, ...] = ()
@@ -286,7 +288,7 @@ class _Root(DagModule):
                 f"says: {reason}",
             )
         if not provenance.free_batch and [shape[:1] for shape in given] != [shape[:1] for shape in recorded]:
-            raise GraphRunError("", f"the batch size is fixed: recorded with inputs {recorded}, given {given}")
+            raise GraphRunError(provenance.batch_fixed_by[0].replace(".", "/"), _fixed_batch(provenance, given))
 
 
 codegen.SHADOWED.update(name for name in dir(_Root) if name not in dir(nn.Module))
@@ -330,8 +332,14 @@ def _explained(root: DagModule, error: BaseException, args: tuple[Any, ...], kwa
     if other_lengths:
         message += f" (this vertex fixes the size: recorded with inputs {provenance.input_shapes}, given {given})"
     elif other_batch and not provenance.free_batch:
-        message += f" (the batch size is fixed: recorded with inputs {provenance.input_shapes}, given {given})"
+        message += f" ({_fixed_batch(provenance, given)})"
     return message
+
+
+def _fixed_batch(provenance: Provenance, given: Sequence[tuple[int, ...]]) -> str:
+    reason = provenance.batch_fixed_by[1]
+    says = f"; with another one the source model says: {reason}" if reason else ""
+    return f"the batch size is fixed: recorded with inputs {provenance.input_shapes}, given {tuple(given)}{says}"
 
 
 # Equal code is compiled once: the blocks of a transformer share one class.

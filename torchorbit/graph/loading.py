@@ -152,6 +152,7 @@ _PROVENANCE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "free_batch": (lambda value: isinstance(value, bool), "true or false"),
     "free_lengths": (lambda value: isinstance(value, bool), "true or false"),
     "fixed_by": (lambda value: _texts(value) and len(value) == 2, "two strings"),
+    "batch_fixed_by": (lambda value: _texts(value) and len(value) == 2, "two strings"),
     "free_dtype": (lambda value: isinstance(value, bool), "true or false"),
     "input_shapes": (lambda value: isinstance(value, list) and all(map(_is_shape, value)), "a list of shapes"),
     "input_dtypes": (lambda value: _texts(value) and all(name in _DTYPES for name in value), "a list of dtypes"),
