@@ -40,6 +40,7 @@ def convert(
     example_inputs: Any,
     *,
     other_examples: Sequence[Any] = (),
+    all_true: Sequence[str] = (),
     atomic: Sequence[type[nn.Module]] = (),
     entry_point: str = "forward",
 ) -> DagModule:
@@ -63,6 +64,9 @@ def convert(
         other_examples: more inputs of the same form, of other sizes and values maybe. The graph is recorded with
             ``example_inputs``; where it would refuse one of these, which it would do when it is given it, conversion
             fails.
+        all_true: names of inputs that are masks, of truth values or of integers, and true (or 1) everywhere. What such
+            a mask has no effect on, as scores that zeros are added to, is left out of the graph, which takes the mask
+            as an input all the same, and refuses one that is not true everywhere.
         atomic: module classes (with their subclasses) that stay whole: a vertex of their own that is not looked
             into. A graph with such a vertex cannot be saved. (torch-dag: ``custom_autowrap_torch_module_classes``.)
         entry_point: the method that the graph computes: ``"forward_features"``, or one of a submodule,
@@ -76,7 +80,8 @@ def convert(
         ConversionError: with the stage, the path of the module and the operator at which conversion failed; or one of
             ``other_examples`` takes another path than ``example_inputs``, with the line of the model's code that asks.
         ArgumentTypeError: ``model`` is no module, ``example_inputs`` holds no tensor, or ``other_examples`` is no list.
-        ArgumentError: the model has no such entry point, or one of ``other_examples`` is not of the same form.
+        ArgumentError: the model has no such entry point, one of ``other_examples`` is not of the same form, or what
+            ``all_true`` names is no input or not true everywhere.
 
     Examples:
         >>> dag = torchorbit.convert(model.eval(), torch.randn(1, 3, 224, 224))
@@ -89,6 +94,7 @@ def convert(
         model = entered_at(model, entry_point)
     with no_garbage_collection():
         inputs = _Inputs.of(model, example_inputs)
+        inputs.all_true = inputs.true_everywhere(all_true)
         return _convert(model, inputs, _others(model, inputs, other_examples), tuple(atomic))
 
 
@@ -161,6 +167,7 @@ def _others(model: nn.Module, inputs: _Inputs, others: Any) -> list[_Inputs]:
                 f"other_examples[{number}] is {other.form()}, expected the form of example_inputs, {inputs.form()}: "
                 "the same arguments, in which tensors may be of other sizes, and all else is equal"
             )
+        other.all_true = other.true_everywhere(tuple(inputs.all_true), f"other_examples[{number}]")
     return found
 
 
@@ -209,6 +216,7 @@ class _Inputs:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     names: list[tuple[str, bool]]
+    all_true: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: nn.Module, example: Any, called: str = "example_inputs") -> _Inputs:
@@ -235,6 +243,27 @@ class _Inputs:
             follows = len(names) < len(positional) and positional[len(names)] == name
             names.append((name, not follows or any(keyword for _, keyword in names)))
         return cls(args, kwargs, names)
+
+    def true_everywhere(self, names: Any, called: str = "example_inputs") -> frozenset[str]:
+        """The names of inputs that are masks which are true everywhere, if they are."""
+        if not isinstance(names, (tuple, list, set, frozenset)) or not all(isinstance(name, str) for name in names):
+            raise ArgumentTypeError(f"all_true is {names!r}, expected names of inputs, as ('attention_mask',)")
+        given = dict(zip([name for name, _ in self.names], [*self.args, *self.kwargs.values()], strict=True))
+        for name in names:
+            if name not in given:
+                raise ArgumentError(f"all_true names '{name}', expected names of inputs that are given: {list(given)}")
+            mask = given[name]
+            if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
+                kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+                raise ArgumentTypeError(
+                    f"all_true names '{name}', which is a {kind}, expected a tensor of truth values or of integers"
+                )
+            if mask.device.type != "meta" and not bool((mask == 1).all()):
+                raise ArgumentError(
+                    f"all_true names '{name}', which is not true (or 1) everywhere in {called}; give a mask that is, "
+                    "or leave it out of all_true"
+                )
+        return frozenset(names)
 
     def form(self) -> tuple[Any, ...]:
         """What examples for one graph have in common, with the numbers of dimensions for tensors."""
@@ -335,6 +364,7 @@ class _Recordings:
             self.atomic,
             snapshot=self.snapshot,
             examples=[*self.inputs.args, *self.inputs.kwargs.values()],
+            all_true=self.inputs.all_true,
             training=variation.training,
             told=self.told,
             dtypes=dtypes,
@@ -365,7 +395,8 @@ class _Recordings:
                 asked.call.where(),
                 asked.asked,
                 f"with {called} it is {found} where it is {asked.found} with example_inputs, so that the model may "
-                "take another path, and a graph has one path only; convert once for each path",
+                "take another path, and a graph has one path only; convert once for each path, or, where it asks "
+                "for a mask that is always true, name the mask in all_true",
                 asked.line,
             )
         if not same_steps(own.steps, theirs.steps, training=False):

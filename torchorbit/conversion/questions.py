@@ -96,6 +96,9 @@ class Questions:
                 name,
             )
         of_sizes = any(type(leaf) in Traced for leaf in walk_args((args, kwargs)))
+        uniforms = self._recorder.uniforms
+        if tensors and not of_sizes and all(uniforms.number(self._recorder.lookup(t)) is not None for t in tensors):
+            return found
         if of_sizes or any(value.of_sizes or value.of_inputs for value in known.values()):
             with self._recorder:
                 condition = asked_again(name, found, args, kwargs)

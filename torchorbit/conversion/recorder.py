@@ -28,6 +28,7 @@ from torchorbit.conversion.patching import lock, meta_twin, patched, swapped
 from torchorbit.conversion.preserving import Snapshot, preserved
 from torchorbit.conversion.questions import QUESTIONS, SHAPED_BY_VALUES, Questions
 from torchorbit.conversion.recording import (
+    ALIAS,
     ASSIGN,
     MODULE,
     Answer,
@@ -39,6 +40,7 @@ from torchorbit.conversion.recording import (
     function_name,
     writes_in_place,
 )
+from torchorbit.conversion.uniform import Bound, Uniforms
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
 from torchorbit.operators.binding import is_composite, is_known
@@ -106,6 +108,7 @@ class Recorder(TorchFunctionMode):
         self.answers: list[Answer] = []
         self.training_reads: dict[int, nn.Module] = {}
         self.memory = Memory(self)
+        self.uniforms = Uniforms(self)
         self.inputs: list[Any] = []
         self.questions = Questions(self, ())
         self.attributes: dict[str, Tensor] = {}  # path of a parameter, buffer or constant -> its meta tensor
@@ -261,6 +264,8 @@ class Recorder(TorchFunctionMode):
         if func is Tensor.new_tensor and not _has_tensor((args[1:], kwargs)):
             return self.new_tensor(*args, **kwargs)
 
+        if self.uniforms:
+            args, kwargs = self.uniforms.without_masks(name, args, kwargs)
         if name == "__setitem__" and self.memory.unchanged_view(args[2], args[0], args[1]):
             # `x[0] += y` writes into a view and then puts the view where it came from.
             self.memory.forget(args[2])
@@ -297,6 +302,14 @@ class Recorder(TorchFunctionMode):
         if target is None and not _has_tensor(result):
             return result
         no_grad = not torch.is_grad_enabled()
+        bound = self.bound_to_masks(func, frozen_args, frozen_kwargs, result)
+        kept = None if bound is None else bound.operand(result, target)
+        if kept is not None:
+            if target is not None:
+                return result if result is None else target  # nothing is written
+            self.steps.append(Step(ALIAS, (kept,), {}, self.stack[-1], no_grad=no_grad, shape=shapes_in(result)))
+            self.steps[-1].result = self.register(result)
+            return self.steps[-1].result
         self.steps.append(Step(func, frozen_args, frozen_kwargs, self.stack[-1], no_grad=no_grad, line=line_running()))
         if isinstance(func, torch._ops.OpOverload) and not is_known(func):
             raise self.error(
@@ -308,11 +321,22 @@ class Recorder(TorchFunctionMode):
                 self.steps[-1].shape = target.shape
                 self.steps.append(Step(Tensor.to, (Value(len(self.steps) - 1), target.dtype), {}, self.stack[-1]))
             self.write(target)
+            if bound is not None:
+                self.uniforms.note(bound, Value(len(self.steps) - 1), target)
             return result if result is None else target
         step = self.steps[-1]
         step.shape = shapes_in(result)
         step.result = self.register(result)
+        if bound is not None:
+            self.uniforms.note(bound, Value(len(self.steps) - 1), step.result)
         return step.result
+
+    def bound_to_masks(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Bound | None:
+        """A call that is given a tensor which follows from a mask that is true everywhere."""
+        if not self.uniforms:
+            return None
+        with torch._C.DisableTorchFunction():
+            return self.uniforms.bound(func, args, kwargs, result)
 
     def refuse_autocast(self, name: str) -> None:
         """Refuse what runs under autocast that the model itself turns on: which dtype it has depends on the device."""
@@ -547,7 +571,7 @@ class Recorder(TorchFunctionMode):
 
     def release(self) -> None:
         """Let go of what refers back to this, so that all of it is freed without the garbage collector."""
-        del self.memory, self.questions
+        del self.memory, self.questions, self.uniforms
 
     def outcome(self, result: Any) -> Any:
         """What the model returned, frozen; buffers that forward replaced by another tensor are assigned to."""
@@ -624,6 +648,7 @@ def record(
     *,
     snapshot: Snapshot,
     examples: Sequence[Any],
+    all_true: frozenset[str],
     training: bool,
     told: tuple[str, ...],
     dtypes: Mapping[torch.dtype, torch.dtype],
@@ -641,6 +666,7 @@ def record(
         atomic: classes that stay whole.
         snapshot: what hangs on the model, and is put back.
         examples: the example inputs, for questions about what tensors hold.
+        all_true: names of inputs that are masks which are true everywhere.
         training: record in training mode, else in evaluation mode.
         told: what the model is told where it asks: that it is ``"compiling"``, and that it is ``"exporting"``.
         dtypes: floating-point dtypes to be replaced, old -> new.
@@ -662,6 +688,9 @@ def record(
         ]
         input_shapes = [shapes_in(value) for value in (*args, *kwargs.values())]
         recorder.stack[0].arguments = tuple((name, frozen) for name, frozen, _ in inputs if isinstance(frozen, Value))
+        for (name, _), value in zip(names, recorder.inputs, strict=True):
+            if name in all_true:
+                recorder.uniforms.assume(value, name)
         try:
             with torch.inference_mode(False), torch.enable_grad(), recorder:
                 result = type(model).__call__(model, *args, **kwargs)

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import Self
 
+from torchorbit.arguments import Ref
 from torchorbit.errors import ArgumentTypeError, GraphRunError
 from torchorbit.graph import codegen
-from torchorbit.graph.vertices import InputVertex, ModuleVertex, Vertex
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
 from torchorbit.records import RecordClass
 
 
@@ -258,7 +259,10 @@ class _Root(DagModule):
             vertex = _failing_vertex(error)
             if vertex is None or isinstance(error, GraphRunError):
                 raise
-            raise GraphRunError(vertex, _explained(self, error, args, kwargs)) from error
+            failed = dict(self.all_vertices()).get(vertex)
+            of_values = isinstance(failed, OperatorVertex) and type(failed.args.get("condition")) is Ref
+            message = str(error) if of_values else _explained(self, error, args, kwargs)
+            raise GraphRunError(vertex, message) from error
         self._refuse_other_sizes(args, kwargs)
         return result
 
