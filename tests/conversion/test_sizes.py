@@ -412,3 +412,22 @@ def test_a_graph_of_any_number_of_nodes_and_edges_converts():
     dag = assert_converts(model, graph(5, 11), graph(5, 11), graph(9, 4), graph(2, 30))
     assert dag.provenance.free_batch
     assert dag.provenance.free_lengths
+
+
+@pytest.mark.parametrize(
+    "function",
+    by_source(
+        lambda x: x * max(x.shape[1], 7),
+        lambda x: x * 2 if x.shape[1] in torch.tensor([2, 4]) else x,
+        lambda x: x * [0, 1, 2, 3, 4, 7, 8, 8][x.shape[1]],
+    ),
+)
+def test_a_length_that_was_tried_and_is_not_free_is_refused_though_another_is(function):
+    model = Computes(function)
+    dag = torchorbit.convert(model, X)
+    for graph in (dag, reloaded(dag)):
+        assert_same(graph(torch.ones(3, 4, 9)), model(torch.ones(3, 4, 9)))
+        for length in (2, 5, 7):
+            x = torch.ones(2, length, 6)
+            with pytest.raises(torchorbit.errors.GraphRunError, match=r"the size is fixed|another path"):
+                graph(x)

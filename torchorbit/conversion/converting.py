@@ -498,7 +498,7 @@ class _Recordings:
                 if stretch is not None and not fixed_by[1]:
                     fixed_by = _place(error)
                 continue
-            return reconciled, self.provenance(first, kept, everything, fixed_by)
+            return reconciled, self.provenance(first, kept, everything, fixed_by, stretch)
         return self.one_by_one(first, everything, stretches)
 
     def at_once(
@@ -527,7 +527,7 @@ class _Recordings:
         """Vary one thing at a time, and keep the variations that one graph can explain."""
         kept: list[tuple[Recording, Variation]] = []
         reconciled = self.merged(first, kept)
-        fixed_by = ("", "")
+        fixed_by, stretched = ("", ""), None
         for field in ("batch", "training", "dtype", "lengths"):
             if not getattr(everything, field):
                 continue
@@ -543,8 +543,10 @@ class _Recordings:
                         self.batch_fixed_by = _place(error)
                     continue
                 kept.append((other, variation))
+                stretched = stretch or stretched
                 break
-        return reconciled, self.provenance(first, [variation for _, variation in kept], everything, fixed_by)
+        varied = [variation for _, variation in kept]
+        return reconciled, self.provenance(first, varied, everything, fixed_by, stretched)
 
     def stretches(self) -> list[_Stretch]:
         """How to change lengths, in the order in which to try."""
@@ -559,9 +561,20 @@ class _Recordings:
         return []
 
     def provenance(
-        self, first: Recording, kept: list[Variation], wanted: Variation, fixed_by: tuple[str, str]
+        self,
+        first: Recording,
+        kept: list[Variation],
+        wanted: Variation,
+        fixed_by: tuple[str, str],
+        stretched: _Stretch | None,
     ) -> Provenance:
-        """What the recordings have shown."""
+        """What the recordings have shown; ``stretched`` is how lengths were changed at last, with success."""
+        fixed_dims: set[int] = set()
+        for stretch in self.stretches():
+            if stretched is None or stretch == stretched:
+                break
+            if stretch.dim is not None and stretch.dim != stretched.dim:
+                fixed_dims.add(stretch.dim)
         free_lengths = any(variation.lengths for variation in kept) or not wanted.lengths
         free_batch = any(variation.batch for variation in kept)
         training = not wanted.training or any(variation.training for variation in kept)
@@ -571,7 +584,8 @@ class _Recordings:
             training_differs=() if training else tuple(first.training_reads),
             free_batch=free_batch,
             free_lengths=free_lengths,
-            fixed_by=("", "") if free_lengths else fixed_by,
+            fixed_dims=tuple(sorted(fixed_dims)),
+            fixed_by=("", "") if free_lengths and not fixed_dims else fixed_by,
             batch_fixed_by=("", "") if free_batch else self.batch_fixed_by,
             free_dtype=any(variation.dtype for variation in kept),
             input_shapes=tuple(tuple(tensor.shape) for tensor in self.inputs.tensors()),

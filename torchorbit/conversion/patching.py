@@ -57,11 +57,12 @@ def swapped(snapshot: Snapshot, recorder: Recorder, dtypes: Mapping[torch.dtype,
 
 @contextmanager
 def patched(recorder: Recorder) -> Iterator[None]:
-    """Intercept module calls, reads of ``training``, and custom autograd functions; in this thread only."""
+    """Intercept module calls, reads of ``training``, custom autograd functions and ``set_``; in this thread only."""
     original = nn.Module.__call__
     apply = vars(torch.autograd.Function)["apply"]  # the classmethod itself, not bound to a class
     fast_path = torch.backends.mha.get_fastpath_enabled()
     asks = torch.compiler.is_compiling, torch.compiler.is_exporting
+    set_ = torch.Tensor.set_  # a method that no mode sees
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() != recorder.thread or recorder.inside_leaf:
@@ -93,7 +94,16 @@ def patched(recorder: Recorder) -> Iterator[None]:
 
         return answer
 
+    def replace_memory(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        ours = threading.get_ident() == recorder.thread and not recorder.inside_leaf
+        if ours and id(tensor) in recorder.values:
+            raise recorder.error(
+                "the memory of a tensor is replaced, which a graph does not hold; copy into it", "set_"
+            )
+        return set_(tensor, *args, **kwargs)
+
     try:
+        torch.Tensor.set_ = replace_memory  # type: ignore[method-assign, assignment]
         torch.compiler.is_compiling = told("compiling", asks[0])
         torch.compiler.is_exporting = told("exporting", asks[1])
         nn.Module.__call__ = call  # type: ignore[method-assign]
@@ -104,6 +114,8 @@ def patched(recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         observer.listener = None
+        if "set_" in vars(torch.Tensor):
+            del torch.Tensor.set_
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
         if "training" in vars(nn.Module):

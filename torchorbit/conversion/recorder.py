@@ -249,8 +249,6 @@ class Recorder(TorchFunctionMode):
                 "a graph holds no packed sequences; give them padded, to a layer that is not told lengths",
                 "pack_padded_sequence",
             )
-        if func is Tensor.set_:
-            raise self.error("the memory of a tensor is replaced, which a graph does not hold; copy into it", name)
         if name in QUESTIONS:
             return self.questions.answer(func, name, args, kwargs)
         if name in SHAPED_BY_VALUES or (name == "where" and len(args) + len(kwargs) == 1):

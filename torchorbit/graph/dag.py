@@ -59,8 +59,10 @@ class Provenance:
         free_batch: whether any batch size works; otherwise only the recorded one does.
         free_lengths: whether the model itself runs at other spatial sizes (or sequence lengths) on the same path,
             so that those sizes are free in the graph, too.
-        fixed_by: where lengths are not free, the path of the module that fixes them, and what became of other lengths
-            there.
+        fixed_dims: dimensions whose lengths are fixed although others are free: other lengths were tried there, and did
+            not take the same path.
+        fixed_by: where lengths are not all free, the path of the module that fixes them, and what became of other
+            lengths there.
         batch_fixed_by: where the batch size is not free, the same for it.
         free_dtype: whether dtypes follow the model's; otherwise some are fixed to those recorded.
         input_shapes: shapes of the tensors that the model was recorded with.
@@ -75,6 +77,7 @@ class Provenance:
     always_training: tuple[str, ...] = ()
     free_batch: bool = True
     free_lengths: bool = True
+    fixed_dims: tuple[int, ...] = ()
     fixed_by: tuple[str, str] = ("", "")
     batch_fixed_by: tuple[str, str] = ("", "")
     free_dtype: bool = True
@@ -281,10 +284,15 @@ class _Root(DagModule):
     def _refuse_other_sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Every vertex ran, but numbers that follow from a fixed size are those of the recorded one."""
         provenance = self.provenance
-        if provenance is None or (provenance.free_lengths and provenance.free_batch):
+        if provenance is None or (provenance.free_lengths and provenance.free_batch and not provenance.fixed_dims):
             return
         given, recorded = _shapes(self, args, kwargs), provenance.input_shapes
-        if not provenance.free_lengths and [shape[1:] for shape in given] != [shape[1:] for shape in recorded]:
+        fixed = slice(1, None) if not provenance.free_lengths else slice(0)
+
+        def kept(shape: tuple[int, ...]) -> tuple[int, ...]:
+            return (*shape[fixed], *[shape[dim] for dim in provenance.fixed_dims if dim < len(shape)])
+
+        if list(map(kept, given)) != list(map(kept, recorded)):
             module, reason = provenance.fixed_by
             raise GraphRunError(
                 module.replace(".", "/"),

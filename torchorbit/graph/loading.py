@@ -151,6 +151,7 @@ _PROVENANCE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "always_training": (_texts, "a list of strings"),
     "free_batch": (lambda value: isinstance(value, bool), "true or false"),
     "free_lengths": (lambda value: isinstance(value, bool), "true or false"),
+    "fixed_dims": (lambda value: _is_shape(value), "a list of dimensions"),
     "fixed_by": (lambda value: _texts(value) and len(value) == 2, "two strings"),
     "batch_fixed_by": (lambda value: _texts(value) and len(value) == 2, "two strings"),
     "free_dtype": (lambda value: isinstance(value, bool), "true or false"),
