@@ -387,7 +387,32 @@ def rebound_statistics(m, x):
     return m.norm(x)
 
 
-@pytest.mark.parametrize("function", by_source(doubled_weight, rebound_statistics))
+def made_by_a_network(m, x):
+    own = m.layer.weight
+    del m.layer.weight
+    m.layer.weight = own * x.mean()
+    y = m.layer(x)
+    del m.layer.weight
+    m.layer.weight = own
+    return y
+
+
+def called_with_other_weights(m, x):
+    weights = {name: parameter * 2 for name, parameter in m.layer.named_parameters()}
+    return torch.func.functional_call(m.layer, weights, (x,)) + m.layer(x)
+
+
+def moving_average(m, x):
+    with torch.no_grad():
+        m.norm.weight.mul_(0.9).add_(m.norm.bias + 1, alpha=0.1)
+        m.norm.bias.copy_(m.norm.weight)
+    return m.norm(x)
+
+
+@pytest.mark.parametrize(
+    "function",
+    by_source(doubled_weight, rebound_statistics, made_by_a_network, called_with_other_weights, moving_average),
+)
 def test_a_leaf_computes_with_the_tensors_that_forward_puts_in_place_of_its_own(function):
     source = Computes(function, layer=nn.Linear(6, 6), norm=nn.BatchNorm1d(4)).eval()
     dag = torchorbit.convert(copy.deepcopy(source), X)
@@ -454,3 +479,16 @@ def test_a_scratch_tensor_that_is_overwritten_in_every_pass_converts(write):
     dag = torchorbit.convert(Counts(write), X)
     for x in (X, X, torch.randn(5, 4, 6)):
         assert_same(outcome(dag, x), outcome(Counts(write), x))
+
+
+def test_memory_that_is_replaced_is_refused():
+    def replaced(x):
+        y = x * 2
+        y.set_(x)
+        return y
+
+    with pytest.raises(torchorbit.ConversionError, match="memory of a tensor is replaced") as raised:
+        torchorbit.convert(Computes(replaced), X)
+    assert raised.value.operator == "set_"
+    assert raised.value.line is not None
+    assert "set_" not in vars(torch.Tensor)

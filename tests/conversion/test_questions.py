@@ -1,5 +1,7 @@
 """What a model asks of its tensors while it is recorded: numbers, truth values, positions."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -202,3 +204,101 @@ def test_what_a_buffer_answers_that_the_model_changes_is_refused():
     model = Computes(queued, queue=torch.zeros(4, 8), at=torch.tensor(0))
     with pytest.raises(torchorbit.ConversionError, match="'at', which it changes itself"):
         torchorbit.convert(model, X)
+
+
+# -- several examples
+
+
+WHOLE = torch.ones(2, 6, dtype=torch.bool)
+CUT = WHOLE.clone()
+CUT[1, 3:] = False
+
+
+def test_other_examples_of_other_sizes_on_the_same_path_convert():
+    model = Computes(padded)
+    others = [(torch.randn(3, 9, 8), torch.ones(3, 9, dtype=torch.bool)), [X[:1], WHOLE[:1]]]
+    dag = torchorbit.convert(model, (X, WHOLE), other_examples=others)
+    for example in others:
+        assert_same(dag(*example), model(*example))
+
+
+@pytest.mark.parametrize(("ours", "theirs"), [(WHOLE, CUT), (CUT, WHOLE)])
+def test_another_example_that_answers_otherwise_is_refused_with_the_line_that_asks(ours, theirs):
+    inner = Computes(padded)
+    model = Computes(lambda m, x, mask: m.inner(x, mask), inner=inner)
+    line = padded.__code__.co_firstlineno + 1
+    with pytest.raises(torchorbit.ConversionError, match=r"other_examples\[1\].*convert once for each") as raised:
+        torchorbit.convert(model, (X, ours), other_examples=[(X, ours), (X, theirs)])
+    error = raised.value
+    assert (error.stage, error.module, error.operator) == ("reconcile", "inner", "__bool__")
+    assert error.line == f"{__file__}:{line}"
+    assert f"{not bool(ours.all())} where it is {bool(ours.all())}" in error.reason
+
+
+def test_another_example_of_a_size_that_takes_another_path_is_refused_with_its_line():
+    def long(x):
+        if x.shape[1] > 20:
+            return x.cos()
+        return x.sin()
+
+    with pytest.raises(torchorbit.ConversionError, match="another path at") as raised:
+        torchorbit.convert(Computes(long), X, other_examples=[torch.randn(2, 21, 8)])
+    assert raised.value.line is not None
+    assert raised.value.line.startswith(f"{__file__}:")
+    torchorbit.convert(Computes(long), X, other_examples=[torch.randn(2, 20, 8)])
+
+
+@pytest.mark.parametrize(
+    ("function", "other", "reason"),
+    [
+        (lambda x: x * torch.ones(6, 8), torch.randn(2, 1, 8), "size is fixed"),
+        (lambda x: x * (x.shape[0] ** 0.5 + math.sqrt(x.shape[0])), torch.randn(5, 6, 8), "batch size is fixed"),
+        (lambda x: x if x.shape[1] < 9 else x * 1, torch.randn(2, 10, 8), "at the end"),
+        (lambda x: x * max(x.shape[1], 4), torch.randn(2, 3, 8), "other sizes"),
+        (lambda x: x.reshape(2, 6, 8), torch.randn(2, 7, 8), "shape"),
+    ],
+)
+def test_another_example_whose_size_the_graph_would_refuse_is_refused(function, other, reason):
+    with pytest.raises(torchorbit.ConversionError, match=reason) as raised:
+        torchorbit.convert(Computes(function), X, other_examples=[other])
+    assert "other_examples[0]" in str(raised.value)
+
+
+def test_other_examples_that_are_not_like_the_first_are_refused():
+    model = Computes(padded)
+    with pytest.raises(torchorbit.errors.ArgumentTypeError, match="expected a list of examples"):
+        torchorbit.convert(model, (X, WHOLE), other_examples=X)
+    for other in ((X,), {"x": X, "mask": WHOLE}, (X, WHOLE[0]), (X, 3)):
+        with pytest.raises(torchorbit.errors.ArgumentError, match=r"other_examples\[0\] is .*expected the form"):
+            torchorbit.convert(model, (X, WHOLE), other_examples=[other])
+    with pytest.raises(torchorbit.errors.ArgumentTypeError, match=r"other_examples\[1\] is"):
+        torchorbit.convert(model, (X, WHOLE), other_examples=[(X, WHOLE), 3])
+
+
+def test_other_examples_and_weights_on_meta_cannot_answer_questions_of_values():
+    with pytest.raises(torchorbit.ConversionError, match=r"other_examples\[0\].*with values"):
+        torchorbit.convert(Computes(padded), (X, WHOLE), other_examples=[(X, WHOLE.to("meta"))])
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+    torchorbit.convert(model, X.to("meta"), other_examples=[torch.empty(3, 9, 8, device="meta")])
+
+
+class DependsOnValues(nn.Module):
+    def forward(self, x):
+        return x * x[x > 0].sum()
+
+
+def test_what_is_kept_whole_and_does_not_run_on_meta_is_said():
+    model = nn.Sequential(nn.Linear(8, 8), DependsOnValues())
+    with pytest.warns(UserWarning, match="'_1', which is kept whole"):
+        torchorbit.convert(model, X, other_examples=[torch.randn(3, 6, 8)], atomic=[DependsOnValues])
+
+
+def test_a_model_is_left_as_it_was_by_other_examples_that_are_refused():
+    model = Computes(lambda m, x, mask: padded(m.norm(x), mask), norm=nn.BatchNorm1d(6)).train()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(torchorbit.ConversionError):
+        torchorbit.convert(model, (X, WHOLE), other_examples=[(X, CUT)])
+    torchorbit.convert(model, (X, WHOLE), other_examples=[(X, WHOLE)])
+    assert_same(dict(model.state_dict()), state)
+    assert all(module.training for module in model.modules())

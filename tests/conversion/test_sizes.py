@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import torchorbit
-from tests.models import Computes, assert_converts, assert_same, by_source, outcome, stir
+from tests.models import Computes, assert_converts, assert_same, by_source, outcome, reloaded, stir
 
 pytestmark = pytest.mark.numeric
 
@@ -127,8 +127,22 @@ def test_a_fixed_batch_is_the_one_of_the_example_and_said_so():
         dag = torchorbit.convert(model, x)
         assert not dag.provenance.free_batch
         assert_same(dag(x), model(x))
-        with pytest.raises(torchorbit.errors.GraphRunError):
+        with pytest.raises(torchorbit.errors.GraphRunError, match=r"test_sizes.py:\d+\)"):
             dag(torch.randn(7, 4, 6))
+
+
+def test_what_fixes_the_batch_size_is_said_with_its_line_in_a_file_too():
+    def numbered(x):
+        rows = [x[0] * 1]
+        rows += [x[n] * n for n in range(1, x.shape[0])]
+        return torch.stack(rows)
+
+    dag = torchorbit.convert(Computes(lambda m, x: m.inner(x), inner=Computes(numbered)), X)
+    line = numbered.__code__.co_firstlineno
+    for graph in (dag, reloaded(dag)):
+        with pytest.raises(torchorbit.errors.GraphRunError, match=rf"test_sizes.py:{line + 3}\)") as raised:
+            graph(torch.randn(3, 4, 6))
+        assert "/" not in str(raised.value)
 
 
 def test_a_free_batch_is_said_so():
@@ -398,3 +412,22 @@ def test_a_graph_of_any_number_of_nodes_and_edges_converts():
     dag = assert_converts(model, graph(5, 11), graph(5, 11), graph(9, 4), graph(2, 30))
     assert dag.provenance.free_batch
     assert dag.provenance.free_lengths
+
+
+@pytest.mark.parametrize(
+    "function",
+    by_source(
+        lambda x: x * max(x.shape[1], 7),
+        lambda x: x * 2 if x.shape[1] in torch.tensor([2, 4]) else x,
+        lambda x: x * [0, 1, 2, 3, 4, 7, 8, 8][x.shape[1]],
+    ),
+)
+def test_a_length_that_was_tried_and_is_not_free_is_refused_though_another_is(function):
+    model = Computes(function)
+    dag = torchorbit.convert(model, X)
+    for graph in (dag, reloaded(dag)):
+        assert_same(graph(torch.ones(3, 4, 9)), model(torch.ones(3, 4, 9)))
+        for length in (2, 5, 7):
+            x = torch.ones(2, length, 6)
+            with pytest.raises(torchorbit.errors.GraphRunError, match=r"the size is fixed|another path"):
+                graph(x)

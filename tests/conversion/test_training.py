@@ -655,3 +655,21 @@ def test_a_model_converts_under_autocast_that_is_not_its_own():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         dag = torchorbit.convert(model, X)
         assert_same(outcome(dag, X), outcome(model, X))
+
+
+def test_a_path_of_training_that_a_graph_cannot_hold_is_warned_of():
+    class Chooses(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x):
+            x = self.layer(x)
+            return x[x > 0].sum() if self.training else x
+
+    model = nn.Sequential(nn.Linear(8, 8), Chooses()).eval()
+    with pytest.warns(UserWarning, match=r"recorded in evaluation mode: in training .* another path in '1'"):
+        dag = torchorbit.convert(model, X)
+    assert dag.provenance.mode == "evaluation"
+    assert dag.provenance.training_differs == ("1",)
+    assert_same(outcome(dag, X), outcome(model, X))

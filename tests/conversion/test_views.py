@@ -244,11 +244,13 @@ VIEWS = {
     "item": lambda t, n: t.select(inner(t, n), 0),
     "slice": lambda t, n: t[..., n % 2 : 3] if t.shape[-1] > 1 else t,
     "narrow": lambda t, n: t.narrow(inner(t, n), 0, 1),
+    "last": lambda t, n: t.narrow(inner(t, n), -1, 1),
     "row": lambda t, n: picked(t.unbind(inner(t, n)), n),
     "turned": lambda t, n: t.transpose(inner(t, n), -1),
     "moved": lambda t, n: t.movedim(inner(t, n), -1),
     "longer": lambda t, n: t.unsqueeze(inner(t, n)),
     "shorter": lambda t, n: t.squeeze(-1),
+    "without": lambda t, n: t.squeeze(inner(t, n)) if t.dim() > 1 else t,
     "flat": lambda t, n: t.flatten(-2) if t.dim() > 2 and t.is_contiguous() else t,
     "same": lambda t, n: t.contiguous(),
 }
@@ -262,7 +264,9 @@ WRITES = {
     "copy": lambda t, other: t.copy_(torch.tanh(t) * other),
     "clamp": lambda t, other: torch.clamp(t, min=-0.5, out=t),
 }
+LEAVES = ("norm", "other", "plain", "replaced", "teacher")
 STEPS = st.one_of(
+    st.tuples(st.sampled_from(LEAVES), st.integers(0, 9), st.integers(0, 9)),
     st.tuples(st.sampled_from(sorted(VIEWS)), st.integers(0, 9), st.integers(0, 9)),
     st.tuples(st.sampled_from(sorted(WRITES)), st.integers(0, 9), st.integers(0, 9)),
     st.tuples(st.just("new"), st.integers(0, 9), st.integers(0, 9)),
@@ -276,6 +280,31 @@ class Program(nn.Module):
         super().__init__()
         self.steps = steps
         self.register_buffer("state", torch.linspace(-1, 1, 6))
+        self.layer, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+        with torch.no_grad():
+            self.layer.weight.copy_(torch.linspace(-1, 1, 36).reshape(6, 6))
+            self.layer.bias.copy_(self.state)
+
+    def called(self, name, tensor, factor):
+        """A leaf, called with its weights written into, or with others in their places."""
+        layer = self.norm if name == "norm" else self.layer
+        if name == "teacher":
+            with torch.no_grad():
+                layer.weight.mul_(0.9).add_(torch.tanh(factor), alpha=0.1)
+        if name == "other":
+            return torch.func.functional_call(layer, {"weight": layer.weight * torch.tanh(factor)}, (tensor,))
+        if name == "replaced":
+            own = layer.weight
+            del layer.weight
+            layer.weight = own * torch.tanh(factor)
+            made = layer(tensor)
+            del layer.weight
+            layer.weight = own
+            return made
+        if name == "norm":
+            with torch.no_grad():
+                layer.running_mean.mul_(0.5).add_(torch.tanh(factor))
+        return layer(tensor)
 
     def forward(self, x):
         seen = [(x * 1, True), (self.state, False)]  # with whether it has a batch, which no view may touch
@@ -286,6 +315,11 @@ class Program(nn.Module):
                 continue
             if name == "new":
                 seen.append((tensor * 0.5, batched))
+            elif name in LEAVES:
+                if tensor.shape[-1] != 6 or (name == "norm" and tensor.dim() != 2):
+                    tensor, batched = self.state.expand(3, 6), False
+                with torch.no_grad():
+                    seen.append((self.called(name, tensor, other.mean()), batched))
             elif name in VIEWS:
                 seen.append((VIEWS[name](tensor, number), batched))
             else:

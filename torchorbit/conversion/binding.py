@@ -54,6 +54,7 @@ def bound_steps(recording: Reconciled, follows: Value | Attr | None) -> list[Bou
     """
     bound = [_bind(item, follows) for item in recording.items]
     bound, recording.output = _cut_gradients(bound, recording.items, recording.output)
+    bound, recording.output = _without_aliases(bound, recording.output)
     return _without_dead(bound, recording.output)
 
 
@@ -71,7 +72,9 @@ def _bind(item: Item, follows: Value | Attr | None) -> BoundStep:
         return BoundStep(item.number, item.call, {"input": item.args[0]}, "alias", shape=step.shape)
     if step.function is CHECK:
         message = "the model was recorded with other sizes, for which it takes another path here"
-        if isinstance(item.args[0], Value):
+        if "message" in item.kwargs:
+            message = item.kwargs["message"]
+        elif isinstance(item.args[0], Value):
             message = "the model was recorded with inputs of other values, for which it takes another path here"
         args = {"condition": item.args[0], "message": message}
         return BoundStep(item.number, item.call, args, "check", mode=item.mode)
@@ -113,6 +116,21 @@ def _cut_gradients(bound: list[BoundStep], items: list[Item], output: Any) -> tu
     while root.parent is not None:
         root = root.parent
     return result, cut(output, root)
+
+
+def _without_aliases(bound: list[BoundStep], output: Any) -> tuple[list[BoundStep], Any]:
+    """Leave out steps that only give a tensor another name."""
+    names: dict[Value, Value] = {}
+    renamed = ValueMap(lambda value: names.get(value, value))
+    kept: list[BoundStep] = []
+    for step in bound:
+        if names:
+            step.args = renamed.value(step.args)
+        if step.operator == "alias" and type(step.args["input"]) is Value:
+            names[Value(step.number)] = step.args["input"]
+        else:
+            kept.append(step)
+    return kept, renamed.value(output)
 
 
 def _without_dead(bound: list[BoundStep], output: Any) -> list[BoundStep]:

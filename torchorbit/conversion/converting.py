@@ -13,18 +13,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from torchorbit.arguments import Attr
+from torchorbit.arguments import PLAIN, Attr
 from torchorbit.collecting import no_garbage_collection
+from torchorbit.comparing import evaluating
 from torchorbit.containers import leaves_of, map_leaves, placed_leaves
+from torchorbit.conversion.aligning import same_steps
 from torchorbit.conversion.build import build
+from torchorbit.conversion.lines import without_folders
 from torchorbit.conversion.preserving import Snapshot
-from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, reconcile
-from torchorbit.conversion.recorder import held_modes, record
+from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, other_answer, parting, reconcile
+from torchorbit.conversion.recorder import held_modes, on_meta, record
 from torchorbit.conversion.recording import CHECK, Recording, Value
 from torchorbit.conversion.wrappers import packages_of, refuse_scripted, unwrapped, without_caches
-from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError
+from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError, GraphRunError
 from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.graph.one_level import one_level
+from torchorbit.graph.vertices import ModuleVertex
 
 _META = torch.device("meta")
 # Two batch sizes far enough apart that no rounding hides the difference; none is 1, which broadcasts.
@@ -33,7 +37,13 @@ _OTHER_BATCH = 7
 
 
 def convert(
-    model: nn.Module, example_inputs: Any, *, atomic: Sequence[type[nn.Module]] = (), entry_point: str = "forward"
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    other_examples: Sequence[Any] = (),
+    all_true: Sequence[str] = (),
+    atomic: Sequence[type[nn.Module]] = (),
+    entry_point: str = "forward",
 ) -> DagModule:
     """Convert a model into a `DagModule`.
 
@@ -52,6 +62,12 @@ def convert(
             arguments. Shapes and dtypes matter, and values where the model's path depends on them: the graph holds the
             path that the example takes, and refuses inputs that would take another one. The first dimension is the
             batch.
+        other_examples: more inputs of the same form, of other sizes and values maybe. The graph is recorded with
+            ``example_inputs``; where it would refuse one of these, which it would do when it is given it, conversion
+            fails.
+        all_true: names of inputs that are masks, of truth values or of integers, and true (or 1) everywhere. What such
+            a mask has no effect on, as scores that zeros are added to, is left out of the graph, which takes the mask
+            as an input all the same, and refuses one that is not true everywhere.
         atomic: module classes (with their subclasses) that stay whole: a vertex of their own that is not looked
             into. A graph with such a vertex cannot be saved. (torch-dag: ``custom_autowrap_torch_module_classes``.)
         entry_point: the method that the graph computes: ``"forward_features"``, or one of a submodule,
@@ -62,9 +78,11 @@ def convert(
         are free.
 
     Raises:
-        ConversionError: with the stage, the path of the module and the operator at which conversion failed.
-        ArgumentTypeError: ``model`` is no module, or ``example_inputs`` holds no tensor.
-        ArgumentError: the model has no such entry point.
+        ConversionError: with the stage, the path of the module and the operator at which conversion failed; or one of
+            ``other_examples`` takes another path than ``example_inputs``, with the line of the model's code that asks.
+        ArgumentTypeError: ``model`` is no module, ``example_inputs`` holds no tensor, or ``other_examples`` is no list.
+        ArgumentError: the model has no such entry point, one of ``other_examples`` is not of the same form, or what
+            ``all_true`` names is no input or not true everywhere.
 
     Examples:
         >>> dag = torchorbit.convert(model.eval(), torch.randn(1, 3, 224, 224))
@@ -76,7 +94,9 @@ def convert(
     if entry_point != "forward":
         model = entered_at(model, entry_point)
     with no_garbage_collection():
-        return _convert(model, _Inputs.of(model, example_inputs), tuple(atomic))
+        inputs = _Inputs.of(model, example_inputs)
+        inputs.all_true = inputs.true_everywhere(all_true)
+        return _convert(model, inputs, _others(model, inputs, other_examples), tuple(atomic))
 
 
 def entered_at(model: nn.Module, entry_point: str) -> nn.Module:
@@ -105,7 +125,9 @@ def entered_at(model: nn.Module, entry_point: str) -> nn.Module:
     return entered
 
 
-def _convert(model: nn.Module, inputs: _Inputs, atomic: tuple[type[nn.Module], ...]) -> DagModule:
+def _convert(
+    model: nn.Module, inputs: _Inputs, others: Sequence[_Inputs], atomic: tuple[type[nn.Module], ...]
+) -> DagModule:
     paths: dict[int, list[str]] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         if id(module) not in paths:
@@ -128,7 +150,26 @@ def _convert(model: nn.Module, inputs: _Inputs, atomic: tuple[type[nn.Module], .
         )
     dag = build(model, reconciled, paths, provenance, recorder.follows)
     one_level(dag, separate=True)  # what comes next needs it
+    for number, other in enumerate(others):
+        recorder.hold(dag, f"other_examples[{number}]", other)
     return dag
+
+
+def _others(model: nn.Module, inputs: _Inputs, others: Any) -> list[_Inputs]:
+    """Further examples, each of the form of the first one."""
+    if not isinstance(others, (list, tuple)):
+        raise ArgumentTypeError(
+            f"other_examples is a {type(others).__name__}, expected a list of examples, each as example_inputs is"
+        )
+    found = [_Inputs.of(model, other, f"other_examples[{number}]") for number, other in enumerate(others)]
+    for number, other in enumerate(found):
+        if other.form() != inputs.form():
+            raise ArgumentError(
+                f"other_examples[{number}] is {other.form()}, expected the form of example_inputs, {inputs.form()}: "
+                "the same arguments, in which tensors may be of other sizes, and all else is equal"
+            )
+        other.all_true = other.true_everywhere(tuple(inputs.all_true), f"other_examples[{number}]")
+    return found
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,9 +194,20 @@ class _Stretch:
 
 def _place(error: ConversionError | DisagreementError) -> tuple[str, str]:
     """Where a recording went wrong, and why."""
-    if isinstance(error, ConversionError):
-        return error.module, error.reason
-    return error.step.call.where() if error.step is not None else "", error.reason
+    reason = f"{error.reason} ({without_folders(error.line)})" if error.line else error.reason
+    return error.module, reason
+
+
+def _refused(called: str, module: str, reason: str, line: str | None = None) -> ConversionError:
+    """The error that says that a graph would refuse an example."""
+    return ConversionError(
+        "reconcile",
+        module,
+        None,
+        f"the graph that is recorded with example_inputs would refuse {called}: {reason}; convert once for each, or "
+        "leave it out",
+        line,
+    )
 
 
 @dataclasses.dataclass(slots=True)
@@ -165,9 +217,10 @@ class _Inputs:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     names: list[tuple[str, bool]]
+    all_true: frozenset[str] = frozenset()
 
     @classmethod
-    def of(cls, model: nn.Module, example: Any) -> _Inputs:
+    def of(cls, model: nn.Module, example: Any, called: str = "example_inputs") -> _Inputs:
         args: tuple[Any, ...] = ()
         kwargs: dict[str, Any] = {}
         if isinstance(example, Mapping):
@@ -177,9 +230,7 @@ class _Inputs:
         else:
             args = (example,)
         if not leaves_of(Tensor, (args, kwargs)):
-            raise ArgumentTypeError(
-                f"example_inputs is {example!r}, expected a tensor, or a tuple or dict that holds one"
-            )
+            raise ArgumentTypeError(f"{called} is {example!r}, expected a tensor, or a tuple or dict that holds one")
         try:
             parameters = list(inspect.signature(model.forward).parameters.values())
         except (TypeError, ValueError):
@@ -193,6 +244,37 @@ class _Inputs:
             follows = len(names) < len(positional) and positional[len(names)] == name
             names.append((name, not follows or any(keyword for _, keyword in names)))
         return cls(args, kwargs, names)
+
+    def true_everywhere(self, names: Any, called: str = "example_inputs") -> frozenset[str]:
+        """The names of inputs that are masks which are true everywhere, if they are."""
+        if not isinstance(names, (tuple, list, set, frozenset)) or not all(isinstance(name, str) for name in names):
+            raise ArgumentTypeError(f"all_true is {names!r}, expected names of inputs, as ('attention_mask',)")
+        given = dict(zip([name for name, _ in self.names], [*self.args, *self.kwargs.values()], strict=True))
+        for name in names:
+            if name not in given:
+                raise ArgumentError(f"all_true names '{name}', expected names of inputs that are given: {list(given)}")
+            mask = given[name]
+            if not isinstance(mask, Tensor) or mask.is_floating_point() or mask.is_complex():
+                kind = str(mask.dtype) if isinstance(mask, Tensor) else type(mask).__name__
+                raise ArgumentTypeError(
+                    f"all_true names '{name}', which is a {kind}, expected a tensor of truth values or of integers"
+                )
+            if mask.device.type != "meta" and not bool((mask == 1).all()):
+                raise ArgumentError(
+                    f"all_true names '{name}', which is not true (or 1) everywhere in {called}; give a mask that is, "
+                    "or leave it out of all_true"
+                )
+        return frozenset(names)
+
+    def form(self) -> tuple[Any, ...]:
+        """What examples for one graph have in common, with the numbers of dimensions for tensors."""
+
+        def described(leaf: Any) -> Any:
+            if isinstance(leaf, Tensor):
+                return f"a tensor of {leaf.dim()} dimensions"
+            return leaf if type(leaf) in PLAIN else type(leaf).__name__
+
+        return map_leaves(described, self.args), map_leaves(described, self.kwargs)
 
     def tensors(self) -> list[Tensor]:
         return leaves_of(Tensor, (self.args, self.kwargs))
@@ -219,6 +301,7 @@ class _Recordings:
         first = next((t for t in inputs.tensors() if t.dim() > 0), None)
         self.example_batch = 0 if first is None else first.shape[0]
         self.batch = _BATCH
+        self.batch_fixed_by = ("", "")
         self.told: tuple[str, ...] = ("compiling",)
         self.follows = self.follow()
         dtype = next((t.dtype for t in inputs.tensors() if t.is_floating_point()), None)
@@ -283,10 +366,68 @@ class _Recordings:
             self.atomic,
             snapshot=self.snapshot,
             examples=[*self.inputs.args, *self.inputs.kwargs.values()],
+            all_true=self.inputs.all_true,
             training=variation.training,
             told=self.told,
             dtypes=dtypes,
         )
+
+    def hold(self, dag: DagModule, called: str, other: _Inputs) -> None:
+        """Refuse an example that the graph would refuse, or for which it would give a result of another shape.
+
+        The model is recorded with it, on its values, and with the first example at its own size; the graph runs on
+        meta tensors.
+        """
+        mine = self.inputs
+        own = self.recorded(mine)
+        try:
+            self.inputs = other
+            theirs = self.recorded(other)
+        except ConversionError as error:
+            raise ConversionError(
+                error.stage, error.module, error.operator, f"with {called}: {error.reason}", error.line
+            ) from error
+        finally:
+            self.inputs = mine
+        question = other_answer(own, theirs)
+        if question is not None:
+            asked, found = question
+            raise ConversionError(
+                "reconcile",
+                asked.call.where(),
+                asked.asked,
+                f"with {called} it is {found} where it is {asked.found} with example_inputs, so that the model may "
+                "take another path, and a graph has one path only; convert once for each path, or, where it asks "
+                "for a mask that is always true, name the mask in all_true",
+                asked.line,
+            )
+        if not same_steps(own.steps, theirs.steps, training=False):
+            parted = parting(own, theirs)
+            raise _refused(called, parted.module, parted.reason, parted.line)
+        args, kwargs = other.on_meta(lambda tensor: tuple(tensor.shape), {})
+        try:
+            with evaluating(dag), on_meta(dag), torch.no_grad():
+                result = dag(*args, **kwargs)
+        except GraphRunError as error:
+            vertex = dict(dag.all_vertices()).get(error.vertex)
+            if isinstance(vertex, ModuleVertex) and not vertex.leaf:
+                warnings.warn(
+                    f"the sizes of {called} are not held against the graph: '{error.vertex}', which is kept whole, "
+                    f"does not run on meta tensors: {error.reason}",
+                    stacklevel=5,
+                )
+                return
+            raise _refused(called, error.vertex.replace("/", "."), error.reason) from error
+        shapes = [tuple(tensor.shape) for tensor in leaves_of(Tensor, result)]
+        if shapes != theirs.output_shapes:
+            reason = f"the graph gives results of shapes {shapes}, the model {theirs.output_shapes}"
+            raise _refused(called, "", reason)
+
+    def recorded(self, inputs: _Inputs) -> Recording:
+        """A recording with inputs of these sizes."""
+        args, kwargs = inputs.on_meta(lambda tensor: tuple(tensor.shape), {})
+        with without_caches(self.packages, self.snapshot.caches):
+            return self.record(args, kwargs, Variation(), {})
 
     def first(self) -> Recording:
         """Record for the first time: at a batch size that shows where it is used, or as given.
@@ -302,6 +443,7 @@ class _Recordings:
                     return self.take(Variation())
                 except ConversionError as error:
                     refused = error if refused is None or len(self.told) == 1 else refused
+                    self.batch_fixed_by = _place(error)
         assert refused is not None
         raise refused
 
@@ -331,13 +473,17 @@ class _Recordings:
         recorded, self.batch = self.batch, 0
         try:
             own = self.take(Variation())
-        except ConversionError:
+        except ConversionError as error:
+            self.batch_fixed_by = _place(error)
             return False
         finally:
             self.batch = recorded
-        ours = [outcome for *_, outcome in first.checks]
-        theirs = [outcome for *_, outcome in own.checks]
-        return len(own.steps) == len(first.steps) and ours == theirs
+        ours = [check.outcome for check in first.checks]
+        theirs = [check.outcome for check in own.checks]
+        if len(own.steps) == len(first.steps) and ours == theirs:
+            return True
+        self.batch_fixed_by = _place(parting(first, own))
+        return False
 
     def compare(self, first: Recording) -> tuple[Reconciled, Provenance]:
         """Record under other conditions, all at once or one by one, and reconcile with the first recording."""
@@ -354,7 +500,7 @@ class _Recordings:
                 if stretch is not None and not fixed_by[1]:
                     fixed_by = _place(error)
                 continue
-            return reconciled, self.provenance(first, kept, everything, fixed_by)
+            return reconciled, self.provenance(first, kept, everything, fixed_by, stretch)
         return self.one_by_one(first, everything, stretches)
 
     def at_once(
@@ -383,7 +529,7 @@ class _Recordings:
         """Vary one thing at a time, and keep the variations that one graph can explain."""
         kept: list[tuple[Recording, Variation]] = []
         reconciled = self.merged(first, kept)
-        fixed_by = ("", "")
+        fixed_by, stretched = ("", ""), None
         for field in ("batch", "training", "dtype", "lengths"):
             if not getattr(everything, field):
                 continue
@@ -395,10 +541,14 @@ class _Recordings:
                 except (ConversionError, DisagreementError) as error:
                     if variation.lengths and not fixed_by[1]:
                         fixed_by = _place(error)
+                    if variation.batch:
+                        self.batch_fixed_by = _place(error)
                     continue
                 kept.append((other, variation))
+                stretched = stretch or stretched
                 break
-        return reconciled, self.provenance(first, [variation for _, variation in kept], everything, fixed_by)
+        varied = [variation for _, variation in kept]
+        return reconciled, self.provenance(first, varied, everything, fixed_by, stretched)
 
     def stretches(self) -> list[_Stretch]:
         """How to change lengths, in the order in which to try."""
@@ -413,18 +563,32 @@ class _Recordings:
         return []
 
     def provenance(
-        self, first: Recording, kept: list[Variation], wanted: Variation, fixed_by: tuple[str, str]
+        self,
+        first: Recording,
+        kept: list[Variation],
+        wanted: Variation,
+        fixed_by: tuple[str, str],
+        stretched: _Stretch | None,
     ) -> Provenance:
-        """What the recordings have shown."""
+        """What the recordings have shown; ``stretched`` is how lengths were changed at last, with success."""
+        fixed_dims: set[int] = set()
+        for stretch in self.stretches():
+            if stretched is None or stretch == stretched:
+                break
+            if stretch.dim is not None and stretch.dim != stretched.dim:
+                fixed_dims.add(stretch.dim)
         free_lengths = any(variation.lengths for variation in kept) or not wanted.lengths
+        free_batch = any(variation.batch for variation in kept)
         training = not wanted.training or any(variation.training for variation in kept)
         return Provenance(
             source=f"{type(self.model).__module__}.{type(self.model).__qualname__}",
             mode="both" if training else "evaluation",
             training_differs=() if training else tuple(first.training_reads),
-            free_batch=any(variation.batch for variation in kept),
+            free_batch=free_batch,
             free_lengths=free_lengths,
-            fixed_by=("", "") if free_lengths else fixed_by,
+            fixed_dims=tuple(sorted(fixed_dims)),
+            fixed_by=("", "") if free_lengths and not fixed_dims else fixed_by,
+            batch_fixed_by=("", "") if free_batch else self.batch_fixed_by,
             free_dtype=any(variation.dtype for variation in kept),
             input_shapes=tuple(tuple(tensor.shape) for tensor in self.inputs.tensors()),
             input_dtypes=tuple(str(tensor.dtype).removeprefix("torch.") for tensor in self.inputs.tensors()),

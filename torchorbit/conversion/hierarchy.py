@@ -76,6 +76,8 @@ class Hierarchy:
             root_call = root_call.parent
         root = Scope(root_call, "", None)
         made: dict[int, Scope] = {id(root_call): root}
+        # A module that is a leaf in another call, as one that is given other weights in this one, can be no block.
+        leaves = {id(step.module) for step in self._bound if step.operator is None}
 
         def scope_of(call: ModuleCall) -> Scope:
             scope = made.get(id(call))
@@ -83,7 +85,8 @@ class Hierarchy:
                 if call.parent is None:
                     return root
                 outer = scope_of(call.parent)
-                path = None if call in self._dissolved else self.path_below(call.module, outer.path)
+                whole = call not in self._dissolved and id(call.module) not in leaves
+                path = self.path_below(call.module, outer.path) if whole else None
                 if path is None:
                     scope = outer
                 else:

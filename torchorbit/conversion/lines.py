@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import cache
 from pathlib import Path
 from types import FrameType, TracebackType
 
@@ -15,6 +16,7 @@ _OURS = f"{Path(__file__).resolve().parents[1]}{os.sep}"
 _LIBRARIES = f"{os.sep}site-packages{os.sep}"
 
 
+@cache
 def _is_of_a_model(name: str) -> bool:
     if name.startswith(("<", _TORCH, _OURS)):
         return False
@@ -27,6 +29,12 @@ def line_running() -> str | None:
     while frame is not None and not _is_of_a_model(frame.f_code.co_filename):
         frame = frame.f_back
     return None if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+def without_folders(line: str) -> str:
+    """A line as it may stand in a file that is given away: from the package on, else without the folders."""
+    _, found, inside = line.rpartition(_LIBRARIES)
+    return inside if found else line.rpartition(os.sep)[2]
 
 
 def line_of(traceback: TracebackType | None) -> str | None:

@@ -59,7 +59,7 @@ def swapped(snapshot: Snapshot, recorder: Recorder, dtypes: Mapping[torch.dtype,
 
 @contextmanager
 def patched(recorder: Recorder) -> Iterator[None]:
-    """Intercept module calls, reads of ``training``, and custom autograd functions; in this thread only.
+    """Intercept module calls, reads of ``training``, custom autograd functions and ``set_``; in this thread only.
 
     What is imported meanwhile may keep what stands in their places: it is given the originals afterwards.
     """
@@ -69,6 +69,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
     apply = vars(torch.autograd.Function)["apply"]  # the classmethod itself, not bound to a class
     fast_path = torch.backends.mha.get_fastpath_enabled()
     asks = torch.compiler.is_compiling, torch.compiler.is_exporting
+    set_ = torch.Tensor.set_  # a method that no mode sees
 
     def recording() -> Recorder | None:
         if current is None or threading.get_ident() != current.thread or current.inside_leaf:
@@ -105,8 +106,15 @@ def patched(recorder: Recorder) -> Iterator[None]:
 
         return answer
 
+    def replace_memory(tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+        ours = recording()
+        if ours is not None and id(tensor) in ours.values:
+            raise ours.error("the memory of a tensor is replaced, which a graph does not hold; copy into it", "set_")
+        return set_(tensor, *args, **kwargs)
+
     asked = told("compiling", asks[0]), told("exporting", asks[1])
     try:
+        torch.Tensor.set_ = replace_memory  # type: ignore[method-assign, assignment]
         torch.compiler.is_compiling, torch.compiler.is_exporting = asked
         nn.Module.__call__ = call  # type: ignore[method-assign]
         nn.Module.training = property(read_training, write_training)  # type: ignore[assignment]
@@ -116,6 +124,8 @@ def patched(recorder: Recorder) -> Iterator[None]:
         yield
     finally:
         observer.listener = None
+        if "set_" in vars(torch.Tensor):
+            del torch.Tensor.set_
         torch.backends.mha.set_fastpath_enabled(fast_path)
         torch.autograd.Function.apply = apply  # type: ignore[method-assign]
         if "training" in vars(nn.Module):

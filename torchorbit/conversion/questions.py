@@ -14,9 +14,10 @@ from torch import Tensor
 
 from torchorbit.arguments import walk_args
 from torchorbit.containers import leaves_of, map_leaves
+from torchorbit.conversion.lines import line_running
 from torchorbit.conversion.numbers import Traced, plain
 from torchorbit.conversion.patching import meta_twin
-from torchorbit.conversion.recording import CHECK, Step
+from torchorbit.conversion.recording import CHECK, Answer, Step
 from torchorbit.conversion.values import Known, Values
 
 if TYPE_CHECKING:
@@ -95,10 +96,15 @@ class Questions:
                 name,
             )
         of_sizes = any(type(leaf) in Traced for leaf in walk_args((args, kwargs)))
+        uniforms = self._recorder.uniforms
+        if tensors and not of_sizes and all(uniforms.number(self._recorder.lookup(t)) is not None for t in tensors):
+            return found
         if of_sizes or any(value.of_sizes or value.of_inputs for value in known.values()):
             with self._recorder:
                 condition = asked_again(name, found, args, kwargs)
-            self._recorder.steps.append(Step(CHECK, (self._recorder.lookup(condition),), {}, self._recorder.stack[-1]))
+            recorder, line = self._recorder, line_running()
+            recorder.steps.append(Step(CHECK, (recorder.lookup(condition),), {}, recorder.stack[-1], line=line))
+            recorder.answers.append(Answer(len(recorder.steps), name, found, recorder.stack[-1], line))
         return found
 
     def computed(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
 from torchorbit.arguments import PLAIN, ArgumentMap, Attr, Expr, SameDevice, SameDtype, Size, Transformer
@@ -19,7 +20,18 @@ from torchorbit.containers import items_like, items_of, rebuilt
 from torchorbit.conversion.aligning import MODE_DEPENDENT, key_of, pairs, same_steps
 from torchorbit.conversion.modes import FIRST_CHOICE, Modes, differing, within
 from torchorbit.conversion.numbers import Traced, TracedFloat, TracedInt, untraced
-from torchorbit.conversion.recording import ALIAS, CHECK, MODULE, ModuleCall, Recording, Step, Value, function_name
+from torchorbit.conversion.recording import (
+    ALIAS,
+    CHECK,
+    MODULE,
+    Answer,
+    Comparison,
+    ModuleCall,
+    Recording,
+    Step,
+    Value,
+    function_name,
+)
 from torchorbit.expressions import OF_DTYPES, computed
 from torchorbit.graph.shapes import pick
 from torchorbit.graph.vertices import Mode
@@ -31,15 +43,21 @@ class DisagreementError(Exception):
     """Two recordings cannot be explained by one graph.
 
     Attributes:
-        step: where they differ; None for the output.
+        at: what differs; None for the output.
         reason: why.
         mode: whether the mode, which is not all that varied, may be the reason.
+        module: path of the submodule in which they differ.
+        line: file and line of the model's code where they differ; None where it is not known.
     """
 
-    def __init__(self, step: Step | None, reason: str, *, mode: bool = False):
-        self.step = step
+    def __init__(
+        self, at: Step | Answer | Comparison | None, reason: str, *, mode: bool = False, line: str | None = None
+    ):
+        self.at = at
         self.reason = reason
         self.mode = mode
+        self.module = at.call.where() if at is not None else ""
+        self.line = at.line if at is not None else line
         super().__init__(reason)
 
 
@@ -143,7 +161,8 @@ def _compare_constants(first: Recording, other: Recording) -> None:
         if theirs is tensor or theirs is None or tensor.device.type == "meta":
             continue
         if theirs.shape != tensor.shape or theirs.dtype != tensor.dtype or not torch.equal(theirs, tensor):
-            raise DisagreementError(None, "a tensor is made from numbers that are not always the same")
+            line = first.constant_lines.get(name)
+            raise DisagreementError(None, "a tensor is made from numbers that are not always the same", line=line)
 
 
 def _align(first: Recording, other: Recording, variation: Variation) -> Aligned:
@@ -151,7 +170,7 @@ def _align(first: Recording, other: Recording, variation: Variation) -> Aligned:
     if same_steps(ours, theirs, training=variation.training):
         found = list(zip(range(len(ours)), range(len(ours)), strict=True))
     elif not variation.training:
-        raise _parting(ours, theirs)
+        raise parting(first, other)
     else:
         paired = pairs(ours, theirs, same_sizes=not (variation.batch or variation.lengths))
         if paired is None:
@@ -175,13 +194,34 @@ def _align(first: Recording, other: Recording, variation: Variation) -> Aligned:
     return result
 
 
-def _parting(ours: list[Step], theirs: list[Step]) -> DisagreementError:
-    """Where two recordings take different paths."""
-    for step, their in zip(ours, theirs, strict=False):
-        if key_of(step) != key_of(their):
-            return DisagreementError(step, f"the model takes another path after {_name(step)}")
-    longer = max(ours, theirs, key=len)
-    return DisagreementError(longer[min(len(ours), len(theirs))], "the model goes on differently at the end")
+def parting(first: Recording, other: Recording) -> DisagreementError:
+    """Where two recordings, of which one graph cannot hold both, take different paths."""
+    ours, theirs = first.steps, other.steps
+    pairs = zip(ours, theirs, strict=False)
+    common = next((n for n, (a, b) in enumerate(pairs) if key_of(a) != key_of(b)), min(len(ours), len(theirs)))
+    question = other_answer(first, other)
+    if question is not None and question[0].at <= common:
+        one, found = question
+        return DisagreementError(one, f"{one.asked} is {one.found} first, and {found} then")
+    if common < min(len(ours), len(theirs)):
+        step = ours[common]
+        return DisagreementError(step, f"the model takes another path at {_name(step)}")
+    if len(ours) != len(theirs):
+        return DisagreementError(max(ours, theirs, key=len)[common], "the model goes on differently at the end")
+    for check, their in zip(first.checks, other.checks, strict=False):
+        if check.outcome != their.outcome:
+            return DisagreementError(check, "the model compares sizes, and it comes out differently")
+    return DisagreementError(None, "the model takes another path")
+
+
+def other_answer(first: Recording, other: Recording) -> tuple[Answer, Any] | None:
+    """The first question that another recording answers otherwise, and that answer; None where there is none."""
+    for one, their in zip(first.answers, other.answers, strict=False):
+        if (one.asked, one.line, one.call.path) != (their.asked, their.line, their.call.path):
+            break
+        if not np.array_equal(one.found, their.found):
+            return one, their.found
+    return None
 
 
 def _name(step: Step) -> str:
@@ -446,12 +486,14 @@ class _Merger:
         for aligned in self.aligned:
             found: dict[tuple[Any, ...], list[tuple[Any, ...]]] = {}
             numbers = {**aligned.number, len(aligned.recording.steps): len(self.first.steps)}
-            for at, call, symbol, operands, outcome in aligned.recording.checks:
-                found.setdefault((numbers.get(at), call.path, symbol, outcome), []).append(operands)
+            for other in aligned.recording.checks:
+                key = (numbers.get(other.at), other.call.path, other.symbol, other.outcome)
+                found.setdefault(key, []).append(other.operands)
             lookup.append(found)
         result: dict[int, list[Item]] = {}
         seen: set[Any] = set()
-        for at, call, symbol, operands, outcome in self.first.checks:
+        for check in self.first.checks:
+            at, call, symbol, operands, outcome = check.at, check.call, check.symbol, check.operands, check.outcome
             theirs = []
             for found in lookup:
                 candidates = found.get((at, call.path, symbol, outcome))

@@ -30,8 +30,11 @@ from torchorbit.conversion.patching import lock, meta_twin, patched, swapped
 from torchorbit.conversion.preserving import Snapshot, preserved
 from torchorbit.conversion.questions import QUESTIONS, SHAPED_BY_VALUES, Questions
 from torchorbit.conversion.recording import (
+    ALIAS,
     ASSIGN,
     MODULE,
+    Answer,
+    Comparison,
     ModuleCall,
     Recording,
     Step,
@@ -40,6 +43,7 @@ from torchorbit.conversion.recording import (
     writes_in_place,
 )
 from torchorbit.conversion.settings import kept_settings
+from torchorbit.conversion.uniform import Bound, Uniforms
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
 from torchorbit.operators.binding import is_composite, is_known
@@ -104,12 +108,15 @@ class Recorder(TorchFunctionMode):
         self.values: dict[int, Value | Attr] = {}  # id of a meta tensor -> what it stands for
         self.alive: list[Any] = []  # ids are only unique among living objects
         self.constants: dict[str, Tensor] = {}
+        self.constant_lines: dict[str, str | None] = {}
         self.known_constants: dict[int, Tensor] = {}  # id of a meta twin -> the tensor that hung on a module
         self.twins: dict[int, Tensor] = {}  # id of a parameter or buffer -> the meta tensor in its place
         self.originals: dict[int, Tensor] = {}  # and back
-        self.checks: list[tuple[int, ModuleCall, str, tuple[Any, ...], bool]] = []
+        self.checks: list[Comparison] = []
+        self.answers: list[Answer] = []
         self.training_reads: dict[int, nn.Module] = {}
         self.memory = Memory(self)
+        self.uniforms = Uniforms(self)
         self.inputs: list[Any] = []
         self.questions = Questions(self, ())
         self.attributes: dict[str, Tensor] = {}  # path of a parameter, buffer or constant -> its meta tensor
@@ -220,6 +227,7 @@ class Recorder(TorchFunctionMode):
                 number += 1
             attr = Attr(f"_constant_{number}")
             self.constants[attr.path] = source
+            self.constant_lines[attr.path] = line_running()
         self.values[id(tensor)] = attr
         self.attributes.setdefault(attr.path, tensor)
         self.alive.append(tensor)
@@ -267,8 +275,6 @@ class Recorder(TorchFunctionMode):
                 "a graph holds no packed sequences; give them padded, to a layer that is not told lengths",
                 "pack_padded_sequence",
             )
-        if func is Tensor.set_:
-            raise self.error("the memory of a tensor is replaced, which a graph does not hold; copy into it", name)
         if name in QUESTIONS:
             return self.questions.answer(func, name, args, kwargs)
         if name in SHAPED_BY_VALUES or (name == "where" and len(args) + len(kwargs) == 1):
@@ -290,6 +296,8 @@ class Recorder(TorchFunctionMode):
         if func is Tensor.new_tensor and not _has_tensor((args[1:], kwargs)):
             return self.new_tensor(*args, **kwargs)
 
+        if self.uniforms:
+            args, kwargs = self.uniforms.without_masks(name, args, kwargs)
         if name == "__setitem__" and self.memory.unchanged_view(args[2], args[0], args[1]):
             # `x[0] += y` writes into a view and then puts the view where it came from.
             self.memory.forget(args[2])
@@ -325,24 +333,42 @@ class Recorder(TorchFunctionMode):
             return result
         if target is None and not _has_tensor(result):
             return result
-        self.steps.append(Step(func, frozen_args, frozen_kwargs, self.stack[-1], no_grad=not torch.is_grad_enabled()))
-        if not is_known(func):
-            self.steps[-1].line = line_running()
-            if isinstance(func, torch._ops.OpOverload):
-                raise self.error(
-                    "it is a kernel, called by its own name; call the function of torch whose kernel it is", name
-                )
+        no_grad = not torch.is_grad_enabled()
+        bound = self.bound_to_masks(func, frozen_args, frozen_kwargs, result)
+        kept = None if bound is None else bound.operand(result, target)
+        if kept is not None:
+            if target is not None:
+                return result if result is None else target  # nothing is written
+            self.steps.append(Step(ALIAS, (kept,), {}, self.stack[-1], no_grad=no_grad, shape=shapes_in(result)))
+            self.steps[-1].result = self.register(result)
+            return self.steps[-1].result
+        self.steps.append(Step(func, frozen_args, frozen_kwargs, self.stack[-1], no_grad=no_grad, line=line_running()))
+        if isinstance(func, torch._ops.OpOverload) and not is_known(func):
+            raise self.error(
+                "it is a kernel, called by its own name; call the function of torch whose kernel it is", name
+            )
         if target is not None:
             if name != "__setitem__" and any(t.dtype != target.dtype for t in leaves_of(Tensor, args)):
                 # Written in place, a result has the dtype of what it is written into.
                 self.steps[-1].shape = target.shape
                 self.steps.append(Step(Tensor.to, (Value(len(self.steps) - 1), target.dtype), {}, self.stack[-1]))
             self.write(target)
+            if bound is not None:
+                self.uniforms.note(bound, Value(len(self.steps) - 1), target)
             return result if result is None else target
         step = self.steps[-1]
         step.shape = shapes_in(result)
         step.result = self.register(result)
+        if bound is not None:
+            self.uniforms.note(bound, Value(len(self.steps) - 1), step.result)
         return step.result
+
+    def bound_to_masks(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Bound | None:
+        """A call that is given a tensor which follows from a mask that is true everywhere."""
+        if not self.uniforms:
+            return None
+        with torch._C.DisableTorchFunction():
+            return self.uniforms.bound(func, args, kwargs, result)
 
     def refuse_autocast(self, name: str) -> None:
         """Refuse what runs under autocast that the model itself turns on: which dtype it has depends on the device."""
@@ -531,6 +557,7 @@ class Recorder(TorchFunctionMode):
                 path=path,
                 no_grad=not torch.is_grad_enabled(),
                 leaf=leaf,
+                line=line_running(),
             )
             if self.saw_traced:
                 args, kwargs = plain(args), plain(kwargs)
@@ -586,7 +613,7 @@ class Recorder(TorchFunctionMode):
 
     def release(self) -> None:
         """Let go of what refers back to this, so that all of it is freed without the garbage collector."""
-        del self.memory, self.questions
+        del self.memory, self.questions, self.uniforms
 
     def outcome(self, result: Any) -> Any:
         """What the model returned, frozen; buffers that forward replaced by another tensor are assigned to."""
@@ -630,7 +657,7 @@ class Recorder(TorchFunctionMode):
 
     def note_check(self, symbol: str, operands: tuple[Any, ...], outcome: bool) -> None:
         """A comparison of traced numbers was made."""
-        self.checks.append((len(self.steps), self.stack[-1], symbol, operands, outcome))
+        self.checks.append(Comparison(len(self.steps), self.stack[-1], symbol, operands, outcome, line_running()))
 
     def note_training_read(self, module: nn.Module) -> None:
         """Something looked at ``module.training``."""
@@ -680,6 +707,7 @@ def record(
     *,
     snapshot: Snapshot,
     examples: Sequence[Any],
+    all_true: frozenset[str],
     training: bool,
     told: tuple[str, ...],
     dtypes: Mapping[torch.dtype, torch.dtype],
@@ -697,6 +725,7 @@ def record(
         atomic: classes that stay whole.
         snapshot: what hangs on the model, and is put back.
         examples: the example inputs, for questions about what tensors hold.
+        all_true: names of inputs that are masks which are true everywhere.
         training: record in training mode, else in evaluation mode.
         told: what the model is told where it asks: that it is ``"compiling"``, and that it is ``"exporting"``.
         dtypes: floating-point dtypes to be replaced, old -> new.
@@ -718,6 +747,9 @@ def record(
         ]
         input_shapes = [shapes_in(value) for value in (*args, *kwargs.values())]
         recorder.stack[0].arguments = tuple((name, frozen) for name, frozen, _ in inputs if isinstance(frozen, Value))
+        for (name, _), value in zip(names, recorder.inputs, strict=True):
+            if name in all_true:
+                recorder.uniforms.assume(value, name)
         try:
             with kept_settings(), torch.inference_mode(False), torch.enable_grad(), recorder:
                 result = type(model).__call__(model, *args, **kwargs)
@@ -734,7 +766,16 @@ def record(
         output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
     reads = [paths[identity] for identity in recorder.training_reads]
     return Recording(
-        recorder.steps, inputs, input_shapes, output, output_shapes, recorder.checks, recorder.constants, reads
+        recorder.steps,
+        inputs,
+        input_shapes,
+        output,
+        output_shapes,
+        recorder.checks,
+        recorder.constants,
+        recorder.constant_lines,
+        recorder.answers,
+        reads,
     )
 
 

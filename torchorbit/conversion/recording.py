@@ -55,7 +55,7 @@ class Step:
     shape: Any = None  # of the result: a torch.Size, or the result's own container of them
     result: Any = None  # tensors on meta; of a write the tensor that was written into
     leaf: str | None = None
-    line: str | None = None  # of the model's code, where the function is in no table
+    line: str | None = None  # of the model's code
 
 
 class _Marker:
@@ -72,6 +72,46 @@ CHECK = _Marker("check")
 ALIAS = _Marker("alias")
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Comparison:
+    """A comparison of traced numbers.
+
+    Attributes:
+        at: the step before which it was made.
+        call: the module that made it.
+        symbol: the operator, ``"bool"`` for a number's truth.
+        operands: the numbers.
+        outcome: how it came out.
+        line: of the model's code.
+    """
+
+    at: int
+    call: ModuleCall
+    symbol: str
+    operands: tuple[Any, ...]
+    outcome: bool
+    line: str | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model was told when it asked what tensors hold.
+
+    Attributes:
+        at: the step before which it asked.
+        asked: the name of the function that asked.
+        found: what it gave.
+        call: the module that asked.
+        line: of the model's code.
+    """
+
+    at: int
+    asked: str
+    found: Any
+    call: ModuleCall
+    line: str | None
+
+
 @dataclasses.dataclass(slots=True)
 class Recording:
     """What one run of a model did.
@@ -83,6 +123,8 @@ class Recording:
         output: what the forward returned, tensors replaced by `Value`s.
         checks: comparisons of traced numbers with their outcome, and the step before which they were made.
         constants: tensors that are neither parameters nor buffers nor results, by the name given to them.
+        constant_lines: the line of the model's code at which each of them appeared first.
+        answers: what was asked of tensors and has to be answered the same way again, in order.
         training_reads: paths of modules, no leaves, whose forward looked at ``self.training``.
     """
 
@@ -91,8 +133,10 @@ class Recording:
     input_shapes: list[Any]
     output: Any
     output_shapes: list[tuple[int, ...]]
-    checks: list[tuple[int, ModuleCall, str, tuple[Any, ...], bool]]
+    checks: list[Comparison]
     constants: dict[str, Tensor]
+    constant_lines: dict[str, str | None]
+    answers: list[Answer]
     training_reads: list[str]
 
 

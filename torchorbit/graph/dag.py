@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import linecache
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary, finalize
@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import Self
 
+from torchorbit.arguments import Ref
 from torchorbit.errors import ArgumentTypeError, GraphRunError
 from torchorbit.graph import codegen
-from torchorbit.graph.vertices import InputVertex, ModuleVertex, Vertex
+from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex
 from torchorbit.records import RecordClass
 
 
@@ -58,8 +59,11 @@ class Provenance:
         free_batch: whether any batch size works; otherwise only the recorded one does.
         free_lengths: whether the model itself runs at other spatial sizes (or sequence lengths) on the same path,
             so that those sizes are free in the graph, too.
-        fixed_by: where lengths are not free, the path of the module that fixes them, and what became of other lengths
-            there.
+        fixed_dims: dimensions whose lengths are fixed although others are free: other lengths were tried there, and did
+            not take the same path.
+        fixed_by: where lengths are not all free, the path of the module that fixes them, and what became of other
+            lengths there.
+        batch_fixed_by: where the batch size is not free, the same for it.
         free_dtype: whether dtypes follow the model's; otherwise some are fixed to those recorded.
         input_shapes: shapes of the tensors that the model was recorded with.
         input_dtypes: their dtypes, as ``"float32"``.
@@ -73,7 +77,9 @@ class Provenance:
     always_training: tuple[str, ...] = ()
     free_batch: bool = True
     free_lengths: bool = True
+    fixed_dims: tuple[int, ...] = ()
     fixed_by: tuple[str, str] = ("", "")
+    batch_fixed_by: tuple[str, str] = ("", "")
     free_dtype: bool = True
     input_shapes: tuple[tuple[int, ...], ...] = ()
     input_dtypes: tuple[str, ...] = ()
@@ -256,7 +262,10 @@ class _Root(DagModule):
             vertex = _failing_vertex(error)
             if vertex is None or isinstance(error, GraphRunError):
                 raise
-            raise GraphRunError(vertex, _explained(self, error, args, kwargs)) from error
+            failed = dict(self.all_vertices()).get(vertex)
+            of_values = isinstance(failed, OperatorVertex) and type(failed.args.get("condition")) is Ref
+            message = str(error) if of_values else _explained(self, error, args, kwargs)
+            raise GraphRunError(vertex, message) from error
         self._refuse_other_sizes(args, kwargs)
         return result
 
@@ -275,10 +284,15 @@ class _Root(DagModule):
     def _refuse_other_sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Every vertex ran, but numbers that follow from a fixed size are those of the recorded one."""
         provenance = self.provenance
-        if provenance is None or (provenance.free_lengths and provenance.free_batch):
+        if provenance is None or (provenance.free_lengths and provenance.free_batch and not provenance.fixed_dims):
             return
         given, recorded = _shapes(self, args, kwargs), provenance.input_shapes
-        if not provenance.free_lengths and [shape[1:] for shape in given] != [shape[1:] for shape in recorded]:
+        fixed = slice(1, None) if not provenance.free_lengths else slice(0)
+
+        def kept(shape: tuple[int, ...]) -> tuple[int, ...]:
+            return (*shape[fixed], *[shape[dim] for dim in provenance.fixed_dims if dim < len(shape)])
+
+        if list(map(kept, given)) != list(map(kept, recorded)):
             module, reason = provenance.fixed_by
             raise GraphRunError(
                 module.replace(".", "/"),
@@ -286,7 +300,7 @@ class _Root(DagModule):
                 f"says: {reason}",
             )
         if not provenance.free_batch and [shape[:1] for shape in given] != [shape[:1] for shape in recorded]:
-            raise GraphRunError("", f"the batch size is fixed: recorded with inputs {recorded}, given {given}")
+            raise GraphRunError(provenance.batch_fixed_by[0].replace(".", "/"), _fixed_batch(provenance, given))
 
 
 codegen.SHADOWED.update(name for name in dir(_Root) if name not in dir(nn.Module))
@@ -330,8 +344,14 @@ def _explained(root: DagModule, error: BaseException, args: tuple[Any, ...], kwa
     if other_lengths:
         message += f" (this vertex fixes the size: recorded with inputs {provenance.input_shapes}, given {given})"
     elif other_batch and not provenance.free_batch:
-        message += f" (the batch size is fixed: recorded with inputs {provenance.input_shapes}, given {given})"
+        message += f" ({_fixed_batch(provenance, given)})"
     return message
+
+
+def _fixed_batch(provenance: Provenance, given: Sequence[tuple[int, ...]]) -> str:
+    reason = provenance.batch_fixed_by[1]
+    says = f"; with another one the source model says: {reason}" if reason else ""
+    return f"the batch size is fixed: recorded with inputs {provenance.input_shapes}, given {tuple(given)}{says}"
 
 
 # Equal code is compiled once: the blocks of a transformer share one class.
