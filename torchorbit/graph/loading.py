@@ -26,7 +26,7 @@ from torchorbit.errors import ArgumentError, CheckpointError
 from torchorbit.expressions import EXPRESSIONS, OF_DTYPES
 from torchorbit.graph import codegen
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
-from torchorbit.graph.files import FORMAT, MAX_RANK, VERSION, read_document, read_weights
+from torchorbit.graph.files import FORMAT, MAX_RANK, VERSION, OpenFiles, open_files
 from torchorbit.graph.trial import MAX_CALLS, try_out
 from torchorbit.graph.vertices import InputVertex, Mode, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.operators.modules import forward_arguments, leaf_name, make_leaf
@@ -84,9 +84,17 @@ def load(folder: str | Path) -> DagModule:
     Raises:
         CheckpointError: a file is missing or damaged, or the graph is not valid.
     """
-    folder = Path(folder)
-    document = read_document(folder)
-    return unpack(document, read_weights(folder))
+    with open_files(Path(folder)) as files:
+        return load_opened(files)
+
+
+def load_opened(files: OpenFiles) -> DagModule:
+    """Load a graph from files that are open, as `load` does.
+
+    Raises:
+        CheckpointError: a file is damaged, or the graph is not valid.
+    """
+    return unpack(files.graph(), files.tensors())
 
 
 def unpack(document: Any, tensors: dict[str, Tensor]) -> DagModule:
