@@ -42,9 +42,7 @@ def pull(
     return load_files(folder, read_manifest(folder), device, spoiled=place.discard)
 
 
-def _fetched(
-    place: Hub, repo: str, revision: str | None, local_files_only: bool, cache_dir: str | Path | None
-) -> Path:
+def _fetched(place: Hub, repo: str, revision: str | None, local_files_only: bool, cache_dir: str | Path | None) -> Path:
     """Where the files of a checkpoint are, which nobody has looked at yet."""
     return place.fetch(
         repo,

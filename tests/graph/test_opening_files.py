@@ -164,7 +164,7 @@ def test_json_that_would_take_long_is_refused_before_it_is_parsed(name):
     sys.setrecursionlimit(100_000)  # with which Python would go on until its stack is full
     try:
         started = time.process_time()
-        with pytest.raises(torchorbit.CheckpointError, match="two entries|containers and commas|deep"):
+        with pytest.raises(torchorbit.CheckpointError, match=r"two entries|containers and commas|deep"):
             files.parsed(data, "graph.json")
         assert time.process_time() - started < 2
     finally:

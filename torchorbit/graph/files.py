@@ -177,7 +177,7 @@ def _mapped(file: BinaryIO, name: str) -> dict[str, Tensor]:
             held = torch.frombuffer(mapping, dtype=torch.uint8, offset=start + begin, count=end - begin)
             # Code that counts the elements of a mask, and code that picks them, need not agree on a byte of 2.
             if dtype == torch.bool and int(held.max()) > 1:
-                raise CheckpointError(f"'{name}' is damaged: tensor '{key}' holds bytes that are neither true nor false")
+                raise CheckpointError(f"'{name}' is damaged: tensor '{key}' has bytes that are neither true nor false")
             tensor = held.view(dtype).view(entry["shape"])
             tensors[key] = tensor.clone() if tensor.data_ptr() % _LINE else tensor
     except (OSError, ValueError, RuntimeError) as error:
