@@ -96,7 +96,7 @@ bombs(
 # -- calls that are slow on meta, each of them with another argument
 
 bombs(
-    softmaxes=lambda: saved(chain(49_000, "softmax", dim=-1)),
+    softmaxes=lambda: saved(chain(20_000, "softmax", dim=-1)),
     normalizes=lambda: saved(different(45_000, "normalize", "p", lambda n: 2.5 + n)),
     bicubic=lambda: saved(
         different(20_000, "interpolate", "size", lambda n: [n + 1, n + 2], mode="bicubic"), (1, 1, 4, 4)
@@ -222,9 +222,14 @@ bombs(
     large_window=lambda: saved([operator("v", "hann_window", window_length=2**31 - 1), operator("w", "outer", input=ref("v"), vec2=ref("v"))]),
     large_kron=lambda: saved([operator("v", "kron", input=ref("x"), other=ref("x"))], (100_000,)),
     layers=lambda: saved([operator("v", "lstm", input=ref("x"), hx=[ref("x"), ref("x")], params=[ref("x")], has_biases=True, num_layers=2**31 - 1, dropout=0.0, train=False, bidirectional=True, batch_first=False)], (1, 1, 1)),
+    a_number_for_few=lambda: saved([operator("v", "mvlgamma", input=ref("x"), p=2**31 - 1)]),
     power_of_a_matrix=lambda: saved([operator("v", "matrix_power", input=ref("x"), n=2**31 - 1)], (2, 2, 2, 3)),
 )  # fmt: skip
 
+
+bombs(
+    gammas=lambda: saved([operator(f"v{n}", "mvlgamma", input=ref("x"), p=16_384 - n) for n in range(5000)]),
+)
 
 # -- what runs on meta tensors alone
 
@@ -236,6 +241,8 @@ not_running(
     shifted_floats=lambda: saved([operator("v", "gcd", input=ref("x"), other=ref("x"))], (512, 512)),
     probability=lambda: saved([operator("v", "dropout", input=ref("x"), p=7, training=False)]),
     probability_in_training=lambda: saved([operator("v", "dropout2d", input=ref("x"), p={"$mode": [-1.0, 0.5, ""]}, training=False)], (1, 2, 3, 3)),
+    condition=lambda: saved([operator("v", "check", condition=ref("x"), message="")], output=1),
+    condition_that_never_holds=lambda: saved([operator("v", "check", condition=0.0, message="")], output=1),
     device=lambda: saved([operator("v", "zeros", size=[2], device={"$device": "cuda:0"})]),
     device_of_a_copy=lambda: saved([operator("v", "to", input=ref("x"), device={"$device": "meta"})]),
     positions=lambda: saved([operator("v", "getitem", input=ref("x"), index={"$attr": "at"})], buffers={"at": POSITIONS}),

@@ -41,6 +41,8 @@ _OF_FLOATS = frozenset([
     "convolutions", "contractions", "recurrent", "normalizations", "activations", "pooling", "resampling", "fourier",
     "losses",
 ])  # fmt: skip
+#: Families whose numbers are positions, and as large as anybody likes at the end of a slice.
+_OF_POSITIONS = frozenset(["indexing", "in_graph"])
 _ALONG = (
     "index_select", "gather", "scatter_add", "scatter", "index_add", "index_copy", "index_reduce", "index_fill",
     "scatter_reduce",
@@ -103,7 +105,13 @@ def rehearse(row: Operator, args: dict[str, Any], result: Any, call: Callable[[d
     operands = [leaf for value in args.values() for leaf in leaves(value) if isinstance(leaf, Tensor)]
     results = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
     _check_positions(row.name, args)
-    if sum(tensor.numel() for tensor in (*operands, *results)) <= FEW:
+    few = sum(tensor.numel() for tensor in (*operands, *results)) <= FEW
+    if not row.elementwise and row.family not in _OF_POSITIONS and _has_large_number(args):
+        # The time and memory of some calls grow with their arguments, and not with their operands.
+        if few and row.family in ("opaque", "normalizations"):
+            raise ArgumentError(f"{row.name} of few elements has a number beyond {FEW} among its arguments")
+        return
+    if few:
         found = _for_real(row, args, _as_it_is, call)
         if row.name not in _UNDECIDED and all(known(tensor) is not None for tensor in operands):
             values = [leaf for leaf in leaves(found) if isinstance(leaf, Tensor)]
@@ -124,6 +132,10 @@ def rehearse(row: Operator, args: dict[str, Any], result: Any, call: Callable[[d
             return
     if not floats and row.family in _OF_FLOATS:
         raise ArgumentError(f"{row.name} of {', '.join(sorted({str(t.dtype) for t in operands}))} cannot be tried")
+
+
+def _has_large_number(args: Mapping[str, Any]) -> bool:
+    return any(type(leaf) is int and abs(leaf) > FEW for value in args.values() for leaf in leaves(value))
 
 
 def _short(value: Any, length: int) -> Any:

@@ -251,6 +251,11 @@ class _Block(Interpreter, kinds={torch.dtype: "dtype"}):
             found = (value,) if type(value) in PLAIN else self.trial.budget.leaves(value, f"argument '{key}'")
             some_tensor = some_tensor or any(isinstance(leaf, Tensor) for leaf in found)
         if name == "check":
+            condition = args["condition"]
+            if isinstance(condition, Tensor) and condition.numel() != 1:
+                raise ValueError(f"its condition has shape {tuple(condition.shape)}, expected one element")
+            if not isinstance(condition, Tensor) and not condition and vertex.mode != "training":
+                raise ValueError("its condition does not hold")
             return None
         if "device" in row.parameters and (name != "to" or "device" in args):
             args["device"] = _META
