@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import torchorbit
-from tests.graph.bombs import BOMBS, HARMLESS
+from tests.graph.bombs import BOMBS, HARMLESS, NOT_RUNNING
 from tests.models import Computes, assert_equal, outcome
 from torchorbit.graph import trial
 from torchorbit.graph.loading import MAX_DEPTH, unpack
@@ -203,6 +203,9 @@ def test_bombs_are_refused_in_time(name):
     started = time.thread_time()
     if name in HARMLESS:
         unpack(document, tensors, seconds=30)
+    elif name in NOT_RUNNING:
+        with pytest.raises(torchorbit.CheckpointError, match="does not run on the inputs"):
+            unpack(document, tensors)
     else:
         with pytest.raises(torchorbit.CheckpointError):
             unpack(document, tensors, seconds=0.3)

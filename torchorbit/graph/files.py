@@ -36,7 +36,7 @@ CARD_FILE = "README.md"
 
 #: Longest ``graph.json``, and longest header of the weights; the largest model of timm needs 2 MB of the first.
 MAX_DOCUMENT_BYTES = MAX_HEADER_BYTES = 16 * 1024**2
-#: Most containers and commas of a JSON file; the largest model of timm needs 210,000.
+#: Most containers and commas of a JSON file; many times what the largest model of timm needs.
 MAX_VALUES = 1_000_000
 #: Deepest nesting of a JSON file: modules in modules, and in the last one arguments in arguments.
 MAX_NESTING = 512

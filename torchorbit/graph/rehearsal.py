@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from torchorbit.containers import leaves, map_leaves
-from torchorbit.errors import ArgumentError, ArgumentIndexError
+from torchorbit.errors import ArgumentError, ArgumentIndexError, ArgumentTypeError
 from torchorbit.operators.declaring import Operator
 from torchorbit.operators.shapes import shape_of_call
 
@@ -76,11 +76,12 @@ def key_of(value: Any) -> Any:
     """What two values have in common that give the same result, as far as shapes and dtypes go; hashable.
 
     Raises:
-        TypeError: there is no such thing: it holds what cannot be hashed, or values that are known.
+        ArgumentTypeError: there is no such thing, as it holds values that are known. Python raises its own ``TypeError``
+            for what cannot be hashed.
     """
     if isinstance(value, Tensor):
         if known(value) is not None:
-            raise TypeError
+            raise ArgumentTypeError("the result follows from values, too")
         return value.shape, value.stride(), value.storage_offset(), value.dtype
     if isinstance(value, (list, tuple)):
         return type(value), tuple([key_of(item) for item in value])
@@ -99,8 +100,10 @@ def rehearse(row: Operator, args: dict[str, Any], result: Any, call: Callable[[d
         result: what it gave on meta.
         call: makes a call.
 
+    Whatever torch raises goes through where the call cannot be made.
+
     Raises:
-        Exception: whatever torch raises where the call cannot be made.
+        ArgumentError: whether it can be made cannot be tried.
     """
     operands = [leaf for value in args.values() for leaf in leaves(value) if isinstance(leaf, Tensor)]
     results = [leaf for leaf in leaves(result) if isinstance(leaf, Tensor)]
