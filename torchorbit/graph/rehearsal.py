@@ -76,7 +76,7 @@ def key_of(value: Any) -> Any:
     """What two values have in common that give the same result, as far as shapes and dtypes go; hashable.
 
     Raises:
-        ArgumentTypeError: there is no such thing, as it holds values that are known. Python raises its own ``TypeError``
+        ArgumentTypeError: there is no such thing, as it holds values that are known. Python raises a ``TypeError``
             for what cannot be hashed.
     """
     if isinstance(value, Tensor):
