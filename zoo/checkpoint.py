@@ -16,8 +16,8 @@ from torchorbit._version import __version__
 from torchorbit.errors import CheckpointError
 from torchorbit.files import digest
 from torchorbit.graph.dag import DagModule
-from torchorbit.graph.files import CARD_FILE, GRAPH_FILE, WEIGHTS_FILE, opened, permitted
-from torchorbit.graph.loading import load
+from torchorbit.graph.files import CARD_FILE, GRAPH_FILE, WEIGHTS_FILE, open_files, opened, permitted
+from torchorbit.graph.loading import load_opened
 from torchorbit.removal.history import Figures, Pruning, figures
 from zoo.cards import card
 from zoo.manifest import (
@@ -209,16 +209,40 @@ def load_checkpoint(folder: str | Path, *, device: torch.device | str | None = N
     Raises:
         CheckpointError: a file is missing, or not the one that was saved; or the graph is not valid.
     """
-    folder = Path(folder)
-    manifest = read_manifest(folder)
-    check_files(folder, manifest)
-    dag = load(folder)
+    return load_files(Path(folder), read_manifest(Path(folder)), device)
+
+
+def load_files(
+    folder: Path,
+    manifest: Manifest,
+    device: torch.device | str | None = None,
+    spoiled: Callable[[Path], object] = lambda path: None,
+) -> DagModule:
+    """Load a checkpoint that has a certain manifest. What is compared with the hashes is what is loaded.
+
+    Args:
+        folder: of the checkpoint.
+        manifest: of the checkpoint.
+        device: where the weights go.
+        spoiled: called with a file that is another one, before the error is raised.
+
+    Returns:
+        The graph, which carries the manifest.
+
+    Raises:
+        CheckpointError: a file is missing, or not the one that was saved; or the graph is not valid.
+    """
+    with open_files(folder) as files:
+        _compare(folder, manifest, spoiled, files.file)
+        dag = load_opened(files)
     dag.manifest = manifest
     return dag if device is None else dag.to(device)
 
 
 def check_files(folder: Path, manifest: Manifest, spoiled: Callable[[Path], object] = lambda path: None) -> None:
     """Compare the files of a checkpoint with the hashes in its manifest.
+
+    That says what they were then. What is to be loaded is compared by `load_files`.
 
     Args:
         folder: of the checkpoint.
@@ -228,14 +252,27 @@ def check_files(folder: Path, manifest: Manifest, spoiled: Callable[[Path], obje
     Raises:
         CheckpointError: one is missing, or not the one that was saved.
     """
+    _compare(folder, manifest, spoiled)
+
+
+def _compare(
+    folder: Path,
+    manifest: Manifest,
+    spoiled: Callable[[Path], object],
+    opened_file: Callable[[str], tuple[int, str]] | None = None,
+) -> None:
     for name in (GRAPH_FILE, WEIGHTS_FILE):
         if name not in manifest.files:
             raise CheckpointError(f"the manifest in '{folder}' names no {name}")
     for name, expected in manifest.files.items():
         if name not in CHECKPOINT_FILES or (name == PLOT_FILE and not (folder / name).exists()):
             continue
-        path = permitted(folder, name)
-        if path.stat().st_size != expected.size or sha256(path) != expected.sha256:
+        if opened_file is not None and name in (GRAPH_FILE, WEIGHTS_FILE):
+            found = opened_file(name)
+        else:
+            path = permitted(folder, name)
+            found = path.stat().st_size, sha256(path)
+        if found != (expected.size, expected.sha256):
             spoiled(folder / name)
             raise CheckpointError(
                 f"'{folder / name}' is not the file that was saved: its SHA-256 differs from the one in {MANIFEST_FILE}"

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 from typing_extensions import Self
 
 from torchorbit.errors import ArgumentError, CheckpointError
-from torchorbit.graph.files import opened, permitted
+from torchorbit.graph.files import check_extent, opened, parsed, permitted
 from torchorbit.removal.history import Description
 from zoo.texts import one_line
 
@@ -315,11 +315,14 @@ def read_manifest(folder: Path) -> Manifest:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise CheckpointError(f"'{path}' is longer than the {MOST_BYTES} bytes that a manifest may have")
+    check_extent(content, str(path))
     try:
-        return _parsed(content)
+        manifest = _parsed(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = one_line(".".join(map(str, first["loc"])) or "all of it", longest=200)
         more = f", and {error.error_count() - 1} more" if error.error_count() > 1 else ""
         reason = f"{place}: {one_line(first['msg'], longest=200)}{more}"
         raise CheckpointError(f"'{path}' is no manifest of a checkpoint: {reason}") from None
+    parsed(content, str(path))  # refuses two entries of one name, of which the last was taken
+    return manifest

@@ -14,8 +14,7 @@ import torch
 from torchorbit.errors import CheckpointError, HubError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.files import CARD_FILE
-from torchorbit.graph.loading import load
-from zoo.checkpoint import CHECKPOINT_FILES, check_files, copy_checkpoint, load_checkpoint
+from zoo.checkpoint import CHECKPOINT_FILES, check_files, copy_checkpoint, load_checkpoint, load_files
 from zoo.choosing import choose
 from zoo.hubs import MAIN, Hub
 from zoo.manifest import MANIFEST_FILE, Manifest, read_manifest
@@ -38,17 +37,20 @@ def pull(
     # An absolute path is no name of a repository; a relative one is where there is no checkpoint.
     if hub is None and (Path(repo).is_absolute() or (Path(repo) / MANIFEST_FILE).is_file()):
         return load_checkpoint(repo, device=device)
-    folder, manifest = fetch(
-        str(repo),
-        hub=hub,
-        revision=revision,
-        token=token,
+    place = choose(hub, token)
+    folder = _fetched(place, str(repo), revision, local_files_only, cache_dir)
+    return load_files(folder, read_manifest(folder), device, spoiled=place.discard)
+
+
+def _fetched(place: Hub, repo: str, revision: str | None, local_files_only: bool, cache_dir: str | Path | None) -> Path:
+    """Where the files of a checkpoint are, which nobody has looked at yet."""
+    return place.fetch(
+        repo,
+        (*CHECKPOINT_FILES, CARD_FILE),
+        revision=revision or MAIN,
         local_files_only=local_files_only,
-        cache_dir=cache_dir,
+        cache_dir=None if cache_dir is None else Path(cache_dir),
     )
-    dag = load(folder)
-    dag.manifest = manifest
-    return dag if device is None else dag.to(device)
 
 
 def fetch(
@@ -80,13 +82,7 @@ def fetch(
         CheckpointError: it is no checkpoint, or a file is not the one that was published; then it is not kept.
     """
     place = choose(hub, token)
-    folder = place.fetch(
-        repo,
-        (*CHECKPOINT_FILES, CARD_FILE),
-        revision=revision or MAIN,
-        local_files_only=local_files_only,
-        cache_dir=None if cache_dir is None else Path(cache_dir),
-    )
+    folder = _fetched(place, repo, revision, local_files_only, cache_dir)
     manifest = read_manifest(folder)
     check_files(folder, manifest, spoiled=place.discard)
     if out is not None:

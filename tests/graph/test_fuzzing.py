@@ -130,6 +130,19 @@ def test_a_few_mutants_load_or_are_refused(corpus, tmp_path):
     assert_all_judged(load_mutants(corpus, tmp_path, 400, 1), 400)
 
 
+def test_eight_thousand_graphs_of_any_operators_load_or_are_refused():
+    """With the mutants there are twenty thousand graphs, of which nothing but our errors comes."""
+    command = [sys.executable, "-m", "tests.graph.generated", "8000", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    last = done.stdout.splitlines()[-1]
+    assert not done.returncode, f"graph {last} ends the process with code {done.returncode}:\n{done.stderr[-5000:]}"
+    outcomes = json.loads(last)
+    assert outcomes["runs"] > 1000
+    assert outcomes["refused"] > 4000
+    # Matrices that have no inverse, say, are found out by their values.
+    assert outcomes.get("raises", 0) < outcomes["runs"] / 50
+
+
 @pytest.mark.slow
 def test_ten_thousand_mutants_load_or_are_refused(corpus, tmp_path):
     assert_all_judged(load_mutants(corpus, tmp_path, 12_000, 7), 10_000)

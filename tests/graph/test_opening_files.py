@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 import torchorbit
 from tests.models import assert_equal, outcome
 from torchorbit.graph import files
+from torchorbit.graph.loading import load_opened
 
 X = torch.randn(2, 8)
 DIGEST = "0123456789abcdef" * 4
@@ -144,6 +146,73 @@ def test_text_that_is_not_what_json_promises_is_refused(folder, old, new):
     refused(folder, "no JSON|version|unknown entries")
 
 
+BOMBS = {
+    "many names": lambda: b"{" + b",".join(b'"%d":0' % n for n in range(40_000)) + b',"39999":0}',
+    "many lists": lambda: b"[" + b"[]," * 5_000_000 + b"[]]",
+    "many lists after what looks like a string": lambda: b'["\\\\", "\\"", ' + b"[]," * 5_000_000 + b"[]]",
+    "a long list": lambda: b"[" + b"0," * 8_000_000 + b"0]",
+    "deep lists": lambda: b"[" * 8_000_000,
+    "deep lists after brackets in strings": lambda: b'["]]]]", "' + b"]" * 2000 + b'", ' + b"[" * 600 + b"]" * 601,
+    "deep objects": lambda: b'{"":' * 600 + b"0" + b"}" * 600,
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_json_that_would_take_long_is_refused_before_it_is_parsed(name):
+    data = BOMBS[name]()
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)  # with which Python would go on until its stack is full
+    try:
+        started = time.process_time()
+        with pytest.raises(torchorbit.CheckpointError, match=r"two entries|containers and commas|deep"):
+            files.parsed(data, "graph.json")
+        assert time.process_time() - started < 2
+    finally:
+        sys.setrecursionlimit(limit)
+
+
+def test_marks_in_strings_are_none():
+    value = {"a": "[" * 2000, 'b"]': ["\\", '"[', "," * 10, "\\\\", {"c": [[], {}]}]}
+    for text in (json.dumps(value), json.dumps(value, indent=1)):
+        assert files.parsed(text.encode(), "x") == value
+    nested = b"[" * files.MAX_NESTING + b"]" * files.MAX_NESTING
+    files.parsed(nested, "x")
+    refused_json(b"[" + nested + b"]", "nested")
+
+
+def refused_json(data, match):
+    with pytest.raises(torchorbit.CheckpointError, match=match):
+        files.parsed(data, "x")
+
+
+# -- files that change
+
+
+def test_what_is_put_in_the_place_of_a_file_that_is_open_is_not_loaded(folder, tmp_path):
+    expected = outcome(torchorbit.load(folder), X)
+    other = tmp_path / "other"
+    torchorbit.convert(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)), X).save(other)
+    with files.open_files(folder) as opened:
+        before = {name: opened.file(name) for name in ("graph.json", "model.safetensors")}
+        for name in before:
+            (other / name).replace(folder / name)
+        assert {name: opened.file(name) for name in before} == before
+        dag = load_opened(opened)
+    assert_equal(outcome(dag, X), expected)
+
+
+def test_weights_that_are_written_to_while_they_are_loaded_are_refused(folder):
+    def written():
+        with files.open_files(folder) as opened:
+            load_opened(opened)
+            with (folder / "model.safetensors").open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"x")
+
+    with pytest.raises(torchorbit.CheckpointError, match="was written to while it was loaded"):
+        written()
+
+
 def test_a_character_outside_of_the_basic_plane_is_none_of_these(folder):
     document = json.loads((folder / "graph.json").read_text())
     document["provenance"]["source"] = "my.\U0001f980"
@@ -184,6 +253,8 @@ BAD_HEADERS = {
     "three offsets": lambda h: h["0.weight"].update(data_offsets=[0, 1, 2]),
     "tensors that overlap": lambda h: h["0.bias"].update(data_offsets=h["2.bias"]["data_offsets"], shape=[3]),
     "a hole": lambda h: h.pop("0.bias") and None,
+    "metadata that is a list": lambda h: h.update(__metadata__=[]),
+    "metadata of numbers": lambda h: h.update(__metadata__={"a": 1}),
     "an unknown entry": lambda h: h["0.weight"].update(more=1),
     "no dtype": lambda h: h["0.weight"].pop("dtype") and None,
     "a number": lambda h: h.update({"0.weight": 5}),

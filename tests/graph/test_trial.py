@@ -10,7 +10,9 @@ import torch
 from torch import nn
 
 import torchorbit
+from tests.graph.bombs import BOMBS, HARMLESS, NOT_RUNNING
 from tests.models import Computes, assert_equal, outcome
+from torchorbit.graph import trial
 from torchorbit.graph.loading import MAX_DEPTH, unpack
 from torchorbit.graph.saving import pack
 from torchorbit.operators.modules import LEAF_MODULES, config_arguments
@@ -171,7 +173,7 @@ def test_what_is_nested_too_deeply_is_refused():
 
 
 def test_arguments_of_many_values_are_refused():
-    refused(with_vertices(output=[1] * 1_000_001), "more than 1000000 values")
+    refused(with_vertices(output=[1] * 250_001), "more than 250000 values")
 
 
 @pytest.mark.parametrize(
@@ -192,6 +194,57 @@ def test_leaves_whose_configuration_is_of_another_kind_or_size_are_refused(name,
     document = copy.deepcopy(DOCUMENT)
     document["root"]["children"]["0"].update({"class": name, "config": config})
     refused(document, "module")
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_in_time(name):
+    """Most of them loaded after a minute, with gigabytes, or not at all, when every call had a budget of its own."""
+    document, tensors = BOMBS[name]()
+    started = time.thread_time()
+    if name in HARMLESS:
+        unpack(document, tensors, seconds=30)
+    elif name in NOT_RUNNING:
+        with pytest.raises(torchorbit.CheckpointError, match="does not run on the inputs"):
+            unpack(document, tensors)
+    else:
+        with pytest.raises(torchorbit.CheckpointError):
+            unpack(document, tensors, seconds=0.3)
+    # The time is looked at between vertices, and not while Python compiles what is generated of them.
+    assert time.thread_time() - started < (30 if name in HARMLESS else 5)
+
+
+def test_time_is_given_by_the_caller():
+    document, tensors = BOMBS["norms"]()
+    document["root"]["vertices"] = document["root"]["vertices"][:400]
+    document["root"]["output"] = ref("v398")
+    with pytest.raises(torchorbit.CheckpointError, match=r"more than the 0.05 s"):
+        unpack(copy.deepcopy(document), tensors, seconds=0.05)
+    unpack(document, tensors, seconds=60)
+
+
+def test_calls_with_the_same_arguments_and_shapes_are_tried_once(monkeypatch):
+    tried = []
+    called = trial.called
+    monkeypatch.setattr(trial, "called", lambda row, args: tried.append(row.name) or called(row, args))
+    again = [("logsumexp", {"input": ref(INPUT), "dim": 1, "keepdim": True}) for _ in range(100)]
+    other = [("logsumexp", {"input": ref(INPUT), "dim": 1.0 if n else True, "keepdim": True}) for n in range(2)]
+    unpack(with_vertices(*again), dict(TENSORS))
+    assert len(tried) <= 2  # on meta tensors, and for real
+    refused(with_vertices(*again, *other), "expected int")
+
+
+def test_results_are_dropped_when_nothing_reads_them_any_more(monkeypatch):
+    seen = []
+    block = trial._Block.call
+
+    def call(self, vertex):
+        seen.append(sum(isinstance(value, torch.Tensor) for value in self.values.values()))
+        return block(self, vertex)
+
+    monkeypatch.setattr(trial._Block, "call", call)
+    vertices = [("relu", {"input": ref(f"v{n - 1}" if n else INPUT)}) for n in range(50)]
+    unpack(with_vertices(*vertices, output=[ref("v49"), ref("v0")]), dict(TENSORS))
+    assert max(seen) <= 5
 
 
 @pytest.mark.parametrize("name", ["forward", "training", "_modules", "to", "weight2.x", ""])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,23 @@ def test_a_huge_file_is_not_read(tmp_path: Path) -> None:
 def test_a_file_as_large_as_is_read_takes_no_time_and_is_refused_in_one_line(tmp_path: Path) -> None:
     refusal({"x" * (2**23): "y" * (2**22)}, tmp_path)
     refusal(changed("widths", [0] * 2**20), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        (b'"name"', b'"name": "other", "name"', "two entries 'name'"),
+        (b'"options": {', b'"options": {"a": 1, "a": 2', "two entries 'a'"),
+        (b'"options": {', b'"options": {"a": ' + b"[" * 600 + b"]" * 600, "nested 60. deep"),
+        (b'"options": {', b'"options": {"a": [' + b"0," * 1_000_000 + b"0]", "containers and commas"),
+    ],
+    ids=["two names", "two options", "deep", "many"],
+)
+def test_what_json_does_not_promise_is_refused(tmp_path: Path, old: bytes, new: bytes, match: str) -> None:
+    """Whoever reads the first of two entries, or has no limit, would read another manifest."""
+    content = json.dumps(changed("steps/0/selector/options", {})).encode()
+    assert old in content
+    assert re.search(match, refusal(content.replace(old, new, 1), tmp_path))
 
 
 def test_a_folder_without_a_manifest_says_so(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from torchorbit.conversion import convert
 from torchorbit.errors import ArgumentError
+from torchorbit.graph.calls import asking
 from torchorbit.graph.counting import flops_by_vertex, flops_per_pixel
 from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.orbits.flat import FlatModel
@@ -69,10 +70,11 @@ def flops(model: nn.Module, input_shape: Sequence[int] | None = None) -> Flops:
         model = convert(model, torch.empty(tuple(input_shape), device="meta"))
     if model.provenance is None:
         raise ArgumentError("this is a block of a graph; give the outermost DagModule")
-    flat = FlatModel.of(model, input_shapes=_other_shapes(model.provenance, input_shape), separate=False)
-    by_vertex = flops_by_vertex(flat.graph, flat.calls, lambda path: tuple(flat.tensor_at(path).shape))
-    total = math.fsum(by_vertex.values())
-    return Flops(total, by_vertex, flops_per_pixel(flat.graph, total))
+    with asking("its FLOPs"):
+        flat = FlatModel.of(model, input_shapes=_other_shapes(model.provenance, input_shape), separate=False)
+        by_vertex = flops_by_vertex(flat.graph, flat.calls, lambda path: tuple(flat.tensor_at(path).shape))
+        total = math.fsum(by_vertex.values())
+        return Flops(total, by_vertex, flops_per_pixel(flat.graph, total))
 
 
 def _other_shapes(provenance: Provenance, input_shape: Sequence[int] | None) -> list[tuple[int, ...]]:

@@ -6,15 +6,38 @@ its operands (orbits, FLOPs, the proof of a removal) asks here, and needs one an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from torchorbit.arguments import Attr
+from torchorbit.errors import GraphRunError, TorchorbitError
 from torchorbit.graph.vertices import InputVertex, Mode, ModuleVertex, OperatorVertex, Vertex
 from torchorbit.operators.table import LEAVES
+
+
+@contextmanager
+def asking(what: str) -> Iterator[None]:
+    """Make a `GraphRunError` of what is raised by looks at a graph that runs and makes no sense.
+
+    A graph may come from a file, and say of its calls what no model would: a dimension that is not there, a stride of
+    0 where nothing moves.
+
+    Args:
+        what: was looked for.
+
+    Raises:
+        GraphRunError: something was raised that is no `TorchorbitError`.
+    """
+    try:
+        yield
+    except TorchorbitError:
+        raise
+    except Exception as error:
+        raise GraphRunError("", f"{what} cannot be found: {type(error).__name__}: {error}") from error
 
 
 @dataclass(slots=True)

@@ -10,18 +10,23 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import os
 import re
 import stat
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from torchorbit.errors import ArgumentError, CheckpointError
+from torchorbit.files import digest
 
 FORMAT = "torchorbit-graph"
 VERSION = 2
@@ -31,6 +36,10 @@ CARD_FILE = "README.md"
 
 #: Longest ``graph.json``, and longest header of the weights; the largest model of timm needs 2 MB of the first.
 MAX_DOCUMENT_BYTES = MAX_HEADER_BYTES = 16 * 1024**2
+#: Most containers and commas of a JSON file; many times what the largest model of timm needs.
+MAX_VALUES = 1_000_000
+#: Deepest nesting of a JSON file: modules in modules, and in the last one arguments in arguments.
+MAX_NESTING = 512
 MAX_RANK = 64
 _MAX_NUMEL = 2**48  # of a tensor without elements, with its empty dimensions left out
 
@@ -46,23 +55,80 @@ _NAMES = {
     torch.uint64: "U64", torch.uint32: "U32", torch.uint16: "U16", torch.uint8: "U8",
     torch.bool: "BOOL", torch.complex64: "C64", torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
 }  # fmt: skip
+_TYPES = {**{name: dtype for dtype, name in _NAMES.items()}, "F8_E5M2": torch.float8_e5m2}
 _LINE = 64  # bytes; what torch aligns tensors to
 _DIGEST = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?\Z")  # how the cache of the hub calls a blob
 _ESCAPED_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+_NO_MARKS = bytes(sorted(set(range(256)) - set(b'"[]{},')))
+_QUOTED = re.compile(rb'"[^"]*"?')
+_STEPS = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1), ord(","): 0}
 
 
-def read_document(folder: Path) -> Any:
-    """The content of ``graph.json``.
+@dataclass(frozen=True, slots=True)
+class OpenFiles:
+    """The files of a saved graph, opened once, so that what is compared with a hash is what is loaded.
+
+    Attributes:
+        folder: where they are.
+        document: what ``graph.json`` held when it was read, once.
+        weights: ``model.safetensors``. Its hash is of the open file, and that is what is mapped into memory: who puts
+            another file in its place in the meantime changes nothing. Who writes into it while it is loaded is found
+            out by its size and time, as exact as the file system keeps these; who does so later, or sets the time
+            back, changes the weights, which are read when they are used.
+    """
+
+    folder: Path
+    document: bytes
+    weights: BinaryIO
+
+    def file(self, name: str) -> tuple[int, str]:
+        """The size of a file, and its SHA-256 in hexadecimal digits; ``name`` is `GRAPH_FILE` or `WEIGHTS_FILE`."""
+        if name == GRAPH_FILE:
+            return len(self.document), digest(self.document)
+        self.weights.seek(0)
+        return os.fstat(self.weights.fileno()).st_size, digest(self.weights)
+
+    def graph(self) -> Any:
+        """The content of ``graph.json``.
+
+        Raises:
+            CheckpointError: it is no JSON that a graph may be.
+        """
+        return parsed(self.document, str(self.folder / GRAPH_FILE))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors of ``model.safetensors``, mapped into memory and not read before they are used.
+
+        Those that are not aligned there as torch aligns its own are copied; of a file that `write_weights` wrote they
+        are those that do not fill whole lines of memory.
+
+        Raises:
+            CheckpointError: its header does not describe what is in it.
+        """
+        return _mapped(self.weights, str(self.folder / WEIGHTS_FILE))
+
+
+@contextmanager
+def open_files(folder: Path) -> Iterator[OpenFiles]:
+    """Open the files of a saved graph.
 
     Raises:
-        CheckpointError: there is none that may be read, or it is no JSON, or it is longer than `MAX_DOCUMENT_BYTES`.
+        CheckpointError: one is missing or may not be read, ``graph.json`` is longer than `MAX_DOCUMENT_BYTES`, or the
+            weights were written to in the meantime.
     """
     path = permitted(folder, GRAPH_FILE)
     with opened(path) as file:
-        data = file.read(MAX_DOCUMENT_BYTES + 1)
-    if len(data) > MAX_DOCUMENT_BYTES:
+        document = file.read(MAX_DOCUMENT_BYTES + 1)
+    if len(document) > MAX_DOCUMENT_BYTES:
         raise CheckpointError(f"'{path}' is longer than the {MAX_DOCUMENT_BYTES} bytes that a graph may have")
-    return parsed(data, str(path))
+    with opened(permitted(folder, WEIGHTS_FILE)) as weights:
+        before = os.fstat(weights.fileno())
+        yield OpenFiles(folder, document, weights)
+        after = os.fstat(weights.fileno())
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise CheckpointError(
+            f"'{folder / WEIGHTS_FILE}' was written to while it was loaded; load it again when nobody writes to it"
+        )
 
 
 def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -96,35 +162,39 @@ def write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
                 file.write(plain.view(torch.uint8).numpy().data)
 
 
-def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of ``model.safetensors``, mapped into memory and not read before they are used.
-
-    Those that are not aligned there as torch aligns its own are copied; of a file that `write_weights` wrote they are
-    those that do not fill whole lines of memory.
-
-    Raises:
-        CheckpointError: there is no such file that may be read, or its header does not describe what is in it.
-    """
-    path = permitted(folder, WEIGHTS_FILE)
-    with opened(path) as file:
-        _check_weights(file, str(path))
+def _mapped(file: BinaryIO, name: str) -> dict[str, Tensor]:
+    """The tensors of an open file of weights, of a mapping of which each keeps what it is in."""
+    file.seek(0)
+    header, start = _checked_header(file, name)
+    tensors = {}
     try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError, RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"'{path}' is damaged: {error}") from error
-    for name, tensor in tensors.items():
-        # Code that counts the elements of a mask, and code that picks them, need not agree on a byte of 2.
-        if tensor.dtype == torch.bool and tensor.numel() and int(tensor.view(torch.uint8).max()) > 1:
-            raise CheckpointError(f"'{path}' is damaged: tensor '{name}' holds bytes that are neither true nor false")
-    return {name: tensor.clone() if tensor.data_ptr() % _LINE else tensor for name, tensor in tensors.items()}
+        mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        for key, entry in header.items():
+            dtype, (begin, end) = _TYPES[entry["dtype"]], entry["data_offsets"]
+            if begin == end:
+                tensors[key] = torch.empty(entry["shape"], dtype=dtype)
+                continue
+            held = torch.frombuffer(mapping, dtype=torch.uint8, offset=start + begin, count=end - begin)
+            # Code that counts the elements of a mask, and code that picks them, need not agree on a byte of 2.
+            if dtype == torch.bool and int(held.max()) > 1:
+                raise CheckpointError(f"'{name}' is damaged: tensor '{key}' has bytes that are neither true nor false")
+            tensor = held.view(dtype).view(entry["shape"])
+            tensors[key] = tensor.clone() if tensor.data_ptr() % _LINE else tensor
+    except (OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"'{name}' cannot be mapped into memory: {error}") from error
+    return tensors
 
 
 def parsed(data: bytes, name: str) -> Any:
     """Parse JSON: no entry twice, no numbers that JSON does not have, no text that cannot be written again.
 
+    How many values it holds and how deep they are nested is counted before anything is made of them.
+
     Raises:
-        CheckpointError: it is something else; ``name`` says what.
+        CheckpointError: it is something else, holds more than `MAX_VALUES` containers and commas, or is nested deeper
+            than `MAX_NESTING`; ``name`` says what.
     """
+    check_extent(data, name)
     try:
         text = data.decode("utf-8")
         document = json.loads(text, object_pairs_hook=_object, parse_constant=_refuse_constant)
@@ -135,11 +205,29 @@ def parsed(data: bytes, name: str) -> Any:
     return document
 
 
+def check_extent(data: bytes, name: str) -> None:
+    """Look at the marks in JSON that do not stand in strings, which takes little time and memory whatever it holds.
+
+    Raises:
+        CheckpointError: it holds more than `MAX_VALUES` containers and commas, or is nested deeper than `MAX_NESTING`;
+            ``name`` says what.
+    """
+    plain = data.replace(b"\\\\", b"").replace(b'\\"', b"") if b"\\" in data else data
+    # Of most strings only the quotes are left. Two strings become one where only these stand between them.
+    marks = _QUOTED.sub(b"", plain.translate(None, _NO_MARKS).replace(b'""', b""))
+    values = len(marks) - marks.count(b"]") - marks.count(b"}")
+    if values > MAX_VALUES:
+        raise CheckpointError(f"'{name}' holds {values} containers and commas; expected at most {MAX_VALUES}")
+    depth = max(accumulate(map(_STEPS.__getitem__, marks)), default=0)
+    if depth > MAX_NESTING:
+        raise CheckpointError(f"'{name}' is nested {depth} deep; expected at most {MAX_NESTING}")
+
+
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ArgumentError(f"an object has two entries '{next(name for name in names if names.count(name) > 1)}'")
+        ((twice, _),) = Counter(name for name, _ in pairs).most_common(1)
+        raise ArgumentError(f"an object has two entries '{twice:.200}'")
     return result
 
 
@@ -194,8 +282,11 @@ def opened(path: Path) -> BinaryIO:
     return os.fdopen(handle, "rb")
 
 
-def _check_weights(file: BinaryIO, name: str) -> None:
-    """Refuse a header that promises what is not in the file, before anything is made by it."""
+def _checked_header(file: BinaryIO, name: str) -> tuple[dict[str, Any], int]:
+    """The entries of a file of weights, and where its data begins.
+
+    A header that promises what is not in the file is refused, before anything is made by it.
+    """
     size = os.fstat(file.fileno()).st_size
     length = int.from_bytes(file.read(8), "little")
     if size < 8 or not 2 <= length <= min(size - 8, MAX_HEADER_BYTES):
@@ -203,7 +294,9 @@ def _check_weights(file: BinaryIO, name: str) -> None:
     header = parsed(file.read(length), f"{name}, header")
     if not isinstance(header, dict):
         raise CheckpointError(f"'{name}' is damaged: its header is no JSON object")
-    header.pop("__metadata__", None)
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(note, str) for note in notes.values()):
+        raise CheckpointError(f"'{name}' is damaged: its metadata is no JSON object of texts")
     spans: list[tuple[int, int]] = []
     for key, entry in header.items():
         try:
@@ -219,6 +312,7 @@ def _check_weights(file: BinaryIO, name: str) -> None:
         raise CheckpointError(
             f"'{name}' is damaged: its tensors take {end} bytes, and {size - 8 - length} are in the file"
         )
+    return header, 8 + length
 
 
 def _span(entry: Any, data_start: int) -> tuple[int, int]:

@@ -25,8 +25,9 @@ from torchorbit.arguments import Attr, ByMode, Expr, Ref, SameDevice, SameDtype,
 from torchorbit.errors import ArgumentError, CheckpointError
 from torchorbit.expressions import EXPRESSIONS, OF_DTYPES
 from torchorbit.graph import codegen
+from torchorbit.graph.budget import MAX_SECONDS, Budget
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
-from torchorbit.graph.files import FORMAT, MAX_RANK, VERSION, read_document, read_weights
+from torchorbit.graph.files import FORMAT, MAX_RANK, VERSION, OpenFiles, open_files
 from torchorbit.graph.trial import MAX_CALLS, try_out
 from torchorbit.graph.vertices import InputVertex, Mode, ModuleVertex, OperatorVertex, Vertex, vertex_args
 from torchorbit.operators.modules import forward_arguments, leaf_name, make_leaf
@@ -40,7 +41,8 @@ _MAX_NAME = 1024
 _MAX_TEXT = 65_536
 _MAX_MODULES = 100_000
 _MAX_TYPES = 64  # of named tuples
-_MAX_ARGUMENTS = 1_000_000  # values in all arguments together
+_MAX_FIELDS = 255  # of one
+_MAX_ARGUMENTS = 250_000  # values in all arguments together
 
 _DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 _MEMORY_FORMATS = {str(m).removeprefix("torch."): m for m in (torch.contiguous_format, torch.preserve_format)} | {
@@ -62,21 +64,24 @@ _OPERATOR_ENTRIES = {"name", "operator", "args", "mode", "owner", "training_only
 _FORMER_NAMES = {"keep": "select_positions", "spread": "scatter_positions"}
 
 
-def load(folder: str | Path) -> DagModule:
+def load(folder: str | Path, *, seconds: float = MAX_SECONDS) -> DagModule:
     """Load a graph that `DagModule.save` wrote. Needs neither the source's code nor its library.
 
     The folder may come from anybody. What is loaded runs nothing but the operators and modules of two closed tables;
     its tensors have the shapes and kinds that these need; it has run on meta tensors with the inputs that it says it
-    was recorded with, in evaluation, and no result there was larger than 2**31 elements; it can be saved again. That
-    says nothing of what it computes, and other inputs may take as much time and memory as any model may.
+    was recorded with, in evaluation, and no result there was larger than 2**31 elements; its calls were made for real,
+    on few elements, and positions that it holds are within what they pick from; it can be saved again. That says
+    nothing of what it computes, and other inputs may take as much time and memory as any model may.
 
     The weights are mapped into memory: they are read when they are used, and not copied before they are written to.
     Replacing the file, as saving does, is safe; whoever writes into it while it is mapped changes the weights, and a
-    process that reads what was cut off is ended by the system.
+    process that reads what was cut off is ended by the system. The file stays open as long as the weights are used.
 
     Args:
         folder: the folder it was saved to. A file in it may be a link to a file next to it, or to one in the cache of
             a hub that the folder is a snapshot in; other links are not followed.
+        seconds: of processor time that building and trying the graph may take. The time is looked at between
+            vertices.
 
     Returns:
         The graph, on the CPU, with every module in the mode in which it was saved.
@@ -84,21 +89,31 @@ def load(folder: str | Path) -> DagModule:
     Raises:
         CheckpointError: a file is missing or damaged, or the graph is not valid.
     """
-    folder = Path(folder)
-    document = read_document(folder)
-    return unpack(document, read_weights(folder))
+    with open_files(Path(folder)) as files:
+        return load_opened(files, seconds=seconds)
 
 
-def unpack(document: Any, tensors: dict[str, Tensor]) -> DagModule:
+def load_opened(files: OpenFiles, *, seconds: float = MAX_SECONDS) -> DagModule:
+    """Load a graph from files that are open, as `load` does.
+
+    Raises:
+        CheckpointError: a file is damaged, or the graph is not valid.
+    """
+    return unpack(files.graph(), files.tensors(), seconds=seconds)
+
+
+def unpack(document: Any, tensors: dict[str, Tensor], *, seconds: float = MAX_SECONDS) -> DagModule:
     """Build a graph from what `torchorbit.graph.saving.pack` made.
 
     Args:
         document: the graph as data.
         tensors: the tensors that it names; they become the graph's own, without a copy.
+        seconds: of processor time that this may take.
 
     Raises:
         CheckpointError: the document is of another format or version, names an operator or module that is not in
-            the tables, refers to something that is not there, does not fit the tensors, or does not run.
+            the tables, refers to something that is not there, does not fit the tensors, does not run, or takes too
+            long.
     """
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         raise CheckpointError(f"this is no graph of torchorbit: its format is not '{FORMAT}'")
@@ -108,7 +123,8 @@ def unpack(document: Any, tensors: dict[str, Tensor]) -> DagModule:
         )
     _check_entries(document, {"format", "version", "provenance", "root"}, "the graph")
     provenance = _unpack_provenance(document.get("provenance", {}))
-    unpacker = _Unpacker(tensors)
+    budget = Budget(seconds)
+    unpacker = _Unpacker(tensors, budget)
     try:
         dag = unpacker.module(document.get("root"), "", provenance)
         if not isinstance(dag, DagModule):
@@ -118,11 +134,14 @@ def unpack(document: Any, tensors: dict[str, Tensor]) -> DagModule:
             raise CheckpointError(f"the weights hold tensors that the graph does not name: {unused[:5]}")
         for path, module in dag.named_modules():
             if isinstance(module, DagModule):
+                budget.check_time(f"module '{path}'")
                 _check_targets(module, path)
         shapes = _input_shapes(document["root"]["vertices"], provenance)
-        try_out(dag, shapes, provenance.input_dtypes)
-    except (RecursionError, SyntaxError, ValueError, TypeError, AssertionError, ArithmeticError, MemoryError) as error:
-        # What the tables let through and Python refuses: nesting without end, numbers without end.
+        try_out(dag, shapes, provenance.input_dtypes, unpacker.readers, budget)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # What the tables let through, and Python or torch refuses: nesting without end, numbers without end.
         raise CheckpointError(f"the graph is not valid: {type(error).__name__}: {error}") from error
     return dag
 
@@ -244,18 +263,23 @@ def _mode(data: Mapping[str, Any], where: str) -> tuple[Mode, str]:
 
 
 class _Unpacker:
-    def __init__(self, tensors: dict[str, Tensor]):
+    def __init__(self, tensors: dict[str, Tensor], budget: Budget):
         self.tensors = tensors
+        self.budget = budget
+        self.readers: dict[int, dict[str, list[str]]] = {}  # see `torchorbit.graph.trial.Readers`
         self.used: set[str] = set()
         self.parameters: dict[str, nn.Parameter] = {}
         self.modules: dict[str, nn.Module] = {}  # those that are complete, by their paths
+        self.extents: dict[int, tuple[int, int]] = {}  # id of such a module -> what is in it, and how deep
         self.arguments = _Arguments()
         self.vertices = 0
         self.opened = 0
 
     def module(self, node: Any, path: str, provenance: Provenance | None = None, depth: int = 0) -> nn.Module:
-        where = f"module '{path}'"
+        where = f"module '{path:.200}'"
         self.opened += 1
+        self.budget.take_characters(len(path), where)
+        self.budget.check_time(where)
         if depth > MAX_DEPTH or self.opened > _MAX_MODULES:
             raise CheckpointError(
                 f"{where}: modules are nested {MAX_DEPTH} deep at most, and there are {_MAX_MODULES} at most"
@@ -270,6 +294,8 @@ class _Unpacker:
             other = node.get("path")
             if not isinstance(other, str) or other not in self.modules:
                 raise CheckpointError(f"{where} is said to be module {other!r:.200}, which is not complete before it")
+            if depth + self.extents[id(self.modules[other])][1] > MAX_DEPTH:
+                raise CheckpointError(f"{where} is a module in which others are nested; {MAX_DEPTH} deep at most")
             return self.modules[other]
         if kind == "graph":
             module: nn.Module = blank(self.graph(node, where, outermost=provenance is not None), provenance)
@@ -284,7 +310,18 @@ class _Unpacker:
         self.fill(module, node, path, where, depth)
         module.training = _flag(node, "training", where)
         self.modules[path] = module
+        self.measure(module, where)
         return module
+
+    def measure(self, module: nn.Module, where: str) -> None:
+        """Count what is in a complete module: with what is the same in several places as often as it is there."""
+        inner = [self.extents[id(child)] for child in module._modules.values()]
+        count = 1 + len(module._parameters) + len(module._buffers) + sum(found for found, _ in inner)
+        if count > _MAX_MODULES:
+            raise CheckpointError(
+                f"{where} has more than {_MAX_MODULES} modules and tensors in it, counted in every place"
+            )
+        self.extents[id(module)] = count, 1 + max([depth for _, depth in inner], default=0)
 
     def fill(self, module: nn.Module, node: dict[str, Any], path: str, where: str, depth: int) -> None:
         leaf = node["kind"] == "leaf"
@@ -365,9 +402,11 @@ class _Unpacker:
         if self.vertices > MAX_CALLS:
             raise CheckpointError(f"the graph has more than {MAX_CALLS} vertices")
         vertices: list[Vertex] = []
+        last: dict[str, str] = {}  # a result -> the vertex that reads it last, so far
         taken: set[str] = set()
         results: set[str] = set()  # the vertices that have one
         for data in given:
+            self.budget.check_time(where)
             vertex = self.vertex(data, where)
             at = f"{where}, vertex '{vertex.name}'"
             if not codegen.is_valid_name(vertex.name):
@@ -376,14 +415,19 @@ class _Unpacker:
                 raise CheckpointError(f"{at}: there are two of that name")
             if isinstance(vertex, InputVertex):
                 _check_input(vertex, vertices, at, outermost)
-            _check_refs(vertex_args(vertex), results, at)
+            last.update(dict.fromkeys(_check_refs(vertex_args(vertex), results, at), vertex.name))
             taken.add(vertex.name)
             if not isinstance(vertex, OperatorVertex) or not OPERATORS[vertex.operator].effect:
                 results.add(vertex.name)
             vertices.append(vertex)
         output = self.arguments.read(node.get("output"), where)
-        _check_refs(output, results, f"{where}, output")
-        return Graph(tuple(vertices), output)
+        for name in _check_refs(output, results, f"{where}, output"):
+            last.pop(name, None)
+        graph = Graph(tuple(vertices), output)
+        readers = self.readers[id(graph)] = {}
+        for name, reader in last.items():
+            readers.setdefault(reader, []).append(name)
+        return graph
 
     def vertex(self, data: Any, where: str) -> Vertex:
         if not isinstance(data, dict):
@@ -454,10 +498,13 @@ def _check_input(vertex: InputVertex, before: list[Vertex], where: str, outermos
         raise CheckpointError(f"{where}: what an input is fixed to is a constant")
 
 
-def _check_refs(arg: Any, names: set[str], where: str) -> None:
-    for value in walk_args(arg):
-        if isinstance(value, Ref) and value.vertex not in names:
-            raise CheckpointError(f"{where} refers to vertex '{value.vertex:.200}', no result of which comes before it")
+def _check_refs(arg: Any, names: set[str], where: str) -> list[str]:
+    """The vertices that an argument refers to, which have results."""
+    found = [value.vertex for value in walk_args(arg) if isinstance(value, Ref)]
+    for name in found:
+        if name not in names:
+            raise CheckpointError(f"{where} refers to vertex '{name:.200}', no result of which comes before it")
+    return found
 
 
 def _check_targets(dag: DagModule, path: str) -> None:
@@ -560,6 +607,8 @@ class _Arguments:
     def named_tuple(self, content: Any, read: Read) -> Any:
         name, fields, values = _list(content, 3)
         words = [name, *_list(fields)]
+        if len(words) > _MAX_FIELDS + 1:
+            raise ArgumentError(f"a named tuple of {len(words) - 1} fields; {_MAX_FIELDS} at most")
         if not all(isinstance(word, str) and len(word) <= _MAX_NAME and _IDENTIFIER.match(word) for word in words):
             raise ArgumentError("a named tuple has a name and names of fields")
         key = (name, tuple(fields))

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from torchorbit.arguments import PLAIN, Attr, ByMode, Ref, operands_of
 from torchorbit.collecting import no_garbage_collection
 from torchorbit.containers import map_leaves, map_together
-from torchorbit.errors import ArgumentError, ArgumentTypeError
+from torchorbit.errors import ArgumentError, ArgumentTypeError, GraphRunError, TorchorbitError
+from torchorbit.graph.calls import asking
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.names import names_at
 from torchorbit.graph.vertices import ModuleVertex
 from torchorbit.labels import Dim, Labels, joint
 from torchorbit.operators import OPERATORS, RULES, Labelled, Mixing, Operands, Reading
-from torchorbit.operators.labelling import SAME_LABELS, needs_everything, unlabelled
+from torchorbit.operators.labelling import SAME_LABELS, Rule, needs_everything, unlabelled
 from torchorbit.orbits.flat import FlatModel
 from torchorbit.orbits.operands import KnownValues, labelled_in
 from torchorbit.orbits.orbit import Orbits
@@ -45,8 +46,9 @@ def find_orbits(dag: DagModule, *, frozen: Iterable[nn.Module | str] | nn.Module
 
     Raises:
         ArgumentError: ``dag`` is a block of a graph, or something in ``frozen`` names nothing in it.
+        GraphRunError: a vertex is called in a way that no rule knows, as one of a strange file may be.
     """
-    with no_garbage_collection():
+    with no_garbage_collection(), asking("its orbits"):
         model = FlatModel.of(dag)
         fixed = _Frozen(model, frozen)
         readings, dead = _readings(model, fixed)
@@ -163,7 +165,7 @@ def _read(
             labels.at = ("unruled", name)
             result: Any = needs_everything(operands)
         else:
-            result = function(operands)
+            result = _labelled_by(function, operands, name)
             if isinstance(result, list):
                 result = Labelled(operands.shape, result)
         if name in fixed.vertices:
@@ -184,6 +186,16 @@ def _read(
             for dim in reading.attributes[path].dims:
                 labels.freeze(dim)
     return reading
+
+
+def _labelled_by(rule: Rule, operands: Operands, name: str) -> Any:
+    """What a rule gives for the vertex of that name."""
+    try:
+        return rule(operands)
+    except TorchorbitError:
+        raise
+    except Exception as error:
+        raise GraphRunError(name, f"its label rule fails: {type(error).__name__}: {error}") from error
 
 
 def _without_labels(value: Any) -> Any:
