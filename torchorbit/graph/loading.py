@@ -62,6 +62,7 @@ _OPERATOR_ENTRIES = {"name", "operator", "args", "mode", "owner", "training_only
 _FORMER_NAMES = {"keep": "select_positions", "spread": "scatter_positions"}
 
 
+@torch.inference_mode(mode=False)
 def load(folder: str | Path) -> DagModule:
     """Load a graph that `DagModule.save` wrote. Needs neither the source's code nor its library.
 
@@ -79,7 +80,8 @@ def load(folder: str | Path) -> DagModule:
             a hub that the folder is a snapshot in; other links are not followed.
 
     Returns:
-        The graph, on the CPU, with every module in the mode in which it was saved.
+        The graph, on the CPU, with every module in the mode in which it was saved, and parameters that can be trained
+        wherever this is called, in inference mode, too.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the graph is not valid.
