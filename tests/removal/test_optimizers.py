@@ -224,3 +224,42 @@ def test_lbfgs_goes_on_with_what_is_left(inplace, nothing):
     assert loss().item() < first
     assert all(not torch.equal(parameter, before[name]) for name, parameter in pruned.named_parameters())
     assert set(optimizer.state) <= set(pruned.parameters())
+
+
+@pytest.mark.parametrize("remove", ["remove_channels", "prune"])
+@pytest.mark.parametrize("whose", ["another model's", "that of a pruning before"])
+def test_an_optimizer_that_has_nothing_of_the_graph_is_refused(remove, whose):
+    dag, optimizer = trained(ELEMENTWISE["Adam"])
+    graph = dag
+
+    def removed():
+        if remove == "prune":
+            return torchorbit.prune(graph, ratio=0.5, optimizer=optimizer)
+        return torchorbit.remove_channels(graph, {torchorbit.find_orbits(graph)[0]: [0]}, optimizer=optimizer)
+
+    if whose == "another model's":
+        graph = copy.deepcopy(dag)
+    else:
+        removed()
+    before = {name: (id(tensor), tensor.clone()) for name, tensor in graph.state_dict(keep_vars=True).items()}
+    held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    with pytest.raises(ValueError, match="the Adam has none of the graph's parameters"):
+        removed()
+    for name, tensor in graph.state_dict(keep_vars=True).items():
+        assert id(tensor) == before[name][0]
+        assert torch.equal(tensor, before[name][1])
+    assert held == [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def test_what_is_loaded_or_pruned_in_inference_mode_can_be_trained(tmp_path):
+    dag, _ = trained(ELEMENTWISE["Adam"])
+    dag.save(tmp_path)
+    with torch.inference_mode():
+        loaded = torchorbit.load(tmp_path)
+        pruned = torchorbit.prune(loaded, ratio=0.5)
+        by_hand = torchorbit.remove_channels(loaded, {torchorbit.find_orbits(loaded)[0]: [0]})
+    for model in (loaded, pruned, by_hand):
+        assert not any(tensor.is_inference() for tensor in model.state_dict().values())
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        assert math.isfinite(step(model, optimizer))
+        assert all(parameter.grad is not None for parameter in model.parameters())

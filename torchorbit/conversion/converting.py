@@ -17,6 +17,7 @@ from torchorbit.arguments import PLAIN, Attr
 from torchorbit.collecting import no_garbage_collection
 from torchorbit.comparing import evaluating
 from torchorbit.containers import leaves_of, map_leaves, placed_leaves
+from torchorbit.conversion import patching
 from torchorbit.conversion.aligning import same_steps
 from torchorbit.conversion.build import build
 from torchorbit.conversion.lines import without_folders
@@ -29,6 +30,7 @@ from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError,
 from torchorbit.graph.dag import DagModule, Provenance
 from torchorbit.graph.one_level import one_level
 from torchorbit.graph.vertices import ModuleVertex
+from torchorbit.interrupts import InterruptsHeldBack
 
 _META = torch.device("meta")
 # Two batch sizes far enough apart that no rounding hides the difference; none is 1, which broadcasts.
@@ -56,7 +58,8 @@ def convert(
     the model, and its ``state_dict()`` has the model's keys.
 
     Args:
-        model: any module whose forward runs. It is left as it was; while it is converted it must not run elsewhere.
+        model: any module whose forward runs. It is left as it was, whatever is raised and whoever interrupts. One model
+            is converted at a time: other threads wait that convert, or that call a module of this one.
             Of `DataParallel`, `DistributedDataParallel` and ``torch.compile`` it is the module inside.
         example_inputs: a tensor; or a tuple or list of the forward's positional arguments; or a dict of its keyword
             arguments. Shapes and dtypes matter, and values where the model's path depends on them: the graph holds the
@@ -93,7 +96,7 @@ def convert(
     model = unwrapped(model)
     if entry_point != "forward":
         model = entered_at(model, entry_point)
-    with no_garbage_collection():
+    with patching.lock, InterruptsHeldBack(), no_garbage_collection():
         inputs = _Inputs.of(model, example_inputs)
         inputs.all_true = inputs.true_everywhere(all_true)
         return _convert(model, inputs, _others(model, inputs, other_examples), tuple(atomic))

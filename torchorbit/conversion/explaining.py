@@ -10,11 +10,12 @@ import torch
 from tabulate import tabulate
 from torch import nn
 
-from torchorbit.conversion import recorder
+from torchorbit.conversion import patching, recorder
 from torchorbit.conversion.converting import convert
 from torchorbit.conversion.preserving import Snapshot, preserved
 from torchorbit.conversion.wrappers import packages_of, without_caches
 from torchorbit.errors import ConversionError
+from torchorbit.interrupts import InterruptsHeldBack, interruptible
 from torchorbit.operators.modules import leaf_name
 
 
@@ -75,6 +76,11 @@ def explain(model: nn.Module, example_inputs: Any) -> Explanation:
     Raises:
         ConversionError: the model's forward fails before it reaches any block.
     """
+    with patching.lock, InterruptsHeldBack():
+        return _explain(model, example_inputs)
+
+
+def _explain(model: nn.Module, example_inputs: Any) -> Explanation:
     whole = _attempt(model, "", example_inputs)
     if whole.converts:
         return Explanation((whole,))
@@ -136,11 +142,13 @@ def _run_observed(model: nn.Module, example: Any, snapshot: Snapshot, calls: dic
             try:
                 with recorder.on_meta(model):
                     meta = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (args, kwargs))
-                    model(*meta[0], **meta[1])
+                    with interruptible():
+                        model(*meta[0], **meta[1])
             except Exception:
                 calls.clear()
                 snapshot.copy_tensors()
-                model(*args, **kwargs)
+                with interruptible():
+                    model(*args, **kwargs)
     except Exception as error:
         # What was reached before the forward failed can be tried all the same.
         if not calls:

@@ -20,8 +20,11 @@ from torchorbit.errors import ConversionError
 if TYPE_CHECKING:
     from torchorbit.conversion.recorder import Recorder
 
-#: Held while torch is patched: one model is recorded at a time.
+#: Held while a model is converted: one is at a time.
 lock = threading.RLock()
+
+#: How long a call of a model waits for its conversion in another thread.
+_PATIENCE_SECONDS = 60.0
 
 
 @contextmanager
@@ -76,8 +79,25 @@ def patched(recorder: Recorder) -> Iterator[None]:
             return None
         return current
 
+    threads = {thread.ident for thread in threading.enumerate()}
+
+    def wait(module: nn.Module, recorder: Recorder) -> None:
+        """Let a thread that runs the model meanwhile wait until the model has its weights again."""
+        if threading.get_ident() in threads and lock.acquire(timeout=_PATIENCE_SECONDS):
+            lock.release()
+            return
+        raise ConversionError(
+            "run",
+            recorder.paths[id(module)],
+            type(module).__name__,
+            "it is called in one thread while it is converted in another; let its forward start no threads, and others "
+            "use a copy of the model",
+        )
+
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         ours = recording()
+        if current is not None and threading.get_ident() != current.thread and id(module) in current.paths:
+            wait(module, current)
         return original(module, *args, **kwargs) if ours is None else ours.call_module(original, module, args, kwargs)
 
     def read_training(module: nn.Module) -> bool:

@@ -26,7 +26,7 @@ from torchorbit.conversion.lines import line_of, line_running
 from torchorbit.conversion.memory import Memory
 from torchorbit.conversion.numbers import Traced, plain, traced
 from torchorbit.conversion.parts import OF_MEMORY, parts_of
-from torchorbit.conversion.patching import lock, meta_twin, patched, swapped
+from torchorbit.conversion.patching import meta_twin, patched, swapped
 from torchorbit.conversion.preserving import Snapshot, preserved
 from torchorbit.conversion.questions import QUESTIONS, SHAPED_BY_VALUES, Questions
 from torchorbit.conversion.recording import (
@@ -46,6 +46,7 @@ from torchorbit.conversion.settings import kept_settings
 from torchorbit.conversion.uniform import Bound, Uniforms
 from torchorbit.errors import ConversionError
 from torchorbit.graph.shapes import shapes_in
+from torchorbit.interrupts import interruptible
 from torchorbit.operators.binding import is_composite, is_known
 from torchorbit.operators.modules import leaf_name
 from torchorbit.operators.table import LEAVES
@@ -735,7 +736,7 @@ def record(
     """
     recorder = Recorder(model, paths, atomic)
     recorder.told = told
-    with lock, preserved(snapshot), swapped(snapshot, recorder, dtypes), patched(recorder):
+    with preserved(snapshot), swapped(snapshot, recorder, dtypes), patched(recorder):
         _set_mode(snapshot, training)
         recorder.inputs = [*args, *kwargs.values()]
         recorder.questions = Questions(recorder, examples)
@@ -751,7 +752,7 @@ def record(
             if name in all_true:
                 recorder.uniforms.assume(value, name)
         try:
-            with kept_settings(), torch.inference_mode(False), torch.enable_grad(), recorder:
+            with kept_settings(), torch.inference_mode(False), torch.enable_grad(), recorder, interruptible():
                 result = type(model).__call__(model, *args, **kwargs)
         except ConversionError:
             raise
@@ -834,5 +835,5 @@ def on_meta(model: nn.Module) -> Iterator[None]:
     """A model with every parameter and buffer on meta, for as long as the context lasts."""
     paths = {id(module): path for path, module in model.named_modules()}
     snapshot = Snapshot(model)
-    with lock, preserved(snapshot), swapped(snapshot, Recorder(model, paths, ()), {}):
+    with preserved(snapshot), swapped(snapshot, Recorder(model, paths, ()), {}):
         yield

@@ -58,6 +58,8 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_default_dtype, torch.set_default_dtype),
     (lambda: vars(torch._GLOBAL_DEVICE_CONTEXT).copy(), _set_device_context),
     (lambda: list(torch.overrides._get_current_function_mode_stack()), _set_function_modes),
+    # Whether modes see calls of functions: an interrupt may leave a context that hides them without its end.
+    (torch._C._get_torch_function_state, torch._C._set_torch_function_state),
     (torch.is_grad_enabled, torch._C._set_grad_enabled),
     (
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),

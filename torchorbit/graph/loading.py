@@ -84,7 +84,8 @@ def load(folder: str | Path, *, seconds: float = MAX_SECONDS) -> DagModule:
             vertices.
 
     Returns:
-        The graph, on the CPU, with every module in the mode in which it was saved.
+        The graph, on the CPU, with every module in the mode in which it was saved, and parameters that can be trained
+        wherever this is called, in inference mode, too.
 
     Raises:
         CheckpointError: a file is missing or damaged, or the graph is not valid.
@@ -99,7 +100,8 @@ def load_opened(files: OpenFiles, *, seconds: float = MAX_SECONDS) -> DagModule:
     Raises:
         CheckpointError: a file is damaged, or the graph is not valid.
     """
-    return unpack(files.graph(), files.tensors(), seconds=seconds)
+    with torch.inference_mode(False):
+        return unpack(files.graph(), files.tensors(), seconds=seconds)
 
 
 def unpack(document: Any, tensors: dict[str, Tensor], *, seconds: float = MAX_SECONDS) -> DagModule:

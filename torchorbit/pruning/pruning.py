@@ -25,6 +25,7 @@ from torchorbit.pruning.schedule import Schedule
 from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import SELECTORS, Global, Selector, Uniform
 from torchorbit.pruning.session import Data, Session
+from torchorbit.removal.optimizers import check
 
 
 def prune(
@@ -119,8 +120,8 @@ def prune(
 
     Raises:
         ArgumentError: nothing says how much is to go, or more than one thing does; a number is out of range; there is
-            no criterion or selector of that name; the criterion needs data and there is none; or the graph is on the
-            meta device.
+            no criterion or selector of that name; the criterion needs data and there is none; the graph is on the meta
+            device; or ``optimizer`` has none of its parameters.
         TargetError: the target cannot be reached, and the message says what can.
         ArgumentTypeError: an argument is of the wrong type, or ``loader`` can be gone through only once.
         ConversionError: the model cannot be converted.
@@ -135,6 +136,8 @@ def prune(
     schedule = Schedule(chosen, aim, steps)
     allowed = constraint or Bounds(round_to=round_to)
     dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
+    if optimizer is not None:
+        check(optimizer, list(dag.parameters()))
     data = None
     if loader is not None:
         data = Data(
@@ -160,7 +163,8 @@ def prune(
         between_steps=between_steps,
         seed=seed,
     )
-    return session.run(dag, inplace=inplace, optimizer=optimizer, adjust_dropout=adjust_dropout)
+    with torch.inference_mode(False):  # what is left is to be trained
+        return session.run(dag, inplace=inplace, optimizer=optimizer, adjust_dropout=adjust_dropout)
 
 
 def _check(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from torchorbit.arguments import Attr, walk_args
-from torchorbit.errors import ArgumentTypeError
 from torchorbit.graph.dag import Container, DagModule, Graph, blank
 from torchorbit.graph.one_level import keep_shapes
 from torchorbit.graph.shapes import complete
@@ -20,7 +20,7 @@ from torchorbit.orbits.selection import Selection
 from torchorbit.removal.emptying import Emptied
 from torchorbit.removal.history import by_hand, continued
 from torchorbit.removal.leaves import Leaf, Leaves, settle
-from torchorbit.removal.optimizers import cut_state
+from torchorbit.removal.optimizers import check, cut_state
 from torchorbit.removal.outcome import require_same_output
 from torchorbit.removal.rewriting import Rewriting
 from torchorbit.removal.tensors import CutTensors
@@ -67,7 +67,7 @@ def remove_channels(
     Raises:
         ArgumentError: an orbit is not one of this graph's, a position is out of range, or an orbit would lose all of
             its units and may not, or cannot because the rest of the model needs more than a constant of it. The
-            graph is then untouched.
+            graph is then untouched. So it is where ``optimizer`` has none of the graph's parameters.
         ArgumentTypeError: ``removed`` holds something else than orbits and integers, or ``optimizer`` is none.
         InternalError: what is left does not run, or its output has other shapes, which is a mistake in torchorbit. The
             graph is then untouched.
@@ -77,9 +77,23 @@ def remove_channels(
         from torchorbit.orbits.discovery import find_orbits
 
         selection.adopt(find_orbits(dag))
-    if optimizer is not None and not (hasattr(optimizer, "state") and hasattr(optimizer, "param_groups")):
-        raise ArgumentTypeError(f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
     parameters = list(dag.parameters())
+    if optimizer is not None:
+        check(optimizer, parameters)
+    with torch.inference_mode(False):  # what is left is to be trained
+        return _remove(selection, dag, inplace, optimizer, parameters, adjust_dropout=adjust_dropout)
+
+
+def _remove(
+    selection: Selection,
+    dag: DagModule,
+    inplace: bool,
+    optimizer: Optimizer | None,
+    parameters: list[nn.Parameter],
+    *,
+    adjust_dropout: bool,
+) -> DagModule:
+    """Remove what was selected."""
     cut = _Cut(selection, dag, share=inplace, adjust_dropout=adjust_dropout)
     units = sum(len(positions) for positions in selection.removed.values())
     history = continued(cut.model, by_hand(units)) if units else dag.history

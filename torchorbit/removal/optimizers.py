@@ -9,7 +9,30 @@ import torch
 from torch import Tensor, nn
 from torch.optim import LBFGS, Optimizer
 
+from torchorbit.errors import ArgumentError, ArgumentTypeError
 from torchorbit.removal.tensors import cut_tensor
+
+
+def check(optimizer: object, parameters: Collection[nn.Parameter]) -> None:
+    """Make sure that an optimizer is one, and of a graph.
+
+    Args:
+        optimizer: what was given as one.
+        parameters: of the graph that is to be pruned.
+
+    Raises:
+        ArgumentTypeError: it is none.
+        ArgumentError: it has none of the parameters.
+    """
+    if not (hasattr(optimizer, "state") and hasattr(optimizer, "param_groups")):
+        raise ArgumentTypeError(f"optimizer is a {type(optimizer).__name__}, expected a torch.optim.Optimizer")
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    if parameters and not any(id(parameter) in held for parameter in parameters):
+        raise ArgumentError(
+            f"the {type(optimizer).__name__} has none of the graph's parameters: it is of another model or a copy, or "
+            "went along with an earlier pruning of this graph, whose result has its parameters now; make it of the "
+            "parameters of the graph that is pruned"
+        )
 
 
 @torch.no_grad()
