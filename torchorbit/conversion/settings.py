@@ -59,7 +59,7 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (lambda: vars(torch._GLOBAL_DEVICE_CONTEXT).copy(), _set_device_context),
     (lambda: list(torch.overrides._get_current_function_mode_stack()), _set_function_modes),
     # Whether modes see calls of functions: an interrupt may leave a context that hides them without its end.
-    (torch._C._get_torch_function_state, torch._C._set_torch_function_state),
+    (torch._C._get_torch_function_state, torch._C._set_torch_function_state),  # type: ignore[attr-defined]
     (torch.is_grad_enabled, torch._C._set_grad_enabled),
     (
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
