@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from harness.records import Record, Versions
+from torchorbit.errors import ArgumentError
 
 Depth = Literal["shape", "numeric"]
 
@@ -56,9 +56,9 @@ class Job:
         """Read what `to_line` wrote.
 
         Raises:
-            ValueError: It is no job.
+            ArgumentError: It is no job.
         """
-        return _READERS[cls.__name__]().validate_json(line)
+        return _read(cls, line)
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,7 @@ class Outcome:
     changed: tuple[str, ...] = ()
 
     def to_line(self) -> str:
-        """The outcome as JSON.
-
-        Raises:
-            ValueError: A number in it is not finite, of which JSON knows nothing.
-        """
+        """The outcome as JSON, which knows nothing of numbers that are not finite."""
         return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
@@ -100,12 +96,18 @@ class Outcome:
         """Read what `to_line` wrote.
 
         Raises:
-            ValueError: It is no outcome.
+            ArgumentError: It is no outcome.
         """
-        return _READERS[cls.__name__]().validate_json(line)
+        return _read(cls, line)
 
 
-# Made when they are first needed: that takes a while.
-_READERS: dict[str, Callable[[], TypeAdapter[Any]]] = {
-    kind.__name__: functools.cache(functools.partial(TypeAdapter, kind)) for kind in (Job, Outcome)
-}
+@functools.cache
+def _reader(name: str) -> TypeAdapter[Any]:
+    return TypeAdapter({"Job": Job, "Outcome": Outcome}[name])
+
+
+def _read(kind: type[Job] | type[Outcome], line: str) -> Any:
+    try:
+        return _reader(kind.__name__).validate_json(line)
+    except ValidationError as error:
+        raise ArgumentError(f"this is no {kind.__name__}: {error.errors(include_url=False)[0]['msg']}") from None

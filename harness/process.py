@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import psutil
 
+from torchorbit.errors import ArgumentError
+
 if TYPE_CHECKING:
     from harness.jobs import Job
 
@@ -49,20 +51,23 @@ def receive(stream: BinaryIO) -> dict[str, Any]:
 
     Raises:
         EOFError: There is none, or not all of it, and there will be no more.
-        ValueError: What came is no message.
+        ArgumentError: What came is no message.
     """
     head = stream.read(_LENGTH.size)
     if len(head) < _LENGTH.size:
         raise EOFError
     (length,) = _LENGTH.unpack(head)
     if length > _LARGEST_MESSAGE:
-        raise ValueError(f"a message of {length} bytes")
+        raise ArgumentError(f"a message of {length} bytes, expected {_LARGEST_MESSAGE} at most")
     packed = stream.read(length)
     if len(packed) < length:
         raise EOFError
-    message = json.loads(packed)
+    try:
+        message = json.loads(packed)
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(f"no JSON where a message was expected: {error}") from None
     if not isinstance(message, dict):
-        raise ValueError(f"a JSON {type(message).__name__} where a message was expected")
+        raise ArgumentError(f"a JSON {type(message).__name__} where a message was expected")
     return message
 
 

@@ -36,6 +36,8 @@ _RANDOM = frozenset([
 ])  # fmt: skip
 #: What leaves its values to chance, or to what was in memory.
 _UNDECIDED = _RANDOM | {"empty", "empty_like", "new_empty"}
+#: How the names of operators begin that refuse some matrices, and some pivots.
+_OF_MATRICES = ("linalg_", "lu_")
 #: Families whose operators compute with floating point numbers, with few exceptions.
 _OF_FLOATS = frozenset([
     "convolutions", "contractions", "recurrent", "normalizations", "activations", "pooling", "resampling", "fourier",
@@ -171,8 +173,12 @@ def _for_real(
     try:
         with chance:
             return call(made)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-        return None  # of these values it cannot be computed; the model's own may be others
+    except NotImplementedError:  # of these dtypes, whatever their values are
+        raise
+    except RuntimeError as error:
+        if isinstance(error, torch.linalg.LinAlgError) or row.name.startswith(_OF_MATRICES):  # type: ignore[attr-defined]
+            return None  # of these values it cannot be computed; the model's own may be others
+        raise
 
 
 def _as_it_is(tensor: Tensor) -> Tensor:
