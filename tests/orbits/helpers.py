@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import pytest
 import timm
 import torch
 
 import torchorbit
-from torchorbit import Orbit, Orbits
+from torchorbit import DagModule, Orbit, Orbits
+from torchorbit.operators import Operands
 
 
 def owned(orbit: Orbit, unit: int | None = None) -> dict[tuple[str, int], tuple[int, ...]]:
@@ -45,3 +47,11 @@ def of_timm(name: str, **options: Any) -> Orbits:
         model = timm.create_model(name, scriptable=False, **options).eval()
     dag = torchorbit.convert(model, torch.empty(2, *model.pretrained_cfg["input_size"], device="meta"))
     return torchorbit.find_orbits(dag)
+
+
+def assert_as_at_another_size(orbits: Orbits, dag: DagModule) -> None:
+    """Where the recorded sizes alone seem to show what becomes of labels, another size shows the same."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Operands, "_is_plain", lambda operands, x: False)
+        others = torchorbit.find_orbits(dag)
+    assert [(o.kind, o.reading, owned(o)) for o in orbits] == [(o.kind, o.reading, owned(o)) for o in others]

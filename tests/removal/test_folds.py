@@ -11,6 +11,7 @@ from torch import nn
 
 import torchorbit
 from tests.models import Computes, assert_same
+from tests.orbits.helpers import assert_as_at_another_size
 from torchorbit.removal.masked_operators import RecordedSizeError
 
 TOLERANCE = 1e-9
@@ -281,6 +282,7 @@ def test_any_network_that_folds_is_right_at_any_size(rounds, registers, batch, d
     for inputs in others:
         assert_same(dag(inputs), model(inputs))
     orbits = torchorbit.find_orbits(dag)
+    assert_as_at_another_size(orbits, dag)
     removed = {}
     for orbit in orbits:
         removed[orbit] = sorted(data.draw(st.sets(st.integers(0, orbit.width - 1), max_size=orbit.width - 1)))

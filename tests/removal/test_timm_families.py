@@ -12,6 +12,7 @@ from harness.models import build_with_random_weights, input_size
 from harness.verification import random_input
 from harness.weights import normalize_by_first_run
 from tests.numerics import in_float64
+from tests.orbits.helpers import assert_as_at_another_size
 
 pytestmark = pytest.mark.numeric
 
@@ -44,6 +45,7 @@ def test_half_of_every_orbit_can_be_removed(name):
     orbits = torchorbit.find_orbits(dag)
     assert len(orbits) > 1
     assert not orbits.unruled
+    assert_as_at_another_size(orbits, dag)
     choice = random.Random(zlib.crc32(name.encode()))
     removed = {orbit: choice.sample(range(orbit.width), orbit.width // 2) for orbit in orbits}
 

@@ -36,6 +36,8 @@ def _joined(operands: Operands, tensors: list[Labelled], axis: int) -> list[Dim]
     for position in range(len(operands.shape)):
         if position == axis:
             parts = [operands.no_proportion(tensor.dims[axis]) for tensor in tensors]
+            if len({part is None for part in parts}) == 2:
+                operands.reading.open_lengths = True
             dims.append(labels.concatenate(parts, [tensor.shape[axis] for tensor in tensors]))
         else:
             dims.append(labels.meet(*[tensor.dims[position] for tensor in tensors]))

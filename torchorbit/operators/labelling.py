@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from torchorbit.arguments import Size
 from torchorbit.containers import leaves_of, map_leaves
 from torchorbit.labels import OTHER, Array, Dim, Labels, Piece
 from torchorbit.operators.table import OPERATORS, REQUIRED
@@ -99,6 +100,8 @@ class Reading:
         parts: (vertex, dimension of its result) -> the dimensions that it folds into this one, where inputs decide how
             long some of them are.
         folds: id of the labels of such a dimension -> these labels, and where it was folded.
+        open_lengths: whether dimensions with labels may have lengths that inputs decide, as those have in which learned
+            tokens stand beside others.
     """
 
     labels: Labels
@@ -112,6 +115,7 @@ class Reading:
     reads: Callable[[str], frozenset[Any]] = field(default=lambda name: frozenset({None}), compare=False)
     parts: dict[tuple[str, int], tuple[Part, ...]] = field(default_factory=dict)
     folds: dict[int, tuple[Array, tuple[str, int]]] = field(default_factory=dict)
+    open_lengths: bool = False
 
     def folded_at(self, dim: Dim) -> tuple[str, int] | None:
         """Where dimensions, of which inputs decide how long some are, were folded into this one; None if nowhere."""
@@ -130,7 +134,9 @@ class Operands:
         shape: shape of the result, or containers of shapes.
         module: the module that is called, where it is one.
         elsewhere: gives the shape of an argument, by its name, or of the result, for None, at another size of the
-            inputs; None where that is not known.
+            inputs; None where that is not known. The first time it is asked it takes as long as all the rest.
+        fixed: gives the dimensions of an argument, by its name, that have the same length at every size of the inputs,
+            as far as that is plain to see where they are made.
     """
 
     reading: Reading
@@ -140,6 +146,7 @@ class Operands:
     shape: Any
     module: nn.Module | None = None
     elsewhere: Callable[[str | None], Any] = field(default=lambda name: None, compare=False)
+    fixed: Callable[[str], frozenset[int]] = field(default=lambda name: frozenset(), compare=False)
     _pieces: int = 0
 
     @property
@@ -181,7 +188,10 @@ class Operands:
         dimensions that it was.
         """
         x, reading = self.tensor(), self.reading
-        old, new = self.elsewhere("input"), self.elsewhere(None)
+        old: Any = None
+        new: Any = None
+        if not self._is_plain(x):
+            old, new = self.elsewhere("input"), self.elsewhere(None)
         # A batch of one sample may be left out by a squeeze, which does nothing with others.
         known = old is not None and new is not None and (len(old), len(new)) == (len(x.shape), len(self.shape))
         count = 2 if known else 1
@@ -204,6 +214,50 @@ class Operands:
                 if isinstance(dim, np.ndarray):
                     reading.folds[id(dim)] = dim, (self.vertex, axis)
         return result
+
+    def _is_plain(self, x: Labelled) -> bool:
+        """Whether the recorded sizes alone show which labels the result has.
+
+        They do where what has labels is folded with nothing that inputs decide: other sizes need not be looked at then.
+        """
+        labelled = [dim is not None for dim in x.dims]
+        if not any(labelled):
+            return True
+        if any(self.reading.folded_at(dim) is not None for dim in x.dims):
+            return False
+        if self.operator == "unsqueeze" or (self.operator == "squeeze" and self.args.get("dim") is not None):
+            return True
+        if self.operator == "flatten":
+            start, end = (self.arg(name) % max(len(labelled), 1) for name in ("start_dim", "end_dim"))
+            return self._is_plain_fold(labelled, range(start, end + 1))
+        if self.operator == "unflatten":
+            return not labelled[self.arg("dim") % len(labelled)] or all(map(_is_length, self.arg("sizes")))
+        if self.operator == "reshape":
+            sizes = self.args["shape"]
+        elif self.operator == "reshape_as":
+            like = self.tensor("other")
+            closed = not self.reading.open_lengths
+            sizes = tuple(
+                [
+                    length if dim is not None and closed else Size(None, n)
+                    for n, (length, dim) in enumerate(zip(like.shape, like.dims, strict=True))
+                ]
+            )
+        else:
+            return False
+        (first, last), (begin, end) = _unmatched(
+            labelled, x.shape, sizes, self.shape, open_lengths=self.reading.open_lengths
+        )
+        return (last - first == end - begin == 1) or self._is_plain_fold(labelled, range(first, last))
+
+    def _is_plain_fold(self, labelled: list[bool], axes: range) -> bool:
+        """Whether no input decides how long any of these dimensions is, or else none of them has labels."""
+        if not any(labelled[axis] for axis in axes):
+            return True
+        if self.reading.open_lengths and sum(labelled[axis] for axis in axes) > 1:
+            return False
+        fixed = self.fixed("input")
+        return all(labelled[axis] or axis in fixed for axis in axes)
 
     def at_fixed_places(self, dim: Dim) -> Dim:
         """A dimension of which positions are taken by their numbers.
@@ -289,6 +343,48 @@ class Operands:
                     meeting.append(tensor.dims[position])
             result.append(None if length == 1 else self.labels.meet(*meeting))
         return result
+
+
+def _is_length(size: Any) -> bool:
+    """Whether a size is a number of the model's, which no input changes."""
+    return type(size) is int and size > 0
+
+
+def _unmatched(
+    labelled: list[bool], old: tuple[int, ...], sizes: tuple[Any, ...], new: tuple[int, ...], *, open_lengths: bool
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """What is left of the dimensions of a reshape's operand and result when what is plain is taken away at both ends.
+
+    Plain are dimensions without labels that stay as long as they are, and such with labels that become others of which
+    the model says how long they are; so it does of what is left over for one, unless lengths with labels are open.
+    """
+    i, j, k, m = 0, 0, len(old), len(new)
+
+    def step(source: int, target: int, way: int) -> tuple[int, int]:
+        """How many dimensions of each are taken away at one end."""
+        size = sizes[target]
+        if not labelled[source]:
+            stays = old[source] == new[target] and (_is_length(size) or (type(size) is Size and size.dim == source))
+            return (1, 1) if stays else (0, 0)
+        taken, given, product, wanted = 1, 0, old[source], 1
+        while wanted != product or not given:
+            if wanted < product or not given:
+                at = target + way * given
+                if not j <= at < m or not (_is_length(sizes[at]) or (sizes[at] == -1 and not open_lengths)):
+                    return 0, 0
+                wanted, given = wanted * new[at], given + 1
+            else:
+                at = source + way * taken
+                if not i <= at < k or not labelled[at]:
+                    return 0, 0
+                product, taken = product * old[at], taken + 1
+        return taken, given
+
+    while i < k and j < m and (found := step(i, j, 1)) != (0, 0):
+        i, j = i + found[0], j + found[1]
+    while i < k and j < m and (found := step(k - 1, m - 1, -1)) != (0, 0):
+        k, m = k - found[0], m - found[1]
+    return (i, k), (j, m)
 
 
 def _part(piece: Piece, before: Part, folded: Dim) -> Part:

@@ -158,8 +158,8 @@ def _read(
             continue
         args = {key: arg if type(arg) in PLAIN else value(arg) for key, arg in call.args.items()}
         module = model.module_at(vertex.target) if isinstance(vertex, ModuleVertex) else None
-        elsewhere = partial(model.elsewhere, name)
-        operands = Operands(reading, name, call.operator, args, shapes.get(name), module, elsewhere)
+        elsewhere, lengths = partial(model.elsewhere, name), partial(model.fixed_lengths, name)
+        operands = Operands(reading, name, call.operator, args, shapes.get(name), module, elsewhere, lengths)
         if function is None:
             reading.unruled.setdefault(call.operator)
             labels.at = ("unruled", name)

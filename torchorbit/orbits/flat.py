@@ -17,8 +17,16 @@ from torchorbit.graph.dag import DagModule, Graph
 from torchorbit.graph.one_level import one_level
 from torchorbit.graph.shapes import ArgumentShapes
 from torchorbit.graph.vertices import OperatorVertex, vertex_args
+from torchorbit.operators.labelling import SAME_LABELS
+from torchorbit.operators.sums import reduced_axes
+from torchorbit.operators.table import KNOWN, RULES
 from torchorbit.orbits.constants import Constants
 from torchorbit.orbits.elsewhere import shapes_elsewhere
+
+_CONVOLUTIONS = frozenset(["conv1d", "conv2d", "conv3d"])
+_NORMS = frozenset(["batch_norm", "group_norm", "instance_norm", "layer_norm", "rms_norm"])
+#: Poolings to a length that is given, and over how many of the last dimensions they go.
+_POOLED = {f"adaptive_{kind}_pool{n}d": n for kind in ("avg", "max") for n in (1, 2, 3)}
 
 
 @dataclass(slots=True)
@@ -108,6 +116,45 @@ class FlatModel:
         return ArgumentShapes(self._elsewhere, lambda path: self.tensor_at(path).shape).value(
             self.calls[vertex].args[argument]
         )
+
+    def fixed_lengths(self, vertex: str, argument: str) -> frozenset[int]:
+        """The dimensions of an argument that have the same length at every size of the inputs.
+
+        That is looked for where they are made, and no farther than poolings, stacks and what keeps dimensions.
+        """
+        return self._fixed_lengths(self.calls[vertex].args[argument])
+
+    def _fixed_lengths(self, arg: Any) -> frozenset[int]:
+        if type(arg) is not Ref or arg.index or arg.vertex not in self.calls:
+            return frozenset()
+        call, rank = self.calls[arg.vertex], len(self.graph.shapes[arg.vertex])
+        args, pooled = call.args, _POOLED.get(call.operator)
+        if pooled is not None:
+            lengths = args["output_size"]
+            lengths = (lengths,) * pooled if type(lengths) is int else lengths
+            return frozenset([rank - pooled + n for n, length in enumerate(lengths) if type(length) is int])
+        if call.operator == "reshape":
+            return frozenset([axis for axis, size in enumerate(args["shape"]) if type(size) is int and size > 0])
+        if call.operator == "stack":
+            return frozenset([args.get("dim", 0) % rank])
+        if args.get("keepdim") is True and KNOWN[call.operator].reduces:
+            return frozenset(reduced_axes(args.get("dim"), rank))
+        if call.operator in _CONVOLUTIONS and self._is_of_points(call):
+            return self._fixed_lengths(args["input"]) - {0, 1}
+        if call.operator == "permute":
+            inside = self._fixed_lengths(args["input"])
+            return frozenset([axis for axis, source in enumerate(args["dims"]) if source % rank in inside])
+        one = sum(type(operand) is Ref for operand in args.values()) == 1
+        if one and (call.operator in _NORMS or RULES.get(call.operator) in SAME_LABELS):
+            return self._fixed_lengths(args.get("input"))
+        return frozenset()
+
+    def _is_of_points(self, call: Call | OperatorVertex) -> bool:
+        """Whether a convolution looks at one place at a time, and adds none around them."""
+        weight, padding = call.args.get("weight"), call.args.get("padding", 0)
+        if type(weight) is not Attr or set(self.tensor_at(weight.path).shape[2:]) != {1}:
+            return False
+        return padding in (0, "same", "valid") or not any(padding)
 
     def reads(self, name: str) -> frozenset[Any]:
         """Which of several results of a vertex anything reads; None is among them where all are read at once."""
