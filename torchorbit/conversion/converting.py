@@ -25,6 +25,7 @@ from torchorbit.conversion.preserving import Snapshot
 from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, other_answer, parting, reconcile
 from torchorbit.conversion.recorder import held_modes, on_meta, record
 from torchorbit.conversion.recording import CHECK, Recording, Value
+from torchorbit.conversion.repeating import refuse_another
 from torchorbit.conversion.wrappers import packages_of, refuse_scripted, unwrapped, without_caches
 from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError, GraphRunError
 from torchorbit.graph.dag import DagModule, Provenance
@@ -529,7 +530,11 @@ class _Recordings:
     def one_by_one(
         self, first: Recording, everything: Variation, stretches: list[_Stretch]
     ) -> tuple[Reconciled, Provenance]:
-        """Vary one thing at a time, and keep the variations that one graph can explain."""
+        """Vary one thing at a time, and keep the variations that one graph can explain.
+
+        What is otherwise in a second recording with nothing varied, no variation explains.
+        """
+        refuse_another(first, self.take(Variation()))
         kept: list[tuple[Recording, Variation]] = []
         reconciled = self.merged(first, kept)
         fixed_by, stretched = ("", ""), None
