@@ -66,6 +66,11 @@ def otherwise_at_first(model, x):
     return x * 2 if first else x
 
 
+def every_third_time(model, x):
+    model.count = (model.count + 1) % 3
+    return x if model.count else x * 2
+
+
 def averaged(model, x):
     model.mean = 0.9 * model.mean + x.mean()
     return x - model.mean
@@ -117,6 +122,7 @@ REFUSED = {
     "a dict of a module": (lambda: Keeps(counted_in_a_dict_of_a_module), r"COUNTS\['passes'\]'"),
     "a closure": (lambda: Keeps(closure()), "a variable of a closure"),
     "a flag": (lambda: Keeps(otherwise_at_first, first=True), "'first', which was True and is False"),
+    "a rhythm": (lambda: Keeps(every_third_time, count=0), "'count'"),
     "a mean": (lambda: Keeps(averaged, mean=torch.zeros(())), "'mean', which was a tensor"),
     "a mean in a global": (lambda: Keeps(averaged_in_a_global), "MEAN', which was a tensor"),
     "the last input": (lambda: Keeps(with_the_last_input, last=None), "'last', which was None"),

@@ -68,7 +68,8 @@ def swapped(
                     recorder.members.append((tensors, name, twin))
                     tensors[name] = twin  # type: ignore[assignment]
     for container, key, tensor in snapshot.hanging:
-        if earlier is not None and not holds(container, key, stood_in[id(tensor)]):
+        stood = stood_in.get(id(tensor))
+        if earlier is not None and (stood is None or not holds(container, key, stood)):
             continue
         twin = twin_of(tensor)
         if id(twin) not in recorder.values:

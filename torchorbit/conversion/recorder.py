@@ -43,7 +43,7 @@ from torchorbit.conversion.recording import (
     function_name,
     writes_in_place,
 )
-from torchorbit.conversion.repeating import Numbering, parted_at, random_states, reason_of
+from torchorbit.conversion.repeating import Numbering, parted_at, plain_numbers, random_states, reason_of
 from torchorbit.conversion.settings import kept_settings
 from torchorbit.conversion.uniform import Bound, Uniforms
 from torchorbit.errors import ConversionError
@@ -98,6 +98,10 @@ _RETURN = "return a tuple, a list, a dict or a data class of tensors instead"
 _PYTHON_CONSTANTS = {
     int, float, bool, str, complex, type(None), type(Ellipsis), torch.dtype, torch.memory_format, torch.layout,
 }  # fmt: skip
+
+
+# So often at most a model runs again whose plain numbers change in every pass.
+_PASSES = 4
 
 
 class Recorder(TorchFunctionMode):
@@ -756,7 +760,13 @@ def record(
             if kept.get((id(change.holder), change.name), change.before) is not change.now
         ]
         if changes or random_states(snapshot) != random_before:
-            _refuse_another_pass(one_pass, model, snapshot, dtypes, changes)
+            latest = one_pass
+            for _ in range(_PASSES):
+                latest = _next_pass(one_pass, latest, model, snapshot, dtypes, changes)
+                left = snapshot.changes(latest.recorder.twins)
+                if plain_numbers(left) == plain_numbers(changes):
+                    break  # what comes then finds what this one found
+                changes = left
     recorder.release()
     reads = [paths[identity] for identity in recorder.training_reads]
     return Recording(
@@ -841,19 +851,20 @@ class _Pass:
         self.output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
 
 
-def _refuse_another_pass(
+def _next_pass(
     first: _Pass,
+    latest: _Pass,
     model: nn.Module,
     snapshot: Snapshot,
     dtypes: Mapping[torch.dtype, torch.dtype],
     changes: Sequence[Change],
-) -> None:
-    """Refuse a model that computes something else in a pass that comes after the first one.
+) -> _Pass:
+    """One more pass, after the latest one, which computes the same as the first one.
 
     Raises:
-        ConversionError: it does, or draws random numbers that are not torch's, or fails.
+        ConversionError: it computes something else, draws random numbers that are not torch's, or fails.
     """
-    earlier, count = first.recorder, len(first.inputs)
+    earlier = latest.recorder
     recorder = Recorder(model, earlier.paths, earlier.atomic)
     recorder.told = earlier.told
     recorder.go_on_from(earlier)
@@ -866,14 +877,15 @@ def _refuse_another_pass(
         second.run(model)
     recorder.release()
     numbering, start = Numbering(), len(earlier.steps)
-    alone = numbering.steps(earlier.steps, earlier.constants, lambda step: ("input", step))
-    expected = numbering.result(first.output, earlier.steps)
+    alone = numbering.steps(first.recorder.steps, first.recorder.constants, lambda step: ("input", step))
+    expected = numbering.result(first.output, first.recorder.steps)
+    given = len(earlier.inputs)
     # What an earlier pass was given is something else than what this one is.
     before = numbering.steps(earlier.steps, earlier.constants, lambda step: ("before", step))
     numbers = numbering.steps(
         recorder.steps,
         recorder.constants,
-        lambda step: ("input", step + count) if step < -count else ("before", step),
+        lambda step: ("input", step + given) if step < -given else ("before", step),
         before,
     )
     drawn = random_states(snapshot) != random_before
@@ -883,6 +895,7 @@ def _refuse_another_pass(
         raise ConversionError(
             "record", where, None, reason_of(step, snapshot, changes, drawn), None if step is None else step.line
         )
+    return second
 
 
 def _set_mode(snapshot: Snapshot, training: bool) -> None:

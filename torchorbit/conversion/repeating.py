@@ -41,6 +41,12 @@ def random_states(snapshot: Snapshot) -> tuple[Any, ...]:
     return random.getstate(), name, np.asarray(keys).tobytes(), *others, *own
 
 
+def plain_numbers(changes: Sequence[Change]) -> list[tuple[int, str, Any]]:
+    """What plain numbers, flags and texts are among some changes, to be compared."""
+    plain = [(id(change.holder), repr(change.name), untraced(change.now)) for change in changes]
+    return [found for found in plain if isinstance(found[2], (int, float, str))]
+
+
 class Numbering:
     """Gives equal numbers to equal results, of several passes."""
 
