@@ -321,6 +321,37 @@ def test_tokens_of_a_model_s_own():
     assert torchorbit.rules.check_rule(model, T)
 
 
+@pytest.mark.parametrize(
+    ("front", "taken", "widths"),
+    [
+        (False, lambda t, patches: t[:, 16:18].sum(1), []),
+        (False, lambda t, patches: t.narrow(1, 16, 2).sum(1), []),
+        (False, lambda t, patches: t[:, [17, 18]].sum(1), []),
+        (False, lambda t, patches: t[:, 17], []),
+        (False, lambda t, patches: t.select(1, 17), []),
+        (False, lambda t, patches: t[:, ::2].sum(1), []),
+        (False, lambda t, patches: t[:, :16].sum(1), []),
+        (False, lambda t, patches: t[:, -2:].sum(1), [2, 2]),
+        (False, lambda t, patches: t[:, -1], [3]),
+        (False, lambda t, patches: t.split([patches.shape[1], 4], 1)[1].sum(1), [4]),
+        (True, lambda t, patches: t[:, :2].sum(1), [2, 2]),
+        (True, lambda t, patches: t[:, 4:].sum(1), [4]),
+    ],
+)
+def test_tokens_at_a_place_that_moves_with_the_size_stay(front, taken, widths):
+    """Behind the patches of an image a number says which register it is at one size alone."""
+
+    def forward(self, x):
+        patches = self.embed(x).flatten(2).mT
+        tokens = [patches, self.registers.expand(x.shape[0], -1, -1)]
+        return self.o(taken(torch.cat(tokens[::-1] if front else tokens, 1), patches))
+
+    registers = nn.Parameter(torch.randn(1, 4, 6))
+    model = Computes(forward, registers=registers, embed=nn.Conv2d(3, 6, 4, 4), o=nn.Linear(6, 3))
+    orbits = orbits_of(model, torch.randn(2, 3, 16, 16))
+    assert [orbit.width for orbit in orbits.of_tensor("registers", 1)] == widths
+
+
 def test_groups_of_a_normalization():
     orbits = orbits_of(between(lambda self, y: self.n(y), n=nn.GroupNorm(4, 8)))
     assert kinds(orbits) == [(2, 0), (4, 1)]

@@ -25,6 +25,7 @@ from torchorbit.conversion.preserving import Snapshot
 from torchorbit.conversion.reconcile import DisagreementError, Reconciled, Variation, other_answer, parting, reconcile
 from torchorbit.conversion.recorder import held_modes, on_meta, record
 from torchorbit.conversion.recording import CHECK, Recording, Value
+from torchorbit.conversion.repeating import refuse_another
 from torchorbit.conversion.wrappers import packages_of, refuse_scripted, unwrapped, without_caches
 from torchorbit.errors import ArgumentError, ArgumentTypeError, ConversionError, GraphRunError
 from torchorbit.graph.dag import DagModule, Provenance
@@ -177,22 +178,30 @@ def _others(model: nn.Module, inputs: _Inputs, others: Any) -> list[_Inputs]:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Stretch:
-    """A change of lengths: of one dimension, or of all spatial ones of images (None).
+    """A change of lengths: of some dimensions, or of all spatial ones of images (None).
 
     Images are tripled: three is odd and no window size or stride that occurs, so a length stays divisible by whatever
     it was divisible by, and indivisible by whatever it was not.
 
     Attributes:
-        dim: the dimension.
+        dims: the dimensions.
         factor: how many times as long it is.
         divisor: of how many parts of the length that many are taken.
         indices: of tensors of integers alone.
     """
 
-    dim: int | None
+    dims: tuple[int, ...] | None
     factor: int
     divisor: int = 1
     indices: bool = False
+
+    def dims_of(self, tensor: Tensor) -> tuple[int, ...]:
+        """The dimensions of a tensor that it changes."""
+        if self.indices and tensor.is_floating_point():
+            return ()
+        if self.dims is None:
+            return tuple(range(2, tensor.dim())) if tensor.dim() > 3 else ()  # of an image beside tokens
+        return tuple([dim for dim in self.dims if dim < tensor.dim()])
 
 
 def _place(error: ConversionError | DisagreementError) -> tuple[str, str]:
@@ -343,11 +352,9 @@ class _Recordings:
             lengths = list(tensor.shape)
             if self.batch and self.batched(tensor):
                 lengths[0] = _OTHER_BATCH if variation.batch else self.batch
-            if stretch is not None and not (stretch.indices and tensor.is_floating_point()):
-                spatial = range(2, len(lengths)) if len(lengths) > 3 else ()  # of an image beside tokens
-                for dim in spatial if stretch.dim is None else (stretch.dim,):
-                    if dim < len(lengths):
-                        lengths[dim] = max(lengths[dim] * stretch.factor // stretch.divisor, 1)
+            for dim in () if stretch is None else stretch.dims_of(tensor):
+                assert stretch is not None
+                lengths[dim] = max(lengths[dim] * stretch.factor // stretch.divisor, 1)
             return tuple(lengths)
 
         dtypes = self.other_dtype if variation.dtype else {}
@@ -529,7 +536,11 @@ class _Recordings:
     def one_by_one(
         self, first: Recording, everything: Variation, stretches: list[_Stretch]
     ) -> tuple[Reconciled, Provenance]:
-        """Vary one thing at a time, and keep the variations that one graph can explain."""
+        """Vary one thing at a time, and keep the variations that one graph can explain.
+
+        What is otherwise in a second recording with nothing varied, no variation explains.
+        """
+        refuse_another(first, self.take(Variation()))
         kept: list[tuple[Recording, Variation]] = []
         reconciled = self.merged(first, kept)
         fixed_by, stretched = ("", ""), None
@@ -559,11 +570,17 @@ class _Recordings:
         if max(ranks, default=0) >= 4:
             return [_Stretch(None, 3)]
         if max(ranks, default=0) == 3:
-            # Tokens come second, or last where the model is a convolution along them; tables may limit them.
-            return [_Stretch(1, 3), _Stretch(2, 3), _Stretch(1, 1, 2), _Stretch(2, 1, 2)]
-        if any(t.dim() == 2 and not t.is_floating_point() for t in self.inputs.tensors()):
-            return [_Stretch(1, 3, indices=True), _Stretch(1, 1, 2, indices=True)]
-        return []
+            # Tokens come second, or last where the model is a convolution along them; tables may limit them. All of
+            # them where nothing has weights for one; a layer that does says so at once.
+            one = [_Stretch((1,), 3), _Stretch((2,), 3), _Stretch((1,), 1, 2), _Stretch((2,), 1, 2)]
+            return [_Stretch((1, 2), 3), *one]
+        matrices = [t for t in self.inputs.tensors() if t.dim() == 2]
+        found = []
+        if any(t.is_floating_point() for t in matrices):
+            found.append(_Stretch((1,), 3))
+        if not all(t.is_floating_point() for t in matrices):
+            found += [_Stretch((1,), 3, indices=True), _Stretch((1,), 1, 2, indices=True)]
+        return found
 
     def provenance(
         self,
@@ -578,10 +595,15 @@ class _Recordings:
         for stretch in self.stretches():
             if stretched is None or stretch == stretched:
                 break
-            if stretch.dim is not None and stretch.dim != stretched.dim:
-                fixed_dims.add(stretch.dim)
+            fixed_dims.update(set(stretch.dims or ()) - set(stretched.dims or ()))
         free_lengths = any(variation.lengths for variation in kept) or not wanted.lengths
         free_batch = any(variation.batch for variation in kept)
+        lengthened = stretched if any(variation.lengths for variation in kept) else None
+        fixed_lengths = []
+        for tensor in self.inputs.tensors():
+            varied = {0} if free_batch and self.batched(tensor) else set()
+            varied.update(() if lengthened is None else lengthened.dims_of(tensor))
+            fixed_lengths.append(tuple([dim for dim in range(tensor.dim()) if dim not in varied]))
         training = not wanted.training or any(variation.training for variation in kept)
         return Provenance(
             source=f"{type(self.model).__module__}.{type(self.model).__qualname__}",
@@ -590,6 +612,7 @@ class _Recordings:
             free_batch=free_batch,
             free_lengths=free_lengths,
             fixed_dims=tuple(sorted(fixed_dims)),
+            fixed_lengths=tuple(fixed_lengths),
             fixed_by=("", "") if free_lengths and not fixed_dims else fixed_by,
             batch_fixed_by=("", "") if free_batch else self.batch_fixed_by,
             free_dtype=any(variation.dtype for variation in kept),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from torchorbit.arguments import Attr
 from torchorbit.conversion.numbers import observer
-from torchorbit.conversion.preserving import Snapshot, put
+from torchorbit.conversion.preserving import Snapshot, holds, put, takes_place
 from torchorbit.errors import ConversionError
 
 if TYPE_CHECKING:
@@ -28,9 +28,21 @@ _PATIENCE_SECONDS = 60.0
 
 
 @contextmanager
-def swapped(snapshot: Snapshot, recorder: Recorder, dtypes: Mapping[torch.dtype, torch.dtype]) -> Iterator[None]:
-    """Swap parameters, buffers and other tensors that hang on a model for meta tensors. `preserved` undoes it."""
+def swapped(
+    snapshot: Snapshot,
+    recorder: Recorder,
+    dtypes: Mapping[torch.dtype, torch.dtype],
+    earlier: Recorder | None = None,
+) -> Iterator[None]:
+    """Swap parameters, buffers and other tensors that hang on a model for meta tensors. `preserved` undoes it.
+
+    After an ``earlier`` recording that was not put back, what it has left in the places of these stays there, but for
+    values of parameters and buffers.
+    """
     twins = recorder.twins
+    before = {} if earlier is None else earlier.originals
+    stood_in = {} if earlier is None else earlier.twins
+    written = {} if earlier is None else {(id(held), name): twin for held, name, twin in earlier.members}
 
     def twin_of(tensor: Tensor) -> Tensor:
         twin = twins.get(id(tensor))
@@ -46,13 +58,19 @@ def swapped(snapshot: Snapshot, recorder: Recorder, dtypes: Mapping[torch.dtype,
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
                 if tensor is not None:
-                    twin = twin_of(tensor)
+                    stood = written.get((id(tensors), name))
+                    if earlier is not None and (stood is None or not takes_place(tensor, stood)):
+                        continue
+                    twin = twin_of(tensor if stood is None else before[id(stood)])
                     recorder.values.setdefault(id(twin), Attr(prefix + name))
-                    recorder.attributes.setdefault(prefix + name, twin)
+                    recorder.attributes[prefix + name] = twin
                     recorder.state.setdefault(twin.untyped_storage()._cdata, prefix + name)
                     recorder.members.append((tensors, name, twin))
                     tensors[name] = twin  # type: ignore[assignment]
     for container, key, tensor in snapshot.hanging:
+        stood = stood_in.get(id(tensor))
+        if earlier is not None and (stood is None or not holds(container, key, stood)):
+            continue
         twin = twin_of(tensor)
         if id(twin) not in recorder.values:
             recorder.known_constants[id(twin)] = tensor

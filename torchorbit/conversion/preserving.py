@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 import random
 import threading
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from torchorbit.conversion.reaching import CODE, Code, KeptSlots, is_foreign, slots_of
+from torchorbit.conversion.reaching import CODE, MISSING, Change, Code, KeptNames, KeptSlots, is_foreign, slots_of
 from torchorbit.conversion.settings import kept_settings
 
 # How far objects inside of objects are followed, from the attributes of a module on.
@@ -38,11 +39,26 @@ class _Kept:
         self.kind = kind  # the container's own methods and no others: a subclass may refuse to be changed
         self.held = tuple(kind.__iter__(holder)) if holder else ()
 
+    @property
+    def same(self) -> bool:
+        """Whether it holds the same objects in the same order."""
+        holder, kind, held = self.holder, self.kind, self.held
+        return kind.__len__(holder) == len(held) and all(map(operator.is_, kind.__iter__(holder), held))
+
+    def changes(self) -> Iterator[Change]:
+        """The positions at which it holds something else now."""
+        if self.same:
+            return
+        pairs = itertools.zip_longest(self.held, self.kind.__iter__(self.holder), fillvalue=MISSING)
+        for position, (before, now) in enumerate(pairs):
+            if before is not now:
+                yield Change(self.holder, position, before, now)
+
     def put_back(self) -> None:
         """Let it hold the same objects in the same order again."""
-        holder, kind, held = self.holder, self.kind, self.held
-        if kind.__len__(holder) == len(held) and all(map(operator.is_, kind.__iter__(holder), held)):
+        if self.same:
             return
+        holder, kind, held = self.holder, self.kind, self.held
         kind.clear(holder)
         (kind.update if kind is set else kind.extend)(holder, held)
 
@@ -60,18 +76,63 @@ class _KeptDict:
         if kind.__len__(holder):
             self.keys, self.values = tuple(kind.keys(holder)), tuple(kind.values(holder))
 
-    def put_back(self) -> None:
-        """Let it hold the same objects under the same keys in the same order again."""
+    @property
+    def same(self) -> bool:
+        """Whether it holds the same objects under the same keys in the same order."""
         holder, kind = self.holder, self.kind
-        if (
+        return (
             kind.__len__(holder) == len(self.keys)
             and all(map(operator.is_, kind.values(holder), self.values))
             and all(map(operator.is_, kind.keys(holder), self.keys))
-        ):
+        )
+
+    def changes(self) -> Iterator[Change]:
+        """The keys under which it holds something else now."""
+        if self.same:
             return
+        before, now = dict(zip(self.keys, self.values, strict=True)), dict(self.kind.items(self.holder))
+        for key in {**before, **now}:
+            if before.get(key, MISSING) is not now.get(key, MISSING):
+                yield Change(self.holder, key, before.get(key, MISSING), now.get(key, MISSING))
+
+    def put_back(self) -> None:
+        """Let it hold the same objects under the same keys in the same order again."""
+        if self.same:
+            return
+        holder, kind = self.holder, self.kind
         kind.clear(holder)
         for key, value in zip(self.keys, self.values, strict=True):
             kind.__setitem__(holder, key, value)
+
+
+class _KeptGenerator:
+    """A generator of random numbers, of Python or of numpy, and its state."""
+
+    __slots__ = ("before", "generator")
+
+    def __init__(self, generator: Any):
+        self.generator = generator
+        self.before = self.state()
+
+    def state(self) -> Any:
+        """The state that it has now."""
+        if isinstance(self.generator, random.Random):
+            return self.generator.getstate()
+        if isinstance(self.generator, np.random.Generator):
+            return self.generator.bit_generator.state
+        return self.generator.get_state(legacy=False)
+
+    def put_back(self) -> None:
+        """Let it draw the same numbers again."""
+        if isinstance(self.generator, random.Random):
+            self.generator.setstate(self.before)
+        elif isinstance(self.generator, np.random.Generator):
+            self.generator.bit_generator.state = self.before
+        else:
+            self.generator.set_state(self.before)
+
+
+_GENERATORS = (random.Random, np.random.Generator, np.random.RandomState)
 
 
 # Subclasses of what comes first are met first: an `OrderedDict` is a `dict`, whose methods would lose its order.
@@ -81,6 +142,23 @@ _HOLDING = (
     *_CONTAINERS, tuple, types.SimpleNamespace, threading.local, weakref.WeakKeyDictionary, weakref.WeakValueDictionary,
     weakref.WeakSet, nn.Module,
 )  # fmt: skip
+
+
+# Another one of these is the same where it is equal.
+_EQUAL = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+
+
+def takes_place(now: Any, stand_in: Tensor) -> TypeGuard[Tensor]:
+    """Whether a tensor is another value of a buffer.
+
+    Of another shape it is a table that is made when it is needed; the graph makes it every time.
+    """
+    return isinstance(now, Tensor) and now.shape == stand_in.shape
+
+
+def _name_of(holder: Any) -> str:
+    """The name of a class, or of a module by its globals; empty where these are of neither."""
+    return holder.__qualname__ if isinstance(holder, type) else str(holder.get("__name__", ""))
 
 
 class Snapshot:
@@ -94,11 +172,13 @@ class Snapshot:
         hanging: tensors of the modules that are neither parameters nor buffers, with the container and the key under
             which each is.
         caches: what ``functools.lru_cache`` keeps for the model's code.
+        generators: generators of random numbers that the model has, or its code names.
     """
 
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.modules())
         self.hanging: list[tuple[Any, Any, Tensor]] = []
+        self.generators: list[_KeptGenerator] = []
         self._kept: list[Any] = []
         self._empty: list[Any] = []  # most containers of a module are: of hooks
         self._seen = {id(module) for module in self.modules}
@@ -146,11 +226,76 @@ class Snapshot:
 
     def put_back(self) -> None:
         """Let everything hold what it held when this was made."""
-        for kept in self._kept:
+        for kept in (*self._kept, *self.generators):
             kept.put_back()
         if any(self._empty):
             for container in self._empty:
                 container.clear()
+
+    def changes(self, stand_ins: Mapping[int, Tensor]) -> list[Change]:
+        """What holds something else than when this was made.
+
+        Training flags do not count, nor parameters and buffers that hold other values of the same shape, nor numbers
+        and texts that are equal.
+
+        Args:
+            stand_ins: id of a tensor -> the tensor that was put in its place.
+        """
+        flags = {id(module.__dict__) for module in self.modules}
+        state = {id(held) for module in self.modules for held in (module._parameters, module._buffers)}
+        found: list[Change] = []
+        for change in itertools.chain(*[kept.changes() for kept in self._kept]):
+            before, now = change.before, change.now
+            stand_in = stand_ins.get(id(before)) if isinstance(before, Tensor) else None
+            if stand_in is not None and (
+                now is stand_in or (id(change.holder) in state and takes_place(now, stand_in))
+            ):
+                continue
+            if id(change.holder) in flags and change.name == "training":
+                continue
+            if type(before) in _EQUAL and isinstance(now, type(before)) and before == now:
+                continue
+            found.append(change)
+        if any(self._empty):
+            for container in self._empty:
+                items = dict.items(container) if isinstance(container, dict) else enumerate(container)
+                found += [Change(container, key, MISSING, now) for key, now in items]
+        return found
+
+    def called(self, change: Change) -> str:
+        """The name of what has changed, as code would write it, from the outermost module on."""
+        root = self.modules[0]
+        for path, module in root.named_modules():
+            if change.holder is module._parameters or change.holder is module._buffers:
+                return f"{path}.{change.name}".removeprefix(".")
+        waiting: list[tuple[Any, str]] = [(module, path) for path, module in root.named_modules()]
+        waiting += [
+            (value, f"{_name_of(kept.holder)}.{name}")
+            for kept in self._kept
+            if isinstance(kept, KeptNames)
+            for name, value in kept.meant.items()
+        ]
+        seen: set[int] = set()
+        while waiting:
+            value, path = waiting.pop(0)
+            if id(value) in seen or type(value) in _INERT or issubclass(type(value), (Tensor, *CODE)):
+                continue
+            seen.add(id(value))
+            attributes = value.__dict__ if type(getattr(value, "__dict__", None)) is dict else {}
+            if value is change.holder and isinstance(change.name, str) and not isinstance(value, (dict, list)):
+                return f"{path}.{change.name}"
+            if attributes is change.holder:
+                return f"{path}.{change.name}".removeprefix(".")
+            if value is change.holder:
+                return f"{path}[{change.name!r}]"
+            waiting += [(held, f"{path}.{name}".removeprefix(".")) for name, held in attributes.items()]
+            if isinstance(value, dict):
+                waiting += [(held, f"{path}[{key!r}]") for key, held in dict.items(value)]
+            elif isinstance(value, (list, tuple)):
+                waiting += [(held, f"{path}[{position}]") for position, held in enumerate(value)]
+        if isinstance(change.holder, (dict, type)) and (name := _name_of(change.holder)):
+            return f"{name}.{change.name}"
+        return "a variable of a closure" if change.name is None else str(change.name)
 
     def _reach(self) -> None:
         """Keep what the code of all objects that were looked at can reach."""
@@ -200,6 +345,11 @@ class Snapshot:
             return
         if issubclass(kind, CODE):
             self._code.add(value)
+            return
+        if issubclass(kind, _GENERATORS):
+            if not issubclass(kind, random.SystemRandom):
+                self._seen.add(id(value))
+                self.generators.append(_KeptGenerator(value))
             return
         if is_foreign(kind.__module__) and not issubclass(kind, _HOLDING):
             return
@@ -268,3 +418,11 @@ def put(container: Any, key: Any, value: Any) -> None:
     """Put a value into a dictionary or a list, past what a subclass makes of that."""
     kind: Any = next(base for base in _CONTAINERS if isinstance(container, base))
     kind.__setitem__(container, key, value)
+
+
+def holds(container: Any, key: Any, value: Any) -> bool:
+    """Whether a dictionary or a list holds a value there, past what a subclass makes of that."""
+    kind: Any = next(base for base in _CONTAINERS if isinstance(container, base))
+    if kind is list:
+        return key < list.__len__(container) and list.__getitem__(container, key) is value
+    return dict.get(container, key) is value

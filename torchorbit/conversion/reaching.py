@@ -7,11 +7,12 @@ name occurs in some code that was reached, so that what builds or loads a model 
 
 from __future__ import annotations
 
+import dataclasses
 import dis
 import functools
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
@@ -31,8 +32,33 @@ _OF_EVERY_CLASS = {"__dict__", "__weakref__", "__module__", "__doc__", "__annota
 _MADE_ONCE = (types.ModuleType, types.FunctionType, type)
 # So much code is looked at; beyond is no model's any more.
 _MOST = 20_000
-_MISSING = object()
 _namespace = type.__dict__["__dict__"].__get__
+
+
+class _Missing:
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+#: What a name means that means nothing.
+MISSING = _Missing()
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Change:
+    """Something that a forward has put in the place of something else.
+
+    Attributes:
+        holder: what holds it: a container, the attributes of an object, a class, a variable of a closure.
+        name: the name, the key or the position of it there; None where it has none.
+        before: what was there; `MISSING` where nothing was.
+        now: what is there; `MISSING` where nothing is.
+    """
+
+    holder: Any
+    name: Any
+    before: Any
+    now: Any
 
 
 def is_foreign(module: Any) -> bool:
@@ -61,7 +87,7 @@ def _names_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
 _BINDING = {dis.opmap["STORE_GLOBAL"], dis.opmap["DELETE_GLOBAL"]}
 
 
-class _KeptNames:
+class KeptNames:
     """Some names of a module, or all of a class, and what they meant.
 
     Args:
@@ -74,20 +100,27 @@ class _KeptNames:
         self.holder = holder
         self.meant: dict[str, Any] = {}
 
+    def changes(self) -> Iterator[Change]:
+        """The names that mean something else now."""
+        holder = self.holder
+        of_class = isinstance(holder, type)
+        now = _namespace(holder) if of_class else holder
+        changed = [(name, value) for name, value in self.meant.items() if now.get(name, MISSING) is not value]
+        if of_class:
+            changed += [(name, MISSING) for name in now if name not in self.meant and not name.startswith("__")]
+        for name, value in changed:
+            if not issubclass(type(now.get(name)), _MADE_ONCE):
+                yield Change(holder, name, value, now.get(name, MISSING))
+
     def put_back(self) -> None:
         """Let the names mean the same again."""
         holder = self.holder
         of_class = isinstance(holder, type)
-        now = _namespace(holder) if of_class else holder
-        changed = [(name, value) for name, value in self.meant.items() if now.get(name, _MISSING) is not value]
-        if of_class:
-            changed += [(name, _MISSING) for name in now if name not in self.meant and not name.startswith("__")]
-        for name, value in changed:
-            if issubclass(type(now.get(name)), _MADE_ONCE):
-                continue
-            if value is not _MISSING:
+        for change in list(self.changes()):
+            name, value = change.name, change.before
+            if value is not MISSING:
                 type.__setattr__(holder, name, value) if of_class else holder.__setitem__(name, value)
-            elif name in now:
+            elif change.now is not MISSING:
                 type.__delattr__(holder, name) if of_class else holder.__delitem__(name)
 
 
@@ -100,10 +133,16 @@ class _KeptCell:
         self.cell = cell
         self.held = _content(cell)
 
+    def changes(self) -> Iterator[Change]:
+        """The variable, where it holds something else now."""
+        now = _content(self.cell)
+        if now is not self.held:
+            yield Change(self.cell, None, self.held, now)
+
     def put_back(self) -> None:
         """Let it hold the same object again."""
         if _content(self.cell) is not self.held:
-            if self.held is _MISSING:
+            if self.held is MISSING:
                 del self.cell.cell_contents
             else:
                 self.cell.cell_contents = self.held
@@ -118,18 +157,25 @@ class KeptSlots:
         self.holder = holder
         self.held = [(member, _slot(member, holder)) for member in slots_of(type(holder))]
 
+    def changes(self) -> Iterator[Change]:
+        """The slots that hold something else now."""
+        for member, value in self.held:
+            now = _slot(member, self.holder)
+            if now is not value:
+                yield Change(self.holder, member.__name__, value, now)
+
     def put_back(self) -> None:
         """Let the slots hold the same objects again."""
         for member, value in self.held:
             if _slot(member, self.holder) is not value:
-                if value is _MISSING:
+                if value is MISSING:
                     member.__delete__(self.holder)
                 else:
                     member.__set__(self.holder, value)
 
     def values(self) -> list[Any]:
         """What the slots held."""
-        return [value for _, value in self.held if value is not _MISSING]
+        return [value for _, value in self.held if value is not MISSING]
 
 
 def slots_of(cls: type) -> tuple[types.MemberDescriptorType, ...]:
@@ -154,14 +200,14 @@ def _slot(member: types.MemberDescriptorType, holder: Any) -> Any:
     try:
         return member.__get__(holder)
     except AttributeError:
-        return _MISSING
+        return MISSING
 
 
 def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
     except ValueError:
-        return _MISSING
+        return MISSING
 
 
 class Code:
@@ -177,7 +223,7 @@ class Code:
     """
 
     def __init__(self, look: Callable[[Any], None], keep: Callable[[dict[str, Any]], None]) -> None:
-        self.kept: list[_KeptNames | _KeptCell] = []
+        self.kept: list[KeptNames | _KeptCell] = []
         self.caches: list[Any] = []
         self._look = look
         self._keep = keep
@@ -186,7 +232,7 @@ class Code:
         self._pending: list[Any] = []
         self._names = {"forward", "train", "eval", "extra_repr"}
         self._unnamed: dict[str, list[Any]] = {}  # name -> methods of it that no code has named yet
-        self._namespaces: dict[int, _KeptNames] = {}
+        self._namespaces: dict[int, KeptNames] = {}
 
     def add(self, value: Any) -> None:
         """Follow a function, a class, or what stands for one, when it is next time for it."""
@@ -239,13 +285,13 @@ class Code:
         for cell in function.__closure__ or ():
             held = _content(cell)
             if foreign:  # what decorates a model's function, as torch.no_grad does
-                if held is not _MISSING and issubclass(type(held), CODE):
+                if held is not MISSING and issubclass(type(held), CODE):
                     self._pending.append(held)
                 continue
             if id(cell) not in self._seen:
                 self._seen.add(id(cell))
                 self.kept.append(_KeptCell(cell))
-            if held is not _MISSING:
+            if held is not MISSING:
                 self._value(held)
         if foreign:
             return
@@ -275,9 +321,9 @@ class Code:
         """Keep what a global name means."""
         kept = self._namespaces.get(id(outside))
         if kept is None:
-            kept = self._namespaces[id(outside)] = _KeptNames(outside)
+            kept = self._namespaces[id(outside)] = KeptNames(outside)
             self.kept.append(kept)
-        kept.meant.setdefault(name, outside.get(name, _MISSING))
+        kept.meant.setdefault(name, outside.get(name, MISSING))
 
     def _module(self, module: types.ModuleType, names: frozenset[str]) -> None:
         """Follow what code takes out of a module."""
@@ -297,7 +343,7 @@ class Code:
             if (base is not cls and id(base) in self._seen) or is_foreign(namespace.get("__module__")):
                 continue
             self._seen.add(id(base))
-            kept = _KeptNames(base)
+            kept = KeptNames(base)
             kept.meant.update({name: held for name, held in namespace.items() if not name.startswith("__")})
             self.kept.append(kept)
             for name, member in list(namespace.items()):

@@ -12,7 +12,7 @@ import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,9 @@ from torchorbit.conversion.memory import Memory
 from torchorbit.conversion.numbers import Traced, plain, traced
 from torchorbit.conversion.parts import OF_MEMORY, parts_of
 from torchorbit.conversion.patching import meta_twin, patched, swapped
-from torchorbit.conversion.preserving import Snapshot, preserved
+from torchorbit.conversion.preserving import Snapshot, preserved, takes_place
 from torchorbit.conversion.questions import QUESTIONS, SHAPED_BY_VALUES, Questions
+from torchorbit.conversion.reaching import Change
 from torchorbit.conversion.recording import (
     ALIAS,
     ASSIGN,
@@ -42,6 +43,7 @@ from torchorbit.conversion.recording import (
     function_name,
     writes_in_place,
 )
+from torchorbit.conversion.repeating import Numbering, parted_at, plain_numbers, random_states, reason_of
 from torchorbit.conversion.settings import kept_settings
 from torchorbit.conversion.uniform import Bound, Uniforms
 from torchorbit.errors import ConversionError
@@ -98,6 +100,10 @@ _PYTHON_CONSTANTS = {
 }  # fmt: skip
 
 
+# So often at most a model runs again whose plain numbers change in every pass.
+_PASSES = 4
+
+
 class Recorder(TorchFunctionMode):
     """Records one run. Use `record`."""
 
@@ -134,6 +140,16 @@ class Recorder(TorchFunctionMode):
         self.inside_leaf = False  # what a leaf does inside is not recorded
         self.autocast = torch._C._is_any_autocast_enabled()
         self.thread = threading.get_ident()
+
+    def go_on_from(self, earlier: Recorder) -> None:
+        """Record a pass that comes after another one, whose results it may find on the model."""
+        self.steps = list(earlier.steps)
+        self.values = dict(earlier.values)
+        self.alive = [earlier]
+        self.inputs = list(earlier.inputs)
+        self.constants, self.constant_lines = dict(earlier.constants), dict(earlier.constant_lines)
+        self.known_constants, self.originals = dict(earlier.known_constants), dict(earlier.originals)
+        self.attributes, self.outside = dict(earlier.attributes), dict(earlier.outside)
 
     # -- from Python objects to what is kept of them
 
@@ -621,7 +637,7 @@ class Recorder(TorchFunctionMode):
         rebound = [
             (self.state[twin.untyped_storage()._cdata], now)
             for members, name, twin in self.members
-            if (now := members.get(name)) is not twin and _takes_the_place(now, twin)
+            if (now := members.get(name)) is not twin and takes_place(now, twin)
         ]
         for path, _ in rebound:
             # The graph writes into the buffer: what still stands for its old value must be a copy of that.
@@ -668,14 +684,6 @@ class Recorder(TorchFunctionMode):
             and (not path or (leaf_name(module) is None and not isinstance(module, self.atomic)))
         ):
             self.training_reads[id(module)] = module
-
-
-def _takes_the_place(now: Any, twin: Tensor) -> TypeGuard[Tensor]:
-    """Whether a tensor is another value of a buffer.
-
-    Of another shape it is a table that is made when it is needed; the graph makes it every time.
-    """
-    return isinstance(now, Tensor) and now.shape == twin.shape
 
 
 def _has_tensor(result: Any) -> bool:
@@ -732,28 +740,105 @@ def record(
         dtypes: floating-point dtypes to be replaced, old -> new.
 
     Raises:
-        ConversionError: the model's forward fails, or does something that cannot be written down.
+        ConversionError: the model's forward fails, does something that cannot be written down, or computes something
+            else when it runs once more.
     """
     recorder = Recorder(model, paths, atomic)
     recorder.told = told
-    with preserved(snapshot), swapped(snapshot, recorder, dtypes), patched(recorder):
-        _set_mode(snapshot, training)
-        recorder.inputs = [*args, *kwargs.values()]
-        recorder.questions = Questions(recorder, examples)
-        for position, value in enumerate(recorder.inputs):
-            _register_input(recorder, value, -1 - position)
-        inputs = [
-            (name, recorder.freeze(value), keyword)
-            for (name, keyword), value in zip(names, [*args, *kwargs.values()], strict=True)
+    random_before = random_states(snapshot)
+    with preserved(snapshot):
+        with swapped(snapshot, recorder, dtypes), patched(recorder):
+            _set_mode(snapshot, training)
+            # What a model's own `train` has changed is no matter of its forward.
+            before = snapshot.changes(recorder.twins) if snapshot.trains_itself else []
+            one_pass = _Pass(recorder, args, kwargs, names, examples, all_true)
+            one_pass.run(model)
+        kept = {(id(change.holder), change.name): change.now for change in before}
+        changes = [
+            change
+            for change in snapshot.changes(recorder.twins)
+            if kept.get((id(change.holder), change.name), change.before) is not change.now
         ]
-        input_shapes = [shapes_in(value) for value in (*args, *kwargs.values())]
-        recorder.stack[0].arguments = tuple((name, frozen) for name, frozen, _ in inputs if isinstance(frozen, Value))
-        for (name, _), value in zip(names, recorder.inputs, strict=True):
+        if changes or random_states(snapshot) != random_before:
+            latest = one_pass
+            for _ in range(_PASSES):
+                latest = _next_pass(one_pass, latest, model, snapshot, dtypes, changes)
+                left = snapshot.changes(latest.recorder.twins)
+                if plain_numbers(left) == plain_numbers(changes):
+                    break  # what comes then finds what this one found
+                changes = left
+    recorder.release()
+    reads = [paths[identity] for identity in recorder.training_reads]
+    return Recording(
+        recorder.steps,
+        one_pass.inputs,
+        one_pass.input_shapes,
+        one_pass.output,
+        one_pass.output_shapes,
+        recorder.checks,
+        recorder.constants,
+        recorder.constant_lines,
+        recorder.answers,
+        reads,
+    )
+
+
+class _Pass:
+    """One pass of a model, on meta.
+
+    Args:
+        recorder: records it; it may have recorded an earlier one.
+        args: positional inputs.
+        kwargs: keyword inputs.
+        names: name of every input and whether it is passed by keyword, in order.
+        examples: the example inputs.
+        all_true: names of inputs that are masks which are true everywhere.
+
+    Attributes:
+        inputs: names of the forward's arguments and what was passed, tensors replaced by `Value`s.
+        input_shapes: the shapes of what was passed.
+        output: what the forward returned, tensors replaced by `Value`s.
+        output_shapes: their shapes.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        names: list[tuple[str, bool]],
+        examples: Sequence[Any],
+        all_true: frozenset[str],
+    ):
+        self.recorder, self.args, self.kwargs = recorder, args, kwargs
+        self.names, self.examples, self.all_true = names, examples, all_true
+        values = [*args, *kwargs.values()]
+        earlier = len(recorder.inputs)
+        recorder.inputs = [*recorder.inputs, *values]
+        recorder.questions = Questions(recorder, [*examples] * (len(recorder.inputs) // max(len(values), 1)))
+        for position, value in enumerate(values):
+            _register_input(recorder, value, -1 - earlier - position)
+        self.inputs = [
+            (name, recorder.freeze(value), keyword) for (name, keyword), value in zip(names, values, strict=True)
+        ]
+        self.input_shapes = [shapes_in(value) for value in values]
+        recorder.stack[0].arguments = tuple(
+            [(name, frozen) for name, frozen, _ in self.inputs if isinstance(frozen, Value)]
+        )
+        for (name, _), value in zip(names, values, strict=True):
             if name in all_true:
                 recorder.uniforms.assume(value, name)
+
+    def run(self, model: nn.Module) -> None:
+        """Run it.
+
+        Raises:
+            ConversionError: the model's forward fails, or does something that cannot be written down.
+        """
+        recorder = self.recorder
         try:
             with kept_settings(), torch.inference_mode(False), torch.enable_grad(), recorder, interruptible():
-                result = type(model).__call__(model, *args, **kwargs)
+                result = type(model).__call__(model, *self.args, **self.kwargs)
         except ConversionError:
             raise
         except RecursionError as error:
@@ -762,22 +847,55 @@ def record(
             where = recorder.failed_in if recorder.failed_in is not None else ""
             reason = f"{type(error).__name__}: {error}"
             raise ConversionError("run", where, recorder.running, reason, line_of(error.__traceback__)) from error
-        output = recorder.outcome(result)
-        recorder.release()
-        output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
-    reads = [paths[identity] for identity in recorder.training_reads]
-    return Recording(
+        self.output = recorder.outcome(result)
+        self.output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
+
+
+def _next_pass(
+    first: _Pass,
+    latest: _Pass,
+    model: nn.Module,
+    snapshot: Snapshot,
+    dtypes: Mapping[torch.dtype, torch.dtype],
+    changes: Sequence[Change],
+) -> _Pass:
+    """One more pass, after the latest one, which computes the same as the first one.
+
+    Raises:
+        ConversionError: it computes something else, draws random numbers that are not torch's, or fails.
+    """
+    earlier = latest.recorder
+    recorder = Recorder(model, earlier.paths, earlier.atomic)
+    recorder.told = earlier.told
+    recorder.go_on_from(earlier)
+    random_before = random_states(snapshot)
+    with swapped(snapshot, recorder, dtypes, earlier), patched(recorder):
+        args, kwargs = map_leaves(
+            lambda leaf: torch.empty_like(leaf) if isinstance(leaf, Tensor) else leaf, (first.args, first.kwargs)
+        )
+        second = _Pass(recorder, args, kwargs, first.names, first.examples, first.all_true)
+        second.run(model)
+    recorder.release()
+    numbering, start = Numbering(), len(earlier.steps)
+    alone = numbering.steps(first.recorder.steps, first.recorder.constants, lambda step: ("input", step))
+    expected = numbering.result(first.output, first.recorder.steps)
+    given = len(earlier.inputs)
+    # What an earlier pass was given is something else than what this one is.
+    before = numbering.steps(earlier.steps, earlier.constants, lambda step: ("before", step))
+    numbers = numbering.steps(
         recorder.steps,
-        inputs,
-        input_shapes,
-        output,
-        output_shapes,
-        recorder.checks,
         recorder.constants,
-        recorder.constant_lines,
-        recorder.answers,
-        reads,
+        lambda step: ("input", step + given) if step < -given else ("before", step),
+        before,
     )
+    drawn = random_states(snapshot) != random_before
+    if drawn or numbering.result(second.output, recorder.steps, start) != expected:
+        step = parted_at(recorder.steps[start:], numbers[start:], alone)
+        where = first.recorder.stack[0].where() if step is None else step.call.where()
+        raise ConversionError(
+            "record", where, None, reason_of(step, snapshot, changes, drawn), None if step is None else step.line
+        )
+    return second
 
 
 def _set_mode(snapshot: Snapshot, training: bool) -> None:

@@ -93,7 +93,8 @@ def _other_shapes(provenance: Provenance, input_shape: Sequence[int] | None) -> 
         )
     if shape[1:] == recorded[0][1:]:
         return []
-    if not provenance.free_lengths:
+    fixed = [dim for dim in provenance.fixed_lengths[0] if dim] if provenance.fixed_lengths else []
+    if not provenance.free_lengths or any(shape[dim] != recorded[0][dim] for dim in fixed):
         raise ArgumentError(
             f"input_shape={shape}, and the size of the graph is fixed: it was recorded with {recorded[0]}; convert the "
             "model at the other size"

@@ -61,6 +61,8 @@ class Provenance:
             so that those sizes are free in the graph, too.
         fixed_dims: dimensions whose lengths are fixed although others are free: other lengths were tried there, and did
             not take the same path.
+        fixed_lengths: for every tensor among the inputs the dimensions in which no other length was recorded, so that
+            nothing is known of others; empty where the graph was recorded before this was kept.
         fixed_by: where lengths are not all free, the path of the module that fixes them, and what became of other
             lengths there.
         batch_fixed_by: where the batch size is not free, the same for it.
@@ -78,6 +80,7 @@ class Provenance:
     free_batch: bool = True
     free_lengths: bool = True
     fixed_dims: tuple[int, ...] = ()
+    fixed_lengths: tuple[tuple[int, ...], ...] = ()
     fixed_by: tuple[str, str] = ("", "")
     batch_fixed_by: tuple[str, str] = ("", "")
     free_dtype: bool = True
@@ -284,7 +287,7 @@ class _Root(DagModule):
     def _refuse_other_sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Every vertex ran, but numbers that follow from a fixed size are those of the recorded one."""
         provenance = self.provenance
-        if provenance is None or (provenance.free_lengths and provenance.free_batch and not provenance.fixed_dims):
+        if provenance is None:
             return
         given, recorded = _shapes(self, args, kwargs), provenance.input_shapes
         fixed = slice(1, None) if not provenance.free_lengths else slice(0)
@@ -301,6 +304,16 @@ class _Root(DagModule):
             )
         if not provenance.free_batch and [shape[:1] for shape in given] != [shape[:1] for shape in recorded]:
             raise GraphRunError(provenance.batch_fixed_by[0].replace(".", "/"), _fixed_batch(provenance, given))
+        for position, (shape, like, dims) in enumerate(zip(given, recorded, provenance.fixed_lengths, strict=False)):
+            for dim in dims:
+                if dim >= len(shape) or shape[dim] != like[dim]:
+                    name, tensor = _named(self, args, kwargs)[position]
+                    raise GraphRunError(
+                        name,
+                        f"the length of {tensor} in dimension {dim} is fixed: recorded with {like}, given {shape}; no "
+                        f"other length was recorded there. Give it {like[dim]} there, or convert the model once more "
+                        "with an example of the other length",
+                    )
 
 
 codegen.SHADOWED.update(name for name in dir(_Root) if name not in dir(nn.Module))
@@ -311,6 +324,18 @@ def _shapes(root: DagModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> l
     """Shapes of all tensors among the inputs, in the order of the graph's inputs."""
     named = [kwargs[vertex.name] for vertex in root.graph.inputs if vertex.name in kwargs]
     return [tuple(leaf.shape) for leaf in pytree.tree_leaves((args, named)) if isinstance(leaf, Tensor)]
+
+
+def _named(root: DagModule, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[tuple[str, str]]:
+    """For all tensors among the inputs, in the order of `_shapes`, the name of the input, and where in it they are."""
+    names = [vertex.name for vertex in root.graph.inputs]
+    given = [*zip(names, args, strict=False), *[(name, kwargs[name]) for name in names if name in kwargs]]
+    return [
+        (name, f"'{name}{pytree.keystr(path)}'")
+        for name, value in given
+        for path, leaf in pytree.tree_flatten_with_path(value)[0]
+        if isinstance(leaf, Tensor)
+    ]
 
 
 def _failing_vertex(error: BaseException) -> str | None:

@@ -173,6 +173,7 @@ _PROVENANCE: dict[str, tuple[Callable[[Any], bool], str]] = {
     "free_batch": (lambda value: isinstance(value, bool), "true or false"),
     "free_lengths": (lambda value: isinstance(value, bool), "true or false"),
     "fixed_dims": (lambda value: _is_shape(value), "a list of dimensions"),
+    "fixed_lengths": (lambda value: isinstance(value, list) and all(map(_is_shape, value)), "lists of dimensions"),
     "fixed_by": (lambda value: _texts(value) and len(value) == 2, "two strings"),
     "batch_fixed_by": (lambda value: _texts(value) and len(value) == 2, "two strings"),
     "free_dtype": (lambda value: isinstance(value, bool), "true or false"),

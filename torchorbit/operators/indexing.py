@@ -118,6 +118,9 @@ def _parts(operands: Operands, x: Labelled, index: Any, *, in_place: bool = Fals
             numbers = all(part is None or isinstance(part, int) for part in (entry.start, entry.stop, entry.step))
             if entry == slice(None) or entry == slice(0, None):
                 dims.append(dim)
+            elif numbers and _slides(operands, dim, axis, entry):
+                operands.freeze(dim)
+                dims.append(None)
             elif numbers and not (in_place and places and entry.step not in (None, 1)):
                 dims.append(operands.piece(dim, *entry.indices(length)))
             else:
@@ -126,6 +129,8 @@ def _parts(operands: Operands, x: Labelled, index: Any, *, in_place: bool = Fals
         elif _advanced(entry):
             alone = len(places) == 1 and ranks == [1]
             known = _known(entry, length) if alone and isinstance(dim, np.ndarray) else None
+            if known is not None and len(known) and operands.moves(dim, axis, int(known.max())):
+                known = None
             if isinstance(entry, Labelled):
                 operands.freeze(entry)
             if known is not None:
@@ -141,12 +146,27 @@ def _parts(operands: Operands, x: Labelled, index: Any, *, in_place: bool = Fals
         elif isinstance(dim, np.ndarray):
             if isinstance(entry, int):
                 there = operands.at_fixed_places(dim)
-                if isinstance(there, np.ndarray):
+                if _other_element(operands, dim, axis, entry):
+                    operands.freeze(dim)
+                elif isinstance(there, np.ndarray):
                     operands.freeze(there[entry : entry + 1] if entry != -1 else there[-1:])
             else:
                 operands.freeze(dim)
         axis += 1
     return dims
+
+
+def _slides(operands: Operands, dim: Dim, axis: int, entry: slice) -> bool:
+    """Whether a slice takes other channels at another size of the inputs."""
+    bounds = [bound for bound in (entry.start, entry.stop) if bound is not None]
+    bounds += [len(dim)] if entry.step not in (None, 1) and isinstance(dim, np.ndarray) else []
+    return any(operands.moves(dim, axis, bound) for bound in bounds)
+
+
+def _other_element(operands: Operands, dim: Dim, axis: int, position: int) -> bool:
+    """Whether there is another channel at a position at another size of the inputs."""
+    bound = position if position >= 0 else position + 1
+    return bound != 0 and operands.moves(dim, axis, bound)
 
 
 def _known(entry: Any, length: int) -> NDArray[np.int64] | None:
@@ -230,7 +250,9 @@ def _select_rule(operands: Operands) -> list[Dim]:
     x = operands.tensor()
     axis, position = operands.arg("dim") % len(x.shape), operands.arg("index")
     dim = operands.at_fixed_places(x.dims[axis])
-    if isinstance(dim, np.ndarray):
+    if isinstance(position, int) and _other_element(operands, dim, axis, position):
+        operands.freeze(dim)
+    elif isinstance(dim, np.ndarray):
         operands.freeze(dim[position % len(dim)][None] if isinstance(position, int) else dim)
     return [*x.dims[:axis], *x.dims[axis + 1 :]]
 
@@ -240,7 +262,8 @@ def _narrow_rule(operands: Operands) -> list[Dim]:
     axis = operands.arg("dim") % len(x.shape)
     start, length = operands.arg("start"), operands.arg("length")
     dims = list(x.dims)
-    if isinstance(start, int) and isinstance(length, int):
+    known = isinstance(start, int) and isinstance(length, int)
+    if known and not _slides(operands, dims[axis], axis, slice(start, start + length or None)):
         start %= max(x.shape[axis], 1)
         dims[axis] = operands.piece(dims[axis], start, start + length)
     else:
@@ -255,7 +278,7 @@ def _index_select_rule(operands: Operands) -> list[Dim]:
     dims = list(x.dims)
     axis = operands.arg("dim") % len(dims)
     known = _known(index, x.shape[axis]) if isinstance(dims[axis], np.ndarray) else None
-    if known is None:
+    if known is None or (len(known) and operands.moves(dims[axis], axis, int(known.max()))):
         operands.freeze(dims[axis])
         dims[axis] = dims[axis] if dims[axis] is OTHER else None
     else:

@@ -71,6 +71,11 @@ def _split_rule(operands: Operands) -> tuple[Labelled, ...]:
     x = operands.tensor()
     axis = operands.arg("dim") % len(x.shape)
     result, start = [], 0
+    elsewhere = operands.elsewhere(None) if operands.holds_unlabelled(x.dims[axis]) else None
+    lengths = [shape[axis] for shape in elsewhere] if elsewhere is not None else []
+    bounds = [(sum([shape[axis] for shape in operands.shape[:n]]), sum(lengths[:n])) for n in range(1, len(lengths))]
+    if any(operands.moves(x.dims[axis], axis, here, there) for here, there in bounds):
+        operands.freeze(x.dims[axis])
     for shape in operands.shape:
         dims = list(x.dims)
         dims[axis] = operands.piece(dims[axis], start, start + shape[axis])

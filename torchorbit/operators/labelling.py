@@ -24,7 +24,7 @@ from torch import nn
 
 from torchorbit.arguments import Size
 from torchorbit.containers import leaves_of, map_leaves
-from torchorbit.labels import OTHER, Array, Dim, Labels, Piece
+from torchorbit.labels import FROZEN, FROZEN_HERE, OTHER, Array, Dim, Labels, Piece
 from torchorbit.operators.table import OPERATORS, REQUIRED
 
 
@@ -269,6 +269,37 @@ class Operands:
             return dim
         self.freeze(dim)
         return None
+
+    def holds_unlabelled(self, dim: Dim) -> bool:
+        """Whether channels stand beside what has no labels; inputs may decide how many of those there are."""
+        return isinstance(dim, np.ndarray) and bool(np.isin(dim, (FROZEN, FROZEN_HERE)).any())
+
+    def moves(self, dim: Dim, axis: int, bound: int, elsewhere: int | None = None) -> bool:
+        """Whether at another size of the inputs a bound in a dimension of the input is beside other channels.
+
+        Where channels stand behind what inputs decide the number of, as registers behind the patches of an image, they
+        are found by their distance from the end alone.
+
+        Args:
+            dim: the dimension.
+            axis: which of the input it is.
+            bound: how many positions are before the bound; negative, how many are behind it.
+            elsewhere: the same at the other size, where it is not the same number.
+        """
+        if not isinstance(dim, np.ndarray) or not self.holds_unlabelled(dim):
+            return False
+        loose = np.isin(dim, (FROZEN, FROZEN_HERE))
+        shape = self.elsewhere("input")
+        if shape is None or len(shape) != len(self.tensor().shape) or shape[axis] == len(dim):
+            return False
+        before = bound if bound >= 0 else len(dim) + bound
+        then = bound if elsewhere is None else elsewhere
+        then = then if then >= 0 else shape[axis] + then
+        if before > len(dim) or then > shape[axis] or before < 0 or then < 0:
+            return True
+        if before == then and not loose[:before].any():
+            return False
+        return len(dim) - before != shape[axis] - then or bool(loose[before:].any())
 
     def no_proportion(self, dim: Dim) -> Dim:
         """A dimension of which a share is removed where it is part of a longer one.
