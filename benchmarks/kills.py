@@ -100,7 +100,7 @@ def _one_sweep(command: list[str], out: Path, most: int, chance: random.Random) 
             victim = chance.choice(["sweep", "worker", "process"])
             if victim == "sweep":
                 running.kill()
-                running.communicate()
+                running.wait()  # and not for its output, which is open for as long as a worker lives
                 if not gone(theirs):
                     wrong.append("what it had started outlives the sweep")
                 running = start(command)
