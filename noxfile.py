@@ -14,6 +14,7 @@ from pathlib import Path
 
 import nox
 from nox.command import CommandFailed
+from packaging.requirements import Requirement
 
 nox.options.default_venv_backend = "none"
 nox.options.sessions = ["lint", "tests"]
@@ -39,6 +40,28 @@ _KERNELS = (
     {"ONEDNN_MAX_CPU_ISA": "SSE41"},
     {"ONEDNN_MAX_CPU_ISA": "AVX2"},
 )
+
+# What the oldest and the newest versions are tested with: what stands between this project and its dependencies.
+_TESTS_OF_VERSIONS = (
+    "tests/test_containers.py",
+    "tests/conversion/test_settings.py",
+    "tests/harness/test_meta.py",
+    "tests/harness/test_records.py",
+    "tests/harness/test_tables.py",
+    "tests/zoo/test_cards.py",
+    "tests/zoo/test_hub_server.py",
+    "tests/zoo/test_hugging_face.py",
+)
+_MODELS_OF_VERSIONS = (
+    "test_*",
+    "resnet18",
+    "vit_tiny_patch16_224",
+    "convnext_atto",
+    "mobilenetv3_small_100",
+    "swin_tiny_patch4_window7_224",
+)
+# The tests run with these, in the pinned versions: torch is large, and what runs tests is no dependency.
+_TOOLS = ("torch", "torchvision", "hypothesis", "pytest", "pytest-xdist", "pyyaml", "starlette", "uvicorn")
 
 _BENCHMARKS = ("imports", "conversion", "orbits", "latency", "loading", "targets", "criteria")
 # Those that run when they are named: they want to be told what to compare with, or bring a dozen packages of their own.
@@ -76,6 +99,66 @@ def tests(session: nox.Session) -> None:
     """Run the tests; what follows `--` goes to pytest (`-- -m 'not slow'`, `-- tests/harness`)."""
     _install(session, "tests", "distributed")
     _run_tests(session, *session.posargs)
+
+
+@nox.session
+def oldest(session: nox.Session) -> None:
+    """Test with the oldest versions that pyproject.toml allows, beside the pinned torch; `--` as for `tests`.
+
+    In an environment of its own, in `.nox/oldest`.
+    """
+    folder = _own_environment(session, "oldest")
+    pinned = [line for line in Path("constraints.txt").read_text().splitlines() if line.partition("==")[0] in _TOOLS]
+    (folder / "tools.txt").write_text("\n".join(pinned))
+    _in(session, folder, "-m", "pip", "install", "--quiet", "--constraint", "constraints.txt", "uv")
+    versions = ("--output-file", str(folder / "versions.txt"), "--python", str(_python(folder)))
+    compiled = ("--resolution", "lowest-direct", "--extra", "harness", "--quiet", *versions)
+    _in(session, folder, "-m", "uv", "pip", "compile", *compiled, "pyproject.toml", str(folder / "tools.txt"))
+    # As constraints, so that of torch only what its build for this machine needs is installed.
+    chosen = ("--constraint", str(folder / "versions.txt"), "--requirement", str(folder / "tools.txt"))
+    _in(session, folder, "-m", "pip", "install", "--quiet", *chosen, "--editable", ".[harness]")
+    _test_versions(session, folder)
+
+
+@nox.session
+def newest(session: nox.Session) -> None:
+    """Test with the newest versions there are, past the bounds in pyproject.toml; `--` as for `tests`.
+
+    In an environment of its own, in `.nox/newest`.
+    """
+    folder = _own_environment(session, "newest")
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    requirements = [*project["dependencies"], *project["optional-dependencies"]["harness"]]
+    names = {Requirement(requirement).name for requirement in requirements}
+    upgrade = ("--upgrade", "--upgrade-strategy", "eager")
+    _in(session, folder, "-m", "pip", "install", "--quiet", *upgrade, *sorted({*names, *_TOOLS}), "setuptools")
+    _in(session, folder, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation", "--editable", ".")
+    _test_versions(session, folder)
+
+
+def _own_environment(session: nox.Session, name: str) -> Path:
+    """An environment beside the shared one, made anew."""
+    folder = Path(".nox", name).resolve()
+    session.run(sys.executable, "-m", "venv", "--clear", str(folder), external=True)
+    return folder
+
+
+def _python(folder: Path) -> Path:
+    return folder / _PROGRAMS.name / "python"
+
+
+def _in(session: nox.Session, folder: Path, *arguments: str) -> None:
+    """Run the Python of an environment."""
+    session.run(str(_python(folder)), *arguments, external=True, env={"OMP_NUM_THREADS": "1"})
+
+
+def _test_versions(session: nox.Session, folder: Path) -> None:
+    """Say what an environment has, and run what depends on it: tests, and a sweep that fails if one model does."""
+    _in(session, folder, "-m", "pip", "list", "--format", "freeze")
+    tests = session.posargs or _TESTS_OF_VERSIONS
+    _in(session, folder, "-m", "pytest", "-n", "auto", "--dist", "loadfile", *tests)
+    out = ("--no-cache", "--fresh", "--out", str(folder / "records.jsonl"))
+    _in(session, folder, "-m", "torchorbit", "sweep", *_MODELS_OF_VERSIONS, *out)
 
 
 @nox.session

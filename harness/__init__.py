@@ -12,3 +12,16 @@
 - `cli` is the command line, with `errors` that it prints and `logs` that it writes; `redaction` keeps from these what
   should not leave the machine.
 """
+
+import sys
+
+from torchorbit.errors import ShadowedPackageError
+from torchorbit.siblings import require_own
+
+try:
+    require_own("zoo")
+except ShadowedPackageError as error:
+    if sys.argv[:1] != ["-m"]:
+        raise
+    # Python is on its way to a program in this package, where errors are one line.
+    sys.exit(f"torchorbit: {error}")

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from annotated_types import Ge, Le, MinLen
+import pydantic
 
 if TYPE_CHECKING:
     from harness.findings import Findings
@@ -26,11 +26,11 @@ Table = Literal["supported_models", "channel_pruning_supported_models"]
 """The pages that list models in a table, by the names of their files."""
 
 Stage = Literal["build", "convert", "verify", "orbits", "prune", "prove", "worker"]
-_Text = Annotated[str, MinLen(1)]
-_Count = Annotated[int, Ge(0)]
-_Length = Annotated[int, Ge(1)]
-_Amount = Annotated[float, Ge(0)]
-_Share = Annotated[float, Ge(0), Le(1)]
+_Text = Annotated[str, pydantic.Field(min_length=1)]
+_Count = Annotated[int, pydantic.Field(ge=0)]
+_Length = Annotated[int, pydantic.Field(ge=1)]
+_Amount = Annotated[float, pydantic.Field(ge=0)]
+_Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 _ABOUT_PRUNING = ("orbits", "prune", "prove")
 

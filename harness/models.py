@@ -7,7 +7,6 @@ from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 import torchorbit
@@ -107,6 +106,8 @@ def build(name: str, *, weights: Path | None = None, pretrained: bool = False) -
     """
     if weights is None:
         return _create(name, pretrained=pretrained)
+    from safetensors import SafetensorError  # comes with timm
+
     with SkippedInitialization():
         model = _create(name)
     try:

@@ -191,7 +191,7 @@ def test_errors_about_arguments_are_those_of_python_too() -> None:
         IndexError: (errors.ArgumentIndexError,),
         KeyError: (errors.ArgumentKeyError,),
         RuntimeError: (errors.GraphRunError, errors.InternalError, errors.LatencyMeasurementError),
-        ImportError: (errors.MissingExtraError,),
+        ImportError: (errors.MissingExtraError, errors.ShadowedPackageError),
     }  # fmt: skip
     for builtin, ours in kinds.items():
         assert all(issubclass(kind, builtin) for kind in ours)
@@ -207,6 +207,7 @@ def test_errors_travel_between_processes(kind: type[errors.TorchorbitError]) -> 
         errors.GraphRunError: ("layer1/add", "no"),
         errors.TargetError: ("no", 0.5),
         errors.MissingExtraError: ("this", "onnx", "onnxruntime"),
+        errors.ShadowedPackageError: ("zoo", "/here/zoo.py", "/there/zoo"),
     }
     error = kind(*arguments.get(kind, ("no",)))
     again = pickle.loads(pickle.dumps(error))

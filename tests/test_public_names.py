@@ -29,7 +29,7 @@ NAMED = {
     "errors": """
         ArgumentError ArgumentIndexError ArgumentKeyError ArgumentTypeError CalibrationError CheckpointError
         ConversionError GraphRunError HubError InternalError LatencyMeasurementError LookupTableError MissingExtraError
-        PlanError ScoresError TargetError TorchorbitError
+        PlanError ScoresError ShadowedPackageError TargetError TorchorbitError
     """,
     "inspect": """
         FrozenGroup FrozenGroups Member ModuleDependencies OrbitDependencies Reason Slice UnitDependencies UnitSlices

@@ -59,6 +59,28 @@ class MissingExtraError(TorchorbitError, ImportError):
         return (type(self), (self.what, self.extra, self.missing))
 
 
+class ShadowedPackageError(TorchorbitError, ImportError):
+    """A file of somebody else's has the name of a package of torchorbit, and would be imported in its place.
+
+    Attributes:
+        package: the package: ``"zoo"`` or ``"harness"``.
+        file: what Python finds under that name.
+        own: the folder of the package that was meant.
+    """
+
+    def __init__(self, package: str, file: str, own: str):
+        self.package = package
+        self.file = file
+        self.own = own
+        super().__init__(
+            f"{file!r} hides the package '{package}' of torchorbit, which is {own!r}: Python would import that file in "
+            "its place; rename it, or run from another folder"
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (self.package, self.file, self.own))
+
+
 class ConversionError(TorchorbitError):
     """A model could not be converted into a `DagModule`.
 

@@ -8,7 +8,17 @@ from torchorbit.errors import MissingExtraError
 
 #: Extra -> the packages that it brings and that are imported by name.
 EXTRAS: dict[str, tuple[str, ...]] = {
-    "harness": ("timm", "torchvision", "pandas", "pyarrow", "joblib", "matplotlib", "platformdirs", "psutil"),
+    "harness": (
+        "timm",
+        "torchvision",
+        "pandas",
+        "pyarrow",
+        "joblib",
+        "matplotlib",
+        "platformdirs",
+        "psutil",
+        "safetensors",
+    ),
     "optimal": ("botorch",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "distributed": ("distributed", "ray"),

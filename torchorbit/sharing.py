@@ -11,6 +11,7 @@ from torch import Tensor
 
 from torchorbit.errors import ArgumentError
 from torchorbit.graph.dag import DagModule
+from torchorbit.siblings import require_own
 
 
 def from_pretrained(
@@ -40,7 +41,9 @@ def from_pretrained(
     Raises:
         HubError: there is no such model or revision, it needs a token, or the hub cannot be reached.
         CheckpointError: what is there is no valid checkpoint, or a file is not the one that was published.
+        ShadowedPackageError: somebody else's `zoo` would be imported in the place of ours.
     """
+    require_own("zoo")
     from zoo.pulling import pull
 
     return pull(
@@ -66,12 +69,14 @@ def transforms(dag: DagModule) -> Callable[[Any], Tensor]:
     Raises:
         ArgumentError: nothing is known of the model's preprocessing.
         MissingExtraError: torchvision is not installed.
+        ShadowedPackageError: somebody else's `zoo` would be imported in the place of ours.
     """
     if dag.manifest is None or dag.manifest.preprocessing is None:
         raise ArgumentError(
             "nothing is known of this model's preprocessing: only checkpoints made of timm's models, or saved with "
             "preprocessing=, say it; load one with torchorbit.from_pretrained"
         )
+    require_own("zoo")
     from zoo.preprocessing import transforms_of
 
     return transforms_of(dag.manifest.preprocessing)
@@ -79,6 +84,7 @@ def transforms(dag: DagModule) -> Callable[[Any], Tensor]:
 
 def save_pretrained(dag: DagModule, folder: str | Path, **details: Any) -> Any:
     """See `DagModule.save_pretrained`."""
+    require_own("zoo")
     from zoo.checkpoint import save_checkpoint
 
     return save_checkpoint(dag, folder, **details)
@@ -86,6 +92,7 @@ def save_pretrained(dag: DagModule, folder: str | Path, **details: Any) -> Any:
 
 def push_to_hub(dag: DagModule, repo: str, **options: Any) -> Any:
     """See `DagModule.push_to_hub`."""
+    require_own("zoo")
     from zoo.publishing import push
 
     return push(dag, repo, **options)

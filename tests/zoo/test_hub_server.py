@@ -16,8 +16,6 @@ from huggingface_hub import (
     CommitOperationDelete,
     DatasetInfo,
     HfApi,
-    RepoFile,
-    RepoFolder,
     hf_hub_download,
     snapshot_download,
 )
@@ -29,6 +27,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import RepoFile, RepoFolder
 
 from tests.zoo.hub import Hub, running_hub
 
