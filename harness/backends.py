@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing.resource_tracker
+import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -14,6 +15,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 
 from harness.errors import HarnessError, UsageError
 from harness.jobs import Job, Outcome
+from harness.supervisor import end_with
 from torchorbit.extras import require
 
 CONNECT_SECONDS = 30
@@ -84,13 +86,16 @@ class Backend:
             WorkersLostError: A worker died.
         """
         with ExitStack() as stack:
-            if self.name != "loky":
-                stack.enter_context(joblib.parallel_config(backend=self.name))
+            if self.name == "loky":
+                # Before the first job: a sweep may be killed while its workers start.
+                config = joblib.parallel_config(backend="loky", initializer=end_with, initargs=(os.getpid(),))
+            else:
+                config = joblib.parallel_config(backend=self.name)
+            stack.enter_context(config)
             # With a single job at a time joblib would run it in this process. So there are two workers at least, of
             # which no more than there should be are given something to do.
             parallel = joblib.Parallel(
                 n_jobs=max(self.jobs, 2),
-                backend="loky" if self.name == "loky" else None,
                 return_as="generator_unordered",
                 batch_size=1,
                 pre_dispatch=self.jobs,

@@ -31,7 +31,6 @@ class Job:
         imports: Modules to import first, which register models with timm.
         folder: Where these are looked for after what is installed: the current folder of the sweep.
         cache: Folder of the cache; None for none.
-        parent: The process that started the worker, which is to end with it; None where others look after workers.
     """
 
     model: str
@@ -45,7 +44,6 @@ class Job:
     imports: tuple[str, ...] = ()
     folder: str = "."
     cache: str | None = None
-    parent: int | None = None
 
     def to_line(self) -> str:
         """The job as JSON."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import logging
 import os
 import queue
@@ -66,8 +65,6 @@ def run(job: Job) -> Outcome:
     if not job.model:
         time.sleep(_PAUSE_SECONDS)
         return Outcome("")
-    if job.parent is not None:
-        _end_with(job.parent)
     started = time.perf_counter()
     if job.memory_bytes is None:
         budget = memory_budget()
@@ -87,9 +84,12 @@ def run(job: Job) -> Outcome:
     return replace(outcome, busy_seconds=time.perf_counter() - started)
 
 
-@functools.cache
-def _end_with(parent: int) -> None:
-    """End this worker, and with it its process for models, as soon as its parent is no more."""
+def end_with(parent: int) -> None:
+    """End this worker, and with it its process for models, as soon as its parent is no more.
+
+    Args:
+        parent: The process that started the worker.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections import Counter
@@ -274,7 +273,6 @@ class _Sweep:
                     imports=self._imports,
                     folder=str(Path.cwd()),
                     cache=None if self._cache is None else str(self._cache.folder),
-                    parent=None if self._backend.remote else os.getpid(),
                 )
 
         while not waiting.empty:

@@ -30,6 +30,7 @@ from torchorbit.arguments import (
     owners_in,
     walk_args,
 )
+from torchorbit.graph.budget import Budget
 from torchorbit.graph.dag import Container, DagModule, Graph, Provenance, blank
 from torchorbit.graph.shapes import complete, pick, shapes_in
 from torchorbit.graph.trial import try_out
@@ -185,7 +186,7 @@ def test_a_file_holds_every_kind(arg):
 @given(ARGUMENTS)
 @settings(deadline=None)
 def test_a_trial_run_takes_every_kind(arg):
-    try_out(graph_that_returns(arg), [X.shape], ["float32"])
+    try_out(graph_that_returns(arg), [X.shape], ["float32"], {}, Budget())
 
 
 @given(st.lists(POSITIVE | expr("+", POSITIVE, POSITIVE) | st.builds(ByMode, POSITIVE, POSITIVE), max_size=3))
@@ -197,7 +198,7 @@ def test_runs_without_numbers_give_the_shapes_of_a_run(sizes):
     dag._parameters, dag._buffers, dag._modules = plain._parameters, plain._buffers, plain._modules
     expected = dag(X).shape
     assert complete(dag.graph.vertices, {"x": X.shape}, dag)["made"] == expected
-    try_out(dag, [X.shape], ["float32"])
+    try_out(dag, [X.shape], ["float32"], {}, Budget())
     assert dag.graph.shapes["made"] == expected
 
 

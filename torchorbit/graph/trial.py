@@ -64,7 +64,7 @@ def try_out(
         dag: an outermost graph, in which every name refers to something that is there.
         input_shapes: the shape of each input, or containers of shapes; None where it is fixed.
         input_dtypes: the dtypes of the tensors in the inputs, as far as they are known.
-        readers: which vertex reads a result last.
+        readers: which vertex reads a result last; what is not in it is kept.
         budget: what is left for loading the graph.
 
     Raises:
@@ -131,7 +131,7 @@ class _Trial:
         """What a block returns; ``values`` are its inputs by name."""
         run = _Block(self, dag, values)
         shapes = dag.graph.shapes
-        last = self.readers[id(dag.graph)]
+        last = self.readers.get(id(dag.graph), {})
         for vertex in dag.graph.vertices:
             if isinstance(vertex, InputVertex):
                 continue
