@@ -12,7 +12,7 @@ from torch import nn
 
 from torchorbit.conversion import patching, recorder
 from torchorbit.conversion.converting import convert
-from torchorbit.conversion.preserving import Snapshot, preserved
+from torchorbit.conversion.preserving import Snapshot, contents_kept, preserved
 from torchorbit.conversion.wrappers import packages_of, without_caches
 from torchorbit.errors import ConversionError
 from torchorbit.interrupts import InterruptsHeldBack, interruptible
@@ -136,7 +136,7 @@ def _run_observed(model: nn.Module, example: Any, snapshot: Snapshot, calls: dic
     else:
         args = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     try:
-        with preserved(snapshot), torch.no_grad():
+        with preserved(snapshot), contents_kept(snapshot.outside), torch.no_grad():
             for module in snapshot.modules[1:]:
                 module.register_forward_pre_hook(note, with_kwargs=True)
             try:

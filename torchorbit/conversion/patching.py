@@ -42,7 +42,7 @@ def swapped(
     twins = recorder.twins
     before = {} if earlier is None else earlier.originals
     stood_in = {} if earlier is None else earlier.twins
-    written = {} if earlier is None else {(id(held), name): twin for held, name, twin in earlier.members}
+    written = {} if earlier is None else {(id(held), name): twin for _, held, name, twin in earlier.members}
 
     def twin_of(tensor: Tensor) -> Tensor:
         twin = twins.get(id(tensor))
@@ -65,7 +65,7 @@ def swapped(
                     recorder.values.setdefault(id(twin), Attr(prefix + name))
                     recorder.attributes[prefix + name] = twin
                     recorder.state.setdefault(twin.untyped_storage()._cdata, prefix + name)
-                    recorder.members.append((tensors, name, twin))
+                    recorder.members.append((module, tensors, name, twin))
                     tensors[name] = twin  # type: ignore[assignment]
     for container, key, tensor in snapshot.hanging:
         stood = stood_in.get(id(tensor))

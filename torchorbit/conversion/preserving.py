@@ -9,7 +9,7 @@ import threading
 import types
 import weakref
 from collections import OrderedDict, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeGuard
 
@@ -171,6 +171,7 @@ class Snapshot:
         modules: every module of the model.
         hanging: tensors of the modules that are neither parameters nor buffers, with the container and the key under
             which each is.
+        outside: tensors that the model's code can reach, and that hang on no module.
         caches: what ``functools.lru_cache`` keeps for the model's code.
         generators: generators of random numbers that the model has, or its code names.
     """
@@ -178,6 +179,7 @@ class Snapshot:
     def __init__(self, model: nn.Module) -> None:
         self.modules = list(model.modules())
         self.hanging: list[tuple[Any, Any, Tensor]] = []
+        self.outside: list[Tensor] = []
         self.generators: list[_KeptGenerator] = []
         self._kept: list[Any] = []
         self._empty: list[Any] = []  # most containers of a module are: of hooks
@@ -318,7 +320,9 @@ class Snapshot:
             self._empty.append(attributes)
 
     def _hang(self, container: Any, key: Any, tensor: Tensor) -> None:
-        if not self._outside:
+        if self._outside:
+            self.outside.append(tensor)
+        else:
             self.hanging.append((container, key, tensor))
 
     def _attributes(self, attributes: dict[str, Any], depth: int) -> None:
@@ -342,6 +346,9 @@ class Snapshot:
         """Keep what an object holds, if it can hold anything."""
         kind = type(value)
         if kind in _INERT or id(value) in self._seen:
+            return
+        if isinstance(value, Tensor) and self._outside:
+            self.outside.append(value)
             return
         if issubclass(kind, CODE):
             self._code.add(value)
@@ -412,6 +419,19 @@ def preserved(snapshot: Snapshot) -> Iterator[None]:
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+@contextmanager
+def contents_kept(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Let tensors hold the same numbers afterwards, which a run of a model may write into."""
+    held = [(tensor, tensor.detach().clone()) for tensor in tensors if not (tensor.is_meta or tensor.is_inference())]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, content in held:
+                if not torch.equal(tensor, content):
+                    tensor.copy_(content)
 
 
 def put(container: Any, key: Any, value: Any) -> None:

@@ -15,8 +15,6 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from torch import Tensor
-
 _LruCache: type = type(functools.lru_cache(lambda: None))
 # What stands for a function, or holds one.
 CODE = (
@@ -250,7 +248,7 @@ class Code:
             self._module(value, names)
         elif issubclass(kind, CODE):
             self._pending.append(value)
-        elif not issubclass(kind, Tensor):
+        else:
             self._look(value)
 
     def _step(self, value: Any) -> None:

@@ -128,7 +128,8 @@ class Recorder(TorchFunctionMode):
         self.questions = Questions(self, ())
         self.attributes: dict[str, Tensor] = {}  # path of a parameter, buffer or constant -> its meta tensor
         self.state: dict[int, str] = {}  # storage of a parameter or buffer -> its path
-        self.members: list[tuple[dict[str, Any], str, Tensor]] = []  # where parameters and buffers hang
+        #: Modules, their dictionaries of parameters or of buffers, and what stands there for each.
+        self.members: list[tuple[nn.Module, dict[str, Any], str, Tensor]] = []
         self.outside: dict[int, str] = {}  # storage of a constant that outlives the run -> its path
         self.changed: dict[str, ConversionError] = {}  # paths of those that were written into, and where
         self.unassigned: dict[str, None] = {}  # paths of parameters and buffers that were written into
@@ -628,6 +629,16 @@ class Recorder(TorchFunctionMode):
                 self.steps.append(Step(ASSIGN, (Attr(path), value), {}, self.stack[-1], no_grad=True))
         return paths
 
+    def hang_again(self) -> None:
+        """Let parameters that forward took away and set again be where they were.
+
+        A parameter that is set becomes one again, and what stands for it on meta a plain attribute.
+        """
+        for owner, tensors, name, twin in self.members:
+            if name not in tensors and owner.__dict__.get(name) is twin:
+                del owner.__dict__[name]
+                tensors[name] = twin
+
     def release(self) -> None:
         """Let go of what refers back to this, so that all of it is freed without the garbage collector."""
         del self.memory, self.questions, self.uniforms
@@ -636,7 +647,7 @@ class Recorder(TorchFunctionMode):
         """What the model returned, frozen; buffers that forward replaced by another tensor are assigned to."""
         rebound = [
             (self.state[twin.untyped_storage()._cdata], now)
-            for members, name, twin in self.members
+            for _, members, name, twin in self.members
             if (now := members.get(name)) is not twin and takes_place(now, twin)
         ]
         for path, _ in rebound:
@@ -847,6 +858,7 @@ class _Pass:
             where = recorder.failed_in if recorder.failed_in is not None else ""
             reason = f"{type(error).__name__}: {error}"
             raise ConversionError("run", where, recorder.running, reason, line_of(error.__traceback__)) from error
+        recorder.hang_again()
         self.output = recorder.outcome(result)
         self.output_shapes = [tuple(t.shape) for t in leaves_of(Tensor, result)]
 

@@ -94,7 +94,8 @@ class Numbering:
             first = _LIKE.get(name, len(step.args))
             args = tuple([key(arg, position >= first) for position, arg in enumerate(step.args)])
             others = tuple([(name, key(arg, name == "other")) for name, arg in step.kwargs.items()])
-            whole = (id(step.function), step.path, args, others, step.no_grad)
+            # Getters of torch, as of a real part, are another object every time, and equal.
+            whole = (step.function, step.path, args, others, step.no_grad)
             numbers.append(self._numbers.setdefault(whole, len(self._numbers)))
         return numbers
 
