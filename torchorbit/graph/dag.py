@@ -287,7 +287,7 @@ class _Root(DagModule):
     def _refuse_other_sizes(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Every vertex ran, but numbers that follow from a fixed size are those of the recorded one."""
         provenance = self.provenance
-        if provenance is None:
+        if provenance is None or not provenance.input_shapes:  # a block that was made a graph of its own
             return
         given, recorded = _shapes(self, args, kwargs), provenance.input_shapes
         fixed = slice(1, None) if not provenance.free_lengths else slice(0)
@@ -295,7 +295,8 @@ class _Root(DagModule):
         def kept(shape: tuple[int, ...]) -> tuple[int, ...]:
             return (*shape[fixed], *[shape[dim] for dim in provenance.fixed_dims if dim < len(shape)])
 
-        if list(map(kept, given)) != list(map(kept, recorded)):
+        some_fixed = not provenance.free_lengths or provenance.fixed_dims
+        if some_fixed and list(map(kept, given)) != list(map(kept, recorded)):
             module, reason = provenance.fixed_by
             raise GraphRunError(
                 module.replace(".", "/"),
@@ -304,6 +305,8 @@ class _Root(DagModule):
             )
         if not provenance.free_batch and [shape[:1] for shape in given] != [shape[:1] for shape in recorded]:
             raise GraphRunError(provenance.batch_fixed_by[0].replace(".", "/"), _fixed_batch(provenance, given))
+        if len(given) != len(recorded):  # one that nothing reads was left out
+            return
         for position, (shape, like, dims) in enumerate(zip(given, recorded, provenance.fixed_lengths, strict=False)):
             for dim in dims:
                 if dim >= len(shape) or shape[dim] != like[dim]:
