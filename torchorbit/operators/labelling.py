@@ -299,6 +299,11 @@ class Operands:
             return True
         if before == then and not loose[:before].any():
             return False
+        places = np.flatnonzero(loose)
+        first, last = (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
+        end = shape[axis] - (len(dim) - last)
+        if last - first == len(places) and first < before < last and first < then < end:
+            return False  # among those that inputs decide the number of, at both sizes
         return len(dim) - before != shape[axis] - then or bool(loose[before:].any())
 
     def no_proportion(self, dim: Dim) -> Dim:
