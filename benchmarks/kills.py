@@ -25,7 +25,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 from tabulate import tabulate
 from torch import nn
@@ -33,7 +32,7 @@ from torch import nn
 import torchorbit
 from harness.errors import HarnessError
 from harness.records import read_records
-from tests.harness.test_faults import gone, kind_of, processes_of, start, values
+from tests.harness.kills import gone, kill, start, values
 from torchorbit.errors import TorchorbitError
 from torchorbit.files import digest
 from zoo.checkpoint import save_checkpoint
@@ -96,20 +95,14 @@ def _one_sweep(command: list[str], out: Path, most: int, chance: random.Random) 
                 running.wait(chance.uniform(0, LONGEST_SECONDS))
             if running.poll() is not None:
                 break
-            theirs = processes_of(running.pid)
             victim = chance.choice(["sweep", "worker", "process"])
+            theirs = kill(victim, running, chance)
+            if theirs is None:
+                continue
             if victim == "sweep":
-                running.kill()
-                running.wait()  # and not for its output, which is open for as long as a worker lives
                 if not gone(theirs):
                     wrong.append("what it had started outlives the sweep")
                 running = start(command)
-            else:
-                there = [process for process in theirs if kind_of(process) == victim]
-                if not there:
-                    continue
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    chance.choice(there).send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
             tried += 1
             try:
                 if out.exists():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import random
 import resource
@@ -15,10 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from harness.records import read_records
+from tests.harness.kills import gone, kill, processes_of, start, values
 
 MODELS = """
     test_* resnet10t resnet14t resnet18 resnet18d resnet26 resnet26t resnet34 resnetv2_18 resnetv2_34 mobilenetv3_small_050
@@ -43,31 +41,6 @@ def command(out: Path, *more: str) -> list[str]:
         str(out),
         *more,
     ]
-
-
-def start(arguments: list[str], **more: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, **more
-    )
-
-
-def processes_of(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-
-
-def gone(processes: list[psutil.Process], seconds: float = 20) -> bool:
-    _, alive = psutil.wait_procs(processes, timeout=seconds)
-    return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-
-
-def values(path: Path) -> dict[str, dict[str, Any]]:
-    """What was found out, without what a clock or the memory says; one line per model."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    assert len({line["model"] for line in lines}) == len(lines)
-    return {line["model"]: {k: v for k, v in line.items() if k not in ("seconds", "peak_rss_mb")} for line in lines}
 
 
 @pytest.fixture(scope="module")
@@ -101,19 +74,13 @@ def test_killed_twenty_times_it_finds_out_the_same(tmp_path: Path, undisturbed: 
             out.write_text("".join(out.read_text().splitlines(keepends=True)[: len(undisturbed) // 3]))
             running = start(command(out))
             continue
-        theirs = processes_of(running.pid)
         victim = chance.choice(list(kills))
+        killed = kill(victim, running, chance)
+        if killed is None:
+            continue
         if victim == "sweep":
-            running.kill()
-            running.wait()
-            assert gone(theirs), "workers outlive the sweep"
+            assert gone(killed), "workers outlive the sweep"
             running = start(command(out))
-        else:
-            there = [process for process in theirs if kind_of(process) == victim]
-            if not there:
-                continue
-            with contextlib.suppress(psutil.NoSuchProcess):
-                chance.choice(there).send_signal(chance.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]))
         kills[victim] += 1
         # What was killed twice in the same model's hands may be what its record says, until the sweep goes on.
         assert {record.stage for record in read_records(out)} <= {None, "worker"}
@@ -121,15 +88,6 @@ def test_killed_twenty_times_it_finds_out_the_same(tmp_path: Path, undisturbed: 
     subprocess.run(command(out), check=True, capture_output=True)
 
     assert values(out) == undisturbed
-
-
-def kind_of(process: psutil.Process) -> str:
-    """What a process that a sweep started is there for."""
-    try:
-        line = " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-    return "process" if "harness.process" in line else "worker" if "loky.backend.popen_loky" in line else ""
 
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

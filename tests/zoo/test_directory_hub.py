@@ -583,36 +583,23 @@ def test_a_version_that_shares_files_with_the_last_one_is_whole_though_another_c
 # Publishes in processes that are killed at the n-th time that something is put in place, for every n until one finishes,
 # and after each says what is there.
 KILLED = """
-import os, signal, sys
+import signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import torchorbit
+from tests.zoo.kills import killed_at
 from zoo.publishing import publish
 
 hub, repo, _, folder, image = sys.argv[1:]
 
-def killed_at(point):
-    puts = 0
-    def killing(function):
-        def put(*arguments, **more):
-            nonlocal puts
-            puts += 1
-            if puts == point:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **more)
-        return put
-    for name in ("replace", "symlink_to", "mkdir", "write_text", "write_bytes", "chmod"):
-        setattr(Path, name, killing(getattr(Path, name)))
-    publish(folder, repo, hub=hub, tag="v2")
-    os._exit(0)
+PLACES = {Path: ("replace", "symlink_to", "mkdir", "write_text", "write_bytes", "chmod")}
 
 x = torch.load(image)
 point, code = 0, -signal.SIGKILL
 while code == -signal.SIGKILL:
     point += 1
-    child = os.fork() or killed_at(point)
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = killed_at(point, lambda: publish(folder, repo, hub=hub, tag="v2"), PLACES)
     with torch.no_grad():
         dag = torchorbit.from_pretrained(repo, hub=hub)
         print(point, code, dag.manifest.name, dag(x).double().sum().item(), flush=True)

@@ -377,33 +377,20 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 import torchorbit
+from tests.zoo.kills import killed_at
 from zoo.pulling import fetch
 
 hub, repo, folder, image = sys.argv[1:]
 out, cache = Path(folder) / "out", Path(folder) / "cache"
 
-def killed_at(point):
-    puts = 0
-    def killing(function):
-        def put(*arguments, **more):
-            nonlocal puts
-            puts += 1
-            if puts == point:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return function(*arguments, **more)
-        return put
-    for name in ("replace", "rename", "symlink", "mkdir", "chmod", "unlink", "remove", "write"):
-        setattr(os, name, killing(getattr(os, name)))
-    for name in ("move", "copyfile", "copyfileobj"):
-        setattr(shutil, name, killing(getattr(shutil, name)))
-    for name in ("replace", "open", "write_text", "write_bytes"):
-        setattr(Path, name, killing(getattr(Path, name)))
-    fetch(repo, hub=hub, cache_dir=cache, out=out)
-    os._exit(0)
+PLACES = {
+    os: ("replace", "rename", "symlink", "mkdir", "chmod", "unlink", "remove", "write"),
+    shutil: ("move", "copyfile", "copyfileobj"),
+    Path: ("replace", "open", "write_text", "write_bytes"),
+}
 
 def pulled_in_another(point):
-    child = os.fork() or killed_at(point)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return killed_at(point, lambda: fetch(repo, hub=hub, cache_dir=cache, out=out), PLACES)
 
 def check(whole):
     for blob in cache.rglob("blobs/*"):
