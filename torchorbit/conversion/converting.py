@@ -138,7 +138,8 @@ def _convert(
             refuse_scripted(module, path)
         paths.setdefault(id(module), []).append(path)
     recorder = _Recordings(model, inputs, {identity: found[0] for identity, found in paths.items()}, atomic)
-    reconciled, provenance = recorder.collect()
+    with patching.patching():
+        reconciled, provenance = recorder.collect()
     held = held_modes(recorder.snapshot, recorder.paths)
     provenance = dataclasses.replace(
         provenance,
@@ -154,8 +155,10 @@ def _convert(
         )
     dag = build(model, reconciled, paths, provenance, recorder.follows)
     one_level(dag, separate=True)  # what comes next needs it
-    for number, other in enumerate(others):
-        recorder.hold(dag, f"other_examples[{number}]", other)
+    if others:
+        with patching.patching():
+            for number, other in enumerate(others):
+                recorder.hold(dag, f"other_examples[{number}]", other)
     return dag
 
 

@@ -80,19 +80,45 @@ def swapped(
 
 @contextmanager
 def patched(recorder: Recorder) -> Iterator[None]:
-    """Intercept module calls, reads of ``training``, custom autograd functions and ``set_``; in this thread only.
+    """Let a recorder see what `patching` intercepts, in this thread only."""
+    assert _active is not None
+    before, _active.current = _active.current, recorder
+    observer.listener = recorder.note_check
+    try:
+        yield
+    finally:
+        _active.current = before
+        observer.listener = None if before is None else before.note_check
 
-    What is imported meanwhile may keep what stands in their places: it is given the originals afterwards.
+
+class _Patches:
+    """What stands in the places of functions of torch, and the recorder that is told what they are asked."""
+
+    current: Recorder | None = None
+
+
+_active: _Patches | None = None
+
+
+@contextmanager
+def patching() -> Iterator[None]:
+    """Intercept module calls, reads of ``training``, custom autograd functions and ``set_`` for `patched`.
+
+    Putting something in the place of a method of ``nn.Module`` takes a millisecond, as every subclass has to know. So
+    it is done once for all recordings of a conversion. What is imported meanwhile may keep what stands in their places:
+    it is given the originals afterwards.
     """
+    global _active
+    before, patches = _active, _Patches()
     original = nn.Module.__call__
     loaded = set(sys.modules)
-    current: Recorder | None = recorder
     apply = vars(torch.autograd.Function)["apply"]  # the classmethod itself, not bound to a class
     fast_path = torch.backends.mha.get_fastpath_enabled()
     asks = torch.compiler.is_compiling, torch.compiler.is_exporting
     set_ = torch.Tensor.set_  # a method that no mode sees
 
     def recording() -> Recorder | None:
+        current = patches.current
         if current is None or threading.get_ident() != current.thread or current.inside_leaf:
             return None
         return current
@@ -113,12 +139,13 @@ def patched(recorder: Recorder) -> Iterator[None]:
         )
 
     def call(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        ours = recording()
+        ours, current = recording(), patches.current
         if current is not None and threading.get_ident() != current.thread and id(module) in current.paths:
             wait(module, current)
         return original(module, *args, **kwargs) if ours is None else ours.call_module(original, module, args, kwargs)
 
     def read_training(module: nn.Module) -> bool:
+        current = patches.current
         if current is not None and threading.get_ident() == current.thread:
             current.note_training_read(module)
         return module.__dict__["training"]
@@ -158,10 +185,10 @@ def patched(recorder: Recorder) -> Iterator[None]:
         nn.Module.training = property(read_training, write_training)  # type: ignore[assignment]
         torch.autograd.Function.apply = classmethod(refuse)  # type: ignore[assignment]
         torch.backends.mha.set_fastpath_enabled(False)
-        observer.listener = recorder.note_check
+        _active = patches
         yield
     finally:
-        observer.listener = None
+        _active = before
         if "set_" in vars(torch.Tensor):
             del torch.Tensor.set_
         torch.backends.mha.set_fastpath_enabled(fast_path)
@@ -170,7 +197,7 @@ def patched(recorder: Recorder) -> Iterator[None]:
             del nn.Module.training
         nn.Module.__call__ = original  # type: ignore[method-assign]
         torch.compiler.is_compiling, torch.compiler.is_exporting = asks
-        current = None
+        patches.current = None
         originals: dict[Any, Any] = {call: original, asked[0]: asks[0], asked[1]: asks[1]}
         for name in sys.modules.keys() - loaded:
             for key, value in list(vars(sys.modules[name]).items()):
