@@ -20,27 +20,12 @@ from torchorbit.orbits.selection import Selection
 from torchorbit.pruning.reconstruction.consumers import Consumer
 from torchorbit.pruning.reconstruction.solving import STRENGTHS
 
-#: Operators that give elements of their operand in another order, or some of them.
+#: Operators that give elements of their operand, in evaluation, in another order or some of them.
 _MOVING = frozenset(
-    [
-        "reshape",
-        "flatten",
-        "unflatten",
-        "permute",
-        "transpose",
-        "squeeze",
-        "unsqueeze",
-        "contiguous",
-        "clone",
-        "split",
-        "chunk",
-        "tensor_split",
-        "unbind",
-        "getitem",
-        "narrow",
-        "select",
-        "movedim",
-    ]
+    {
+        *("reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "contiguous", "clone"),
+        *("split", "chunk", "tensor_split", "unbind", "getitem", "narrow", "select", "dropout"),
+    }
 )
 _SCALING = frozenset({"mul", "div"})
 
@@ -230,8 +215,6 @@ class _Tracer:
                 return None
             source = call.args.get("input")
             if type(source) is not Ref or (call.operator in _SCALING and isinstance(call.args.get("other"), Ref)):
-                return None
-            if not isinstance(vertex, OperatorVertex):
                 return None
             steps.append((ref.vertex, source))
             ref = source
