@@ -1,4 +1,4 @@
-"""Labelled images: for criteria that look at data, and to measure accuracy on."""
+"""Images: for criteria that look at data, for new weights, and to measure accuracy on."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ _PREFIXES = ("torch/", "hfds/", "hfids/", "tfds/", "wds/")
 
 @dataclass(frozen=True)
 class Images:
-    """A data set of labelled images, as `timm.data.create_dataset` finds it.
+    """A data set of images, as `timm.data.create_dataset` finds it.
 
     Attributes:
-        name: a folder with a subfolder of images for every class, in the order of the names; a tar file like it; or
-            the name of a data set with timm's prefix for where it comes from (``torch/cifar10``, ``hfds/...``).
+        name: a folder with a subfolder of images for every class, in the order of the names, or with images that have
+            no labels; a tar file like it; or the name of a data set with timm's prefix for where it comes from
+            (``torch/cifar10``, ``hfds/...``).
         split: which part of it; of a folder the subfolder of that name, where there is one.
         root: where it is kept, for those that have a name.
         samples: take so many images, drawn at random; all of them by default.
@@ -53,8 +54,8 @@ class Images:
             seed: of the images that are drawn.
 
         Returns:
-            A loader of tensors of shape (batch, channels, height, width) and labels of shape (batch,); the same in
-            every pass.
+            A loader of tensors of shape (batch, channels, height, width) and labels of shape (batch,), -1 where there
+            are none; the same in every pass.
 
         Raises:
             UsageError: there is no such data set, or no image in it.
@@ -92,6 +93,8 @@ class Images:
         except (RuntimeError, ValueError, OSError, AssertionError, ImportError, KeyError) as error:
             raise UsageError(f"--data {self.name} ({self.split}) cannot be read: {error}") from error
         data.transform = transforms_of(preprocessing)
+        if getattr(getattr(data, "reader", None), "class_to_idx", None) == {"": 0}:  # no folders for classes
+            data.target_transform = _no_label
         return data
 
     def _check_split(self, folder: Path) -> None:
@@ -105,6 +108,10 @@ class Images:
 
     def _is_path(self) -> bool:
         return not self.name.lower().startswith(_PREFIXES)
+
+
+def _no_label(label: int) -> int:
+    return -1
 
 
 def dtype_of(model: nn.Module) -> torch.dtype:

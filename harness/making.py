@@ -35,6 +35,8 @@ class Recipe:
     criterion: str = "magnitude"
     selector: str = "uniform"
     steps: int = 1
+    reconstruct: str | None = None
+    reconstruct_batches: int | None = None
     finetune_bn: bool = False
     frozen: tuple[str, ...] = ()
     tokens: bool = False
@@ -53,11 +55,13 @@ class Recipe:
         options = {field.name: getattr(self, field.name) for field in fields(self)}
         images = options.pop("data")
         constraint = Bounds(options.pop("min_width"), options.pop("min_share"), options.pop("round_to"))
+        options["reconstruct"] = self.reconstruct or False
         loader = None
         if images is None and self.criterion in CRITERIA and not issubclass(CRITERIA[self.criterion], WeightCriterion):
             raise UsageError(f"--criterion {self.criterion} looks at data: give --data")
-        if images is None and self.finetune_bn:
-            raise UsageError("--finetune-bn needs data: give --data")
+        for option, wanted in (("--finetune-bn", self.finetune_bn), ("--reconstruct", self.reconstruct)):
+            if images is None and wanted:
+                raise UsageError(f"{option} needs data: give --data")
         if images is not None:
             if dag.manifest is None or dag.manifest.preprocessing is None:
                 raise UsageError("--data: nothing is known of this model's preprocessing; save it with preprocessing=")

@@ -15,7 +15,7 @@ import torchorbit
 TOP = """
     Bounds CheckpointError ConversionError DagModule HubError Orbit Orbits Scores Target TorchorbitError __version__
     calibrate convert criteria edit errors explain find_orbits finetune_batch_norm flops fold_parametrizations
-    from_pretrained inspect latency load plan prune remove_channels rules selectors transforms verify_removal
+    from_pretrained inspect latency load plan prune reconstruct remove_channels rules selectors transforms verify_removal
 """
 NAMED = {
     "cost": "AdditiveCost CostFunction Flops FlopsCost ParametersCost PredictedCost",

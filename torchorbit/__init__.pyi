@@ -14,6 +14,7 @@ from .pruning.batch_norm import finetune_batch_norm
 from .pruning.calibration.calibrating import calibrate
 from .pruning.constraints import Bounds
 from .pruning.pruning import prune
+from .pruning.reconstruction.reconstructing import reconstruct
 from .pruning.scores import Scores
 from .removal.cutting import remove_channels
 from .removal.planning import plan
@@ -48,6 +49,7 @@ __all__ = [
     "load",
     "plan",
     "prune",
+    "reconstruct",
     "remove_channels",
     "rules",
     "selectors",

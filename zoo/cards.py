@@ -168,6 +168,8 @@ def _step(step: Step) -> str:
     parts += [f"in {step.steps} steps"] if step.steps > 1 else []
     if step.constraint is not None and step.constraint.options:
         parts.append(f"constraint {_short(step.constraint)}")
+    new = step.reconstruction
+    parts += [f"reconstructed ({new.method}) from {new.samples} samples"] if new is not None else []
     parts += ["batch norms re-estimated"] if step.finetune_bn else []
     parts += [f"data {step.data}"] if step.data else []
     parts += [f"seed {step.seed}"] if step.seed is not None else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 import os
 import shutil
@@ -28,6 +29,7 @@ from zoo.manifest import (
     Manifest,
     Method,
     Preprocessing,
+    Reconstructed,
     Source,
     Step,
     Versions,
@@ -62,6 +64,7 @@ def step_of(
         command: what was typed.
         timm: the version of timm that gave the model.
     """
+    made = pruning.reconstruction
     return Step(
         criterion=Method.of(pruning.criterion),
         selector=Method.of(pruning.selector),
@@ -73,6 +76,7 @@ def step_of(
         seed=pruning.seed,
         command=command,
         versions=versions(timm),
+        reconstruction=None if made is None else Reconstructed.model_validate(dataclasses.asdict(made)),
     )
 
 

@@ -130,6 +130,30 @@ def _check_depth(value: JsonValue, levels: int) -> None:
         _check_depth(inner, levels - 1)
 
 
+class Layer(_Part):
+    """How far a layer is from what it is in the whole model, as `torchorbit.removal.history.LayerError` has it."""
+
+    layer: _Text
+    before: _Figure
+    after: _Figure
+
+
+class Reconstructed(_Part):
+    """New weights that consumers of removed channels got, as `torchorbit.removal.history.Reconstruction` has it.
+
+    Attributes:
+        method: how.
+        samples: how many samples were looked at.
+        proof: how far the pruned model was from the whole one with zeros before that.
+        layers: in the order of the model.
+    """
+
+    method: _Text
+    samples: _Count
+    proof: _Figure
+    layers: tuple[Layer, ...] = Field(default=(), max_length=_MOST_ENTRIES)
+
+
 class Step(_Part):
     """One pruning.
 
@@ -140,10 +164,12 @@ class Step(_Part):
         target: what the result was to cost, as ``"flops=0.5"``; empty where the selector says how much goes.
         steps: in how many pruning steps it was come down to.
         finetune_bn: whether the running statistics of batch norms were re-estimated.
-        data: what was looked at, by the criterion or the selector or for batch norms; None where weights told all.
+        data: what was looked at, by the criterion or the selector, for batch norms or for new weights; None where
+            weights told all.
         seed: of whatever was drawn.
         command: what was typed.
         versions: what it was done with.
+        reconstruction: what made up for the channels that are gone; None where nothing did.
     """
 
     criterion: Method
@@ -156,6 +182,7 @@ class Step(_Part):
     seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
     command: _Text | None = None
     versions: Versions
+    reconstruction: Reconstructed | None = None
 
 
 class Cost(_Part):

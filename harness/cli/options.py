@@ -74,8 +74,8 @@ def data_options(*, required: bool) -> Callable[[Any], Any]:
             "--data",
             required=required,
             metavar="FOLDER|NAME",
-            help="Labelled images: a folder (or tar file) with a subfolder for every class, or timm's name of a data "
-            "set, as torch/cifar10 or hfds/...",
+            help="Images: a folder (or tar file) with a subfolder for every class, or of images without labels where "
+            "these are not needed; or timm's name of a data set, as torch/cifar10 or hfds/...",
         ),
         click.option("--split", default="validation", show_default=True, help="Which part of the data."),
         click.option(

@@ -89,6 +89,23 @@ _DTYPES = ("float32", "float16", "bfloat16")
     metavar="N",
     help="Reach the target in so many steps, and score anew in each.",
 )
+@click.option(
+    "--reconstruct",
+    flag_value="layerwise",
+    help="Give the consumers of removed channels new weights that make up for them on the data, which needs no labels.",
+)
+@click.option(
+    "--reconstruct-affine",
+    "reconstruct",
+    flag_value="affine",
+    help="The same in one pass, channel by channel; quicker, and less close.",
+)
+@click.option(
+    "--reconstruct-batches",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many batches that looks at.  [default: all]",
+)
 @click.option("--finetune-bn", is_flag=True, help="Re-estimate the statistics of batch norms on the data.")
 @data_options(required=False)
 @click.option(
@@ -121,7 +138,8 @@ def prune(
 
     MODEL is a name in timm, with a tag where the --pretrained weights of that tag are wanted, or the folder of a
     checkpoint to prune further. Without --weights and --pretrained the weights are those that timm initializes the
-    model with. Criteria that look at data need --data, and take the cross entropy of its labels as the loss.
+    model with. Criteria that look at data need --data, and take the cross entropy of its labels as the loss;
+    --reconstruct needs images alone.
     """
     given = [f"--{name}" for name in ("flops", "parameters", "ratio") if recipe[name] is not None]
     if len(given) != 1:

@@ -1,6 +1,7 @@
 """Folders of labelled images: criteria that look at them, and accuracy measured on them."""
 
 import re
+import shutil
 import tarfile
 
 import numpy as np
@@ -155,6 +156,26 @@ def test_a_manifest_says_what_was_done(run, digits, tmp_path):
     assert "constraint bounds(round_to=8)" in (tmp_path / "a" / "README.md").read_text()
 
 
+def test_images_without_labels_are_enough_to_reconstruct(run, digits, tmp_path):
+    (tmp_path / "flat").mkdir()
+    for number, path in enumerate(sorted((digits / "validation").rglob("*.png"))[:12]):
+        shutil.copy(path, tmp_path / "flat" / f"{number}.png")
+    arguments = ("prune", "test_resnet", "--flops", "0.6", "--data", tmp_path / "flat")
+    code, _, err = run(*arguments, "--reconstruct", "--reconstruct-batches", "1", "--batch-size", "8", "--out", "a")
+    assert (code, err) == (0, "")
+    (step,) = read_manifest(tmp_path / "a").steps
+    made = step.reconstruction
+    assert (made.method, made.samples, step.data) == ("layerwise", 8, "flat (validation)")
+    assert made.proof < 1e-5
+    assert any(layer.after < layer.before for layer in made.layers)
+    assert "reconstructed (layerwise) from 8 samples" in (tmp_path / "a" / "README.md").read_text()
+    assert run(*arguments, "--reconstruct-affine", "--out", "b")[0] == 0
+    assert read_manifest(tmp_path / "b").steps[0].reconstruction.method == "affine"
+    code, _, err = run(*arguments, "--criterion", "taylor", "--out", "c")
+    assert code != 0
+    assert "it may have no labels" in err
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_checkpoint_of_half_precision_is_measured_and_pruned_on_data(run, digits, dtype):
     assert run("prune", "test_resnet", "--flops", "0.8", "--dtype", dtype, "--out", "half")[0] == 0
@@ -190,6 +211,7 @@ def test_images_without_labels():
         (("--flops", "0.5", "--criterion", "tailor"), "there is no criterion 'tailor'; close to it: taylor"),
         (("--flops", "0.5", "--selector", "none"), "there is no selector 'none'"),
         (("--flops", "0.5", "--finetune-bn"), "--finetune-bn needs data: give --data"),
+        (("--flops", "0.5", "--reconstruct"), "--reconstruct needs data: give --data"),
         (("--flops", "0.5", "--samples", "3"), "--data, which is missing"),
         (("--flops", "0.5", "--criterion", "taylor", "--data", "nowhere"), "there is no such folder"),
         (("--flops", "0.0001"), "cannot be reached"),

@@ -20,9 +20,11 @@ from zoo.manifest import (
     Accuracy,
     Cost,
     File,
+    Layer,
     Manifest,
     Method,
     Preprocessing,
+    Reconstructed,
     Source,
     Step,
     Versions,
@@ -47,6 +49,9 @@ MANIFEST = Manifest(
             seed=3,
             command="torchorbit prune resnet18.a1_in1k --flops 0.5",
             versions=Versions(torchorbit="0.1.0", torch="2.6.0", timm="1.0.9"),
+            reconstruction=Reconstructed(
+                method="layerwise", samples=128, proof=1e-7, layers=(Layer(layer="fc.weight", before=0.5, after=0.1),)
+            ),
         ),
     ),
     before=Cost(gflops=3.629, kmapp=72.3, parameters=11_689_512),

@@ -21,6 +21,7 @@ from torchorbit.pruning.constraints import Bounds, Constraint
 from torchorbit.pruning.criteria import CRITERIA, Criterion, Place, WeightCriterion
 from torchorbit.pruning.freezing import frozen_paths
 from torchorbit.pruning.naming import made_by_name
+from torchorbit.pruning.reconstruction.reconstructing import Method, require_method
 from torchorbit.pruning.schedule import Schedule
 from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import SELECTORS, Global, Selector, Uniform
@@ -46,6 +47,8 @@ def prune(
     frozen: Iterable[nn.Module | str] | nn.Module | str = (),
     steps: int = 1,
     between_steps: Callable[[DagModule, int], object] | None = None,
+    reconstruct: bool | Method = False,
+    reconstruct_batches: int | None = None,
     finetune_bn: bool = False,
     inplace: bool = False,
     optimizer: Optimizer | None = None,
@@ -96,6 +99,9 @@ def prune(
         between_steps: called after each step but the last with the graph and the number of the step, from 1 on; to
             train it, say; afterwards the graph is again in the mode that it was in. With ``optimizer=`` the optimizer
             has the smaller parameters by then.
+        reconstruct: give what consumed the channels that are gone new weights, in closed form, that make up for them on
+            the loader's data, as `torchorbit.reconstruct` does; labels are not looked at. ``True`` is ``"layerwise"``.
+        reconstruct_batches: how many batches that looks at; by default as many as ``max_batches`` says.
         finetune_bn: re-estimate the running statistics of batch norms on the loader's data after each step.
         inplace: change the graph itself. The model that it was converted from has the same parameters, and no longer
             runs.
@@ -132,7 +138,8 @@ def prune(
     if not isinstance(scored, (Criterion, Scores)):
         scored = made_by_name("criterion", scored, CRITERIA, seed=seed)
     chosen, aim = _aim(selector, target, ratio=ratio, flops=flops, parameters=parameters)
-    _check(scored, loader, constraint, round_to, steps, between_steps, finetune_bn)
+    method: Method | None = "layerwise" if reconstruct is True else reconstruct or None
+    _check(scored, loader, constraint, round_to, steps, between_steps, finetune_bn, method)
     schedule = Schedule(chosen, aim, steps)
     allowed = constraint or Bounds(round_to=round_to)
     dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
@@ -144,6 +151,7 @@ def prune(
             loader,
             loss,
             max_batches=max_batches,
+            reconstruct_batches=reconstruct_batches,
             epochs=calibration_epochs,
             sample_to_model_inputs=sample_to_model_inputs,
             sample_to_n_samples=sample_to_n_samples,
@@ -159,6 +167,7 @@ def prune(
         tokens=tokens,
         frozen=frozen_paths(dag, frozen),
         data=data,
+        reconstruct=method,
         finetune_bn=finetune_bn,
         between_steps=between_steps,
         seed=seed,
@@ -175,6 +184,7 @@ def _check(
     steps: int,
     between_steps: Any,
     finetune_bn: bool,
+    method: Method | None,
 ) -> None:
     """Refuse arguments that exclude each other, or of which one needs another."""
     if constraint is not None and not isinstance(constraint, Constraint):
@@ -187,6 +197,10 @@ def _check(
         raise ArgumentError(f"the criterion {scored} looks at data: give a loader, and the loss")
     if finetune_bn and loader is None:
         raise ArgumentError("finetune_bn=True needs data: give a loader")
+    if method is not None:
+        require_method(method, "reconstruct")
+        if loader is None:
+            raise ArgumentError(f"reconstruct={method!r} needs data, labels or none: give a loader")
     if loader is not None:
         require_repeatable(loader)
     if between_steps is not None and not callable(between_steps):

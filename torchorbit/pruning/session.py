@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,17 +14,18 @@ from torchorbit.comparing import same_modes
 from torchorbit.errors import ArgumentError
 from torchorbit.graph.dag import DagModule
 from torchorbit.orbits.discovery import find_orbits
-from torchorbit.orbits.orbit import Orbits
+from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.pruning.batch_norm import finetune_batch_norm
 from torchorbit.pruning.calibration import MaskedLoss, calibrate
 from torchorbit.pruning.constraints import Constraint, WholeTokens
 from torchorbit.pruning.criteria import Criterion, Place, WeightCriterion
 from torchorbit.pruning.describing import describe
+from torchorbit.pruning.reconstruction.reconstructing import Method, adopt, reconstruct
 from torchorbit.pruning.schedule import Original, Schedule
 from torchorbit.pruning.scores import Scores
 from torchorbit.pruning.selectors import Removed, Task
 from torchorbit.removal.cutting import remove_channels
-from torchorbit.removal.history import History, Pruning
+from torchorbit.removal.history import History, Pruning, Reconstruction
 
 
 class Data:
@@ -36,6 +37,7 @@ class Data:
         loss: Callable[[Any, Any], Tensor] | None,
         *,
         max_batches: int | None,
+        reconstruct_batches: int | None,
         epochs: int,
         sample_to_model_inputs: Callable[[Any], tuple[tuple[Any, ...], dict[str, Any]]],
         sample_to_n_samples: Callable[[Any], int],
@@ -46,6 +48,7 @@ class Data:
     ):
         self._loader = _Noticed(loader)
         self._loss = loss
+        self._reconstruct_batches = reconstruct_batches
         self._batches: dict[str, Any] = {
             "max_batches": max_batches,
             "sample_to_model_inputs": sample_to_model_inputs,
@@ -80,6 +83,13 @@ class Data:
 
         return ask
 
+    def reconstruct(
+        self, dag: DagModule, removed: Mapping[Orbit, list[int]], method: Method, **options: Any
+    ) -> DagModule:
+        """A smaller graph whose layers make up for what is gone; the whole one is as it was."""
+        counted = {**self._counted, "max_batches": self._reconstruct_batches or self._counted["max_batches"]}
+        return reconstruct(dag, removed, self._loader, method=method, progress=self._progress, **counted, **options)
+
     def finetune_batch_norm(self, dag: DagModule) -> None:
         """Re-estimate the running statistics of batch norms."""
         finetune_batch_norm(dag, self._loader, progress=self._progress, **self._batches)
@@ -110,6 +120,7 @@ class Session:
         tokens: whether learned tokens may go as well.
         frozen: paths of what must stay as it is.
         data: None where there is none.
+        reconstruct: how what consumed the channels that are gone makes up for them; None where it does not.
         finetune_bn: re-estimate the running statistics of batch norms after each step.
         between_steps: called after each step but the last.
         seed: of whatever is drawn.
@@ -127,6 +138,7 @@ class Session:
         tokens: bool,
         frozen: tuple[nn.Module | str, ...],
         data: Data | None,
+        reconstruct: Method | None,
         finetune_bn: bool,
         between_steps: Callable[[DagModule, int], object] | None,
         seed: int,
@@ -141,6 +153,8 @@ class Session:
         self._tokens = tokens
         self._frozen = frozen
         self._data = data
+        self._reconstruct = reconstruct
+        self._reconstruction: Reconstruction | None = None
         self._finetune_bn = finetune_bn
         self._between_steps = between_steps
         self._seed = seed
@@ -165,9 +179,7 @@ class Session:
             units = sum(map(len, removed.values()))
             self._schedule.record_removed(units)
             removed_any = removed_any or units > 0
-            dag = remove_channels(
-                dag, removed, inplace=inplace or dag is not whole, optimizer=optimizer, adjust_dropout=adjust_dropout
-            )
+            dag = self._without(dag, removed, inplace or dag is not whole, optimizer, adjust_dropout)
             if self._finetune_bn and self._data is not None:
                 self._data.finetune_batch_norm(dag)
             if self._between_steps is not None and step < self._schedule.steps:
@@ -177,6 +189,28 @@ class Session:
             before: tuple[Pruning, ...] = earlier.prunings if earlier is not None else ()
             dag.history = History(dag.history.original, (*before, self._record()))
         return dag
+
+    def _without(
+        self,
+        dag: DagModule,
+        removed: Mapping[Orbit, list[int]],
+        inplace: bool,
+        optimizer: Optimizer | None,
+        adjust_dropout: bool,
+    ) -> DagModule:
+        """A graph without some units, which the rest makes up for where that is asked for."""
+        fitted: DagModule | None = None
+        if self._reconstruct is not None and self._data is not None and any(map(len, removed.values())):
+            fitted = self._data.reconstruct(
+                dag, removed, self._reconstruct, adjust_dropout=adjust_dropout, seed=self._seed
+            )
+            self._reconstruction = fitted.history.prunings[-1].reconstruction
+            if not inplace and optimizer is None:
+                return fitted
+        smaller = remove_channels(dag, removed, inplace=inplace, optimizer=optimizer, adjust_dropout=adjust_dropout)
+        if fitted is not None:
+            adopt(fitted, smaller, optimizer)
+        return smaller
 
     def _chosen(self, dag: DagModule, step: int) -> dict[Any, list[int]]:
         """The units that go in a step, from 1 on."""
@@ -218,4 +252,5 @@ class Session:
             finetune_bn=self._finetune_bn,
             seed=self._seed,
             data=self._data is not None and self._data.looked_at,
+            reconstruction=self._reconstruction,
         )

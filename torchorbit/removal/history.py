@@ -110,6 +110,40 @@ def _shown(value: Any) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class LayerError:
+    """How far a layer was from what it is in the whole model, and how far it is.
+
+    Attributes:
+        layer: path of its weights; behind it, where queries were mixed, the product.
+        before: the sum of squares that its outputs were off by with the weights that the removal left, but after all
+            layers before it got new ones, over the sum of squares of the outputs about their mean.
+        after: the same with its new weights; where it was left as it was, it is ``before``.
+    """
+
+    layer: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reconstruction:
+    """New weights that what consumed removed channels got, in closed form.
+
+    Attributes:
+        method: how, as `torchorbit.reconstruct` takes it.
+        samples: how many samples were looked at.
+        proof: the largest difference between the pruned model before that and the whole one with zeros, over the
+            largest output (`torchorbit.verify_removal`).
+        layers: in the order of the graph.
+    """
+
+    method: str
+    samples: int
+    proof: float
+    layers: tuple[LayerError, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Pruning:
     """One removal: what the units were scored by, how their number was chosen, and what was asked for.
 
@@ -122,6 +156,7 @@ class Pruning:
         finetune_bn: whether the running statistics of batch norms were re-estimated.
         seed: of whatever was drawn; None where nothing could be.
         data: whether data was looked at.
+        reconstruction: what was made up for after it; None where nothing was.
     """
 
     criterion: Description
@@ -132,6 +167,7 @@ class Pruning:
     finetune_bn: bool = False
     seed: int | None = None
     data: bool = False
+    reconstruction: Reconstruction | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,19 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from torchorbit.arguments import Attr, Interpreter, Ref
+from torchorbit.arguments import Attr
 from torchorbit.containers import map_leaves, map_together
 from torchorbit.errors import GraphRunError
 from torchorbit.graph.dag import DagModule
 from torchorbit.graph.one_level import one_level
-from torchorbit.graph.shapes import called, pick, shapes_in
-from torchorbit.graph.vertices import InputVertex, ModuleVertex, OperatorVertex, Vertex, last_uses
+from torchorbit.graph.shapes import shapes_in
+from torchorbit.graph.vertices import ModuleVertex, Vertex, last_uses
 from torchorbit.operators import Labelled
 from torchorbit.operators.table import OPERATORS
 from torchorbit.orbits.discovery import orbits_at
 from torchorbit.orbits.orbit import Orbits
+from torchorbit.orbits.running import Running
 from torchorbit.orbits.selection import Selection
-from torchorbit.records import Record
 from torchorbit.removal.masked_operators import MASKED, Context, Masks, RecordedSizeError, filled
 
 
@@ -114,7 +114,7 @@ def _at_sizes_of(dag: DagModule, selection: Selection, args: tuple[Any, ...], kw
         ) from None
 
 
-class MaskedInterpreter(Interpreter):
+class MaskedInterpreter(Running):
     """Runs the whole graph vertex by vertex, with zeros where channels are removed.
 
     Args:
@@ -123,23 +123,16 @@ class MaskedInterpreter(Interpreter):
     """
 
     def __init__(self, orbits: Orbits, selection: Selection):
+        super().__init__(orbits.model)
         self.orbits = orbits
-        self.model = orbits.model
         self.selection = selection
-        self.values: dict[str, Any] = {}
         self.known: dict[int, Tensor] = {}
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The output of the whole graph for some inputs."""
-        given = inspect.signature(self.model.dag.forward).bind(*args, **kwargs)
-        given.apply_defaults()
-        self.values.update(given.arguments)
+        self.values.update(self.given(args, kwargs))
         last = last_uses(self.model.graph.vertices, self.model.graph.output)
-        for position, vertex in enumerate(self.model.graph.vertices):
-            if isinstance(vertex, InputVertex):
-                continue
-            if vertex.mode == "training" or (isinstance(vertex, OperatorVertex) and OPERATORS[vertex.operator].effect):
-                continue
+        for position, vertex in self.running():
             result = self.vertex(vertex)
             self.values[vertex.name] = self.zeroed(result, self.selection.of(vertex.name))
             for name in last.get(position, ()):
@@ -154,28 +147,16 @@ class MaskedInterpreter(Interpreter):
             result = masked(Context(self, call, vertex))
             if result is not None:
                 return result
-        if isinstance(vertex, ModuleVertex):
-            module = self.model.dag.get_submodule(vertex.target)
+        if isinstance(vertex, ModuleVertex) and not (vertex.leaf and call.operator in OPERATORS):
+            module = self.model.module_at(vertex.target)
             args = tuple([self.value(arg) for arg in vertex.args])
             kwargs = {key: self.value(arg) for key, arg in vertex.kwargs.items()}
-            if vertex.leaf and call.operator in OPERATORS:
-                if getattr(module, "inplace", False):
-                    args = tuple([arg.clone() if isinstance(arg, Tensor) else arg for arg in args])
-                return module(*args, **kwargs)
             names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
             state = {name: self.value(Attr(f"{vertex.target}.{name}")) for name in names}
             return torch.func.functional_call(module, state, args, kwargs)
-        return called(OPERATORS[call.operator], {key: self.value(arg) for key, arg in call.args.items()})
+        return super().vertex(vertex)
 
     # -- values
-
-    def ref(self, arg: Ref) -> Any:
-        """The result of a vertex that ran, with its zeros."""
-        return pick(self.values[arg.vertex], arg.index)
-
-    def record(self, arg: Record) -> Any:
-        """An object like that which the graph returns."""
-        return super().record(arg).make()
 
     def attr(self, arg: Attr) -> Any:
         """The parameter or buffer, with zeros."""

@@ -1,0 +1,94 @@
+"""Weights that give what is wanted, as closely as least squares can, without going far from those that are there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from torchorbit.pruning.reconstruction.moments import Moments
+
+#: How much weights are held where they are, in parts of the mean square of an input; infinity moves the bias alone.
+STRENGTHS = (math.inf, 1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-6, 1e-8)
+_STRENGTHS_OF_MANY = STRENGTHS[:6]
+_MANY = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """New weights of a layer.
+
+    Attributes:
+        weight: of shape (groups, outputs, inputs).
+        bias: of shape (groups, 1, outputs).
+        before: sum of the squares that the old weights miss what is wanted by, over that of what is wanted about its
+            mean.
+        after: that of these.
+        strength: how much they were held where they were; None where the old ones were left.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    before: float
+    after: float
+    strength: float | None
+
+
+def solve(fitted: Moments, held_out: Moments, weight: Tensor, bias: Tensor, *, free_bias: bool) -> Solution:
+    """Find weights by ridge regression around those that are there.
+
+    ``argmin |W x + b - y|^2 + strength |W - weight|^2``, with the strength that does best on rows which it was not
+    fitted to; with that one it is then fitted to all of them. Where no strength does better there than the weights that
+    are there, these are left.
+
+    Args:
+        fitted: moments of some rows.
+        held_out: those of others, by which the strength is chosen; where there are none, of the same.
+        weight: of shape (groups, outputs, inputs).
+        bias: of shape (groups, 1, outputs).
+        free_bias: whether the bias may change.
+    """
+    everything = fitted if held_out is fitted else fitted.with_(held_out)
+    scale = everything.spread() or 1.0
+    before = everything.error(weight, bias)
+    best, least = None, held_out.error(weight, bias)
+    strengths = STRENGTHS if weight.shape[2] <= _MANY else _STRENGTHS_OF_MANY
+    for strength in strengths if free_bias else strengths[1:]:
+        found = _ridge(fitted, weight, bias, strength, free_bias)
+        missed = math.inf if found is None else held_out.error(*found)
+        if missed < least * (1 - 1e-9):
+            best, least = strength, missed
+    if best is not None:
+        found = _ridge(everything, weight, bias, best, free_bias)
+        after = math.inf if found is None else everything.error(*found)
+        if found is not None and after < before:
+            return Solution(*found, before / scale, after / scale, best)
+    return Solution(weight, bias, before / scale, before / scale, None)
+
+
+def _ridge(
+    moments: Moments, weight: Tensor, bias: Tensor, strength: float, free_bias: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Weights and bias for one strength; None where there are none."""
+    new = weight
+    if math.isfinite(strength):
+        if free_bias:
+            xx, xy = moments.centred()
+        else:
+            xx, xy = moments.about_zero()
+            xy = xy - moments.rows * moments.means()[0].mT @ bias
+        # One strength for all groups would hold those with small inputs only.
+        diagonal = xx.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp(min=torch.finfo(xx.dtype).tiny)
+        held = xx + torch.diag_embed(strength * diagonal.expand(-1, xx.shape[1]))
+        factor, failed = torch.linalg.cholesky_ex(held)
+        if bool(failed.any()):
+            return None
+        new = weight + torch.cholesky_solve(xy - xx @ weight.mT, factor).mT
+        if not bool(new.isfinite().all()):
+            return None
+    if free_bias:
+        x, y = moments.means()
+        bias = y - x @ new.mT
+    return new, bias
