@@ -32,12 +32,13 @@ class Recipe:
     round_to: int = 1
     min_width: int = 1
     min_share: float = 0.0
-    criterion: str = "magnitude"
-    selector: str = "uniform"
+    criterion: str = "fisher_noise"
+    selector: str | None = None
     steps: int = 1
     finetune_bn: bool = False
     frozen: tuple[str, ...] = ()
     tokens: bool = False
+    streams: bool = True
     data: Images | None = None
 
     def prune(self, dag: DagModule, *, seed: int = 0) -> DagModule:
@@ -56,8 +57,6 @@ class Recipe:
         loader = None
         if images is None and self.criterion in CRITERIA and not issubclass(CRITERIA[self.criterion], WeightCriterion):
             raise UsageError(f"--criterion {self.criterion} looks at data: give --data")
-        if images is None and self.finetune_bn:
-            raise UsageError("--finetune-bn needs data: give --data")
         if images is not None:
             if dag.manifest is None or dag.manifest.preprocessing is None:
                 raise UsageError("--data: nothing is known of this model's preprocessing; save it with preprocessing=")

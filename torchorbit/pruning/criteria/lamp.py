@@ -38,6 +38,7 @@ class Lamp(WeightCriterion):
 
     name: ClassVar[str] = "lamp"
     comparable: ClassVar[bool] = True
+    additive: ClassVar[bool] = False  # the largest unit of every orbit has 1, whatever it is worth
 
     def __post_init__(self) -> None:
         check_choice("over", self.over, Over)
