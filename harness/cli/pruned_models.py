@@ -94,7 +94,11 @@ _DTYPES = ("float32", "float16", "bfloat16")
     metavar="N",
     help="Reach the target in so many steps, and score anew in each.",
 )
-@click.option("--finetune-bn", is_flag=True, help="Re-estimate the statistics of batch norms on the data, or correct them by noise where there is none.")
+@click.option(
+    "--finetune-bn",
+    is_flag=True,
+    help="Re-estimate the statistics of batch norms on the data, or correct them by noise where there is none.",
+)
 @data_options(required=False)
 @click.option(
     "--dtype", type=click.Choice(_DTYPES), help="Type of the weights in the checkpoint.  [default: as they are]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from torchorbit.arguments import Ref, operands_of
+
 if TYPE_CHECKING:
     from torchorbit.orbits.orbit import Orbit
 

@@ -91,6 +91,7 @@ class BatchStatistics(TorchFunctionMode):
         return result
 
     def write(self) -> int:
+        """Set all running statistics to those of the batches so far; gives how many batch norms have some."""
         for moments in self.moments.values():
             moments.write()
         return len(self.moments)

@@ -3,6 +3,9 @@
 Images of noise are unlike any that a model was trained on, and so are the statistics that its batch norms see. Where
 each batch norm normalizes by those instead, what comes out of it has the mean and the variance that it has in the
 trained model, layer by layer. Layer norms do so by themselves.
+
+The amplitudes of images fall with the frequency f as 1/f ("Relations between the statistics of natural images and the
+response properties of cortical cells", Field, 1987), and so do those of this noise.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 from torch import Tensor
 
 from torchorbit.comparing import evaluating
-from torchorbit.containers import leaves_of
+from torchorbit.containers import leaves_of, map_leaves
 from torchorbit.graph.dag import DagModule
 from torchorbit.orbits.orbit import Orbit
 from torchorbit.pruning.batch_norm import BatchStatistics
@@ -46,7 +49,10 @@ class NoiseBatch:
 
 
 def noise(dag: DagModule, *, samples: int, batch_size: int, seed: int) -> list[NoiseBatch]:
-    """Inputs of the recorded sizes and kinds: standard normal numbers, and zeros and ones where they are whole.
+    """Inputs of the recorded sizes and kinds, with mean 0 and variance 1 where they are floating point numbers.
+
+    Those with two dimensions in space or more, after samples and channels, have amplitudes that fall as 1/f there;
+    others are white. Where numbers are whole they are zeros and ones.
 
     Args:
         dag: the graph.
@@ -58,10 +64,29 @@ def noise(dag: DagModule, *, samples: int, batch_size: int, seed: int) -> list[N
     generator = torch.Generator().manual_seed(seed)
     while sum(batch.samples for batch in found) < samples:
         drawn = int(torch.randint(2**62, (), generator=generator))
-        args, kwargs = random_inputs(dag, drawn, batch=batch_size)
+        args, kwargs = map_leaves(_coloured, random_inputs(dag, drawn, batch=batch_size))
         first = next((tensor for tensor in leaves_of(Tensor, [args, kwargs]) if tensor.dim()), None)
         found.append(NoiseBatch(args, kwargs, 1 if first is None else max(len(first), 1)))
     return found
+
+
+def _coloured(value: Any) -> Any:
+    """White noise with amplitudes that fall as 1/f in space, of variance 1; anything else as it is.
+
+    The lowest frequency is that of half a wave; a constant has the amplitude of that.
+    """
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() < 4 or not value.numel():
+        return value
+    space = tuple(range(2, value.dim()))
+    squares = torch.zeros(())
+    for dim in space:
+        length = value.shape[dim]
+        along = torch.fft.rfftfreq(length) if dim == space[-1] else torch.fft.fftfreq(length)
+        squares = squares[..., None] + along.square()
+    amplitudes = squares.sqrt().clamp(min=1 / max(value.shape[2:])).reciprocal().to(value.device)
+    spectrum = torch.fft.rfftn(value.float(), dim=space) * amplitudes
+    noise = torch.fft.irfftn(spectrum, s=value.shape[2:], dim=space)
+    return (noise / noise.square().mean().sqrt().clamp(min=_EPSILON)).to(value.dtype)
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from torchorbit.errors import ArgumentError, ArgumentTypeError, CalibrationError
 from torchorbit.orbits.orbit import Orbits
 from torchorbit.pruning.criteria.base import WeightCriterion
 from torchorbit.pruning.criteria.fisher import Fisher
+from torchorbit.pruning.criteria.lamp import shares_of_rest
 from torchorbit.pruning.criteria.slices import require_weights
 from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
@@ -21,21 +22,25 @@ from torchorbit.pruning.scores import Scores
 
 @dataclass(frozen=True)
 class FisherNoise(WeightCriterion):
-    """Half the mean squared change of the outputs when a gate closes that multiplies the unit, to first order.
+    """What the outputs change by without a unit, as noise tells it: Fisher information that needs no data.
 
-    This is the Fisher information of the gate where the outputs f are the means of a normal distribution of unit
-    variance: the mean of ``(J a)^2 / 2`` over inputs, with the activations ``a`` of the unit and the derivatives ``J``
-    of all outputs by them. The square is estimated by one random direction ``r`` of outputs for each sample, the mean
-    square of ``r . J a`` being that of ``J a`` where ``r`` is standard normal (Hutchinson's estimate). So it is
-    `torchorbit.criteria.Fisher` without labels, and it needs no images either: inputs are standard normal noise,
-    and batch norms normalize it by its own statistics instead of those of images, so that what comes out of them has
-    the mean and the variance that it has in the trained model, however little the inputs look like images. Layer norms
-    do so anyway.
+    The mean squared change of the outputs when a gate closes that multiplies the unit, to first order, is the mean of
+    ``(J a)^2`` over inputs, with the activations ``a`` of the unit and the derivatives ``J`` of all outputs by them. It
+    is the Fisher information of the gate where outputs are the means of a normal distribution, and estimated along one
+    random direction of outputs for each sample (Hutchinson's estimate), which makes it `torchorbit.criteria.Fisher`
+    without labels. Inputs are noise with the spectrum of images, and batch norms normalize it by its own statistics
+    instead of those of images: what comes out of them has the mean and the variance that it has in the trained model,
+    however little the inputs look like images. Layer norms do so anyway.
 
-    Changes add up over the places where a unit is consumed and reach the outputs through all that follows. So what is
-    removed from a residual stream, which every block reads, is as dear as it should be, and scores of different orbits
-    can be compared: with ``selector="knapsack"`` they buy the most for a target. Of several outputs
-    each is divided by its root mean square; whole numbers among them do not count.
+    Changes add up over the places where a unit is consumed, and reach the outputs through all that follows. So what is
+    removed from a residual stream, which every block reads, is as dear as it should be. To first order the last units
+    of an orbit are no dearer than the first, but what they change they change in less and less that is left: changes
+    are divided by the share that the units of the orbit make up together that change at least as much, as
+    `torchorbit.criteria.Lamp` does it with weights. Scores of different orbits can be compared and add up: with
+    ``selector="knapsack"`` the least change is chosen that meets a target.
+
+    Of several outputs each is divided by its root mean square; whole numbers among them do not count. Scored anew in
+    several steps (``steps=4`` of `torchorbit.prune`) the choice is better still.
 
     Attributes:
         samples: of noise. With fewer the scores are less exact.
@@ -64,6 +69,16 @@ class FisherNoise(WeightCriterion):
 
     def scores(self, orbits: Orbits) -> Scores:
         """Score all units.
+
+        Raises:
+            ArgumentError: the graph has no weights.
+            CalibrationError: as for `changes`.
+        """
+        values = {orbit: changes.sum() * shares_of_rest(changes) for orbit, changes in self.changes(orbits).items()}
+        return Scores(orbits, values, criterion=describe(self), comparable=self.comparable)
+
+    def changes(self, orbits: Orbits) -> Scores:
+        """Half the mean squared change of the outputs without each unit alone, to first order.
 
         Raises:
             ArgumentError: the graph has no weights.
@@ -96,7 +111,7 @@ class FisherNoise(WeightCriterion):
                 f"{self} cannot score this model on noise: {error}. Give a criterion that looks at weights alone, as "
                 "criterion='magnitude', or at data"
             ) from error
-        return Scores(orbits, found, criterion=describe(self), comparable=self.comparable)
+        return found
 
 
 def _projected(output: Any, directions: torch.Generator) -> Tensor:
