@@ -45,6 +45,7 @@ class FisherNoise(WeightCriterion):
     Attributes:
         samples: of noise. With fewer the scores are less exact.
         batch_size: how many run at once, where the batch size of the graph is free; else its own, as often as it takes.
+            Batch norms behind few pixels need some samples for their statistics.
         seed: of the noise.
 
     Raises:
@@ -53,7 +54,7 @@ class FisherNoise(WeightCriterion):
     """
 
     samples: int = 32
-    batch_size: int = 8
+    batch_size: int = 16
     seed: int = 0
 
     name: ClassVar[str] = "fisher_noise"
