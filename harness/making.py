@@ -32,14 +32,15 @@ class Recipe:
     round_to: int = 1
     min_width: int = 1
     min_share: float = 0.0
-    criterion: str = "magnitude"
-    selector: str = "uniform"
+    criterion: str = "fisher_noise"
+    selector: str | None = None
     steps: int = 1
     reconstruct: str | None = None
     reconstruct_batches: int | None = None
     finetune_bn: bool = False
     frozen: tuple[str, ...] = ()
     tokens: bool = False
+    streams: bool = True
     data: Images | None = None
 
     def prune(self, dag: DagModule, *, seed: int = 0) -> DagModule:
@@ -59,9 +60,8 @@ class Recipe:
         loader = None
         if images is None and self.criterion in CRITERIA and not issubclass(CRITERIA[self.criterion], WeightCriterion):
             raise UsageError(f"--criterion {self.criterion} looks at data: give --data")
-        for option, wanted in (("--finetune-bn", self.finetune_bn), ("--reconstruct", self.reconstruct)):
-            if images is None and wanted:
-                raise UsageError(f"{option} needs data: give --data")
+        if images is None and self.reconstruct:
+            raise UsageError("--reconstruct needs data: give --data")
         if images is not None:
             if dag.manifest is None or dag.manifest.preprocessing is None:
                 raise UsageError("--data: nothing is known of this model's preprocessing; save it with preprocessing=")

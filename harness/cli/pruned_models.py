@@ -38,17 +38,16 @@ _DTYPES = ("float32", "float16", "bfloat16")
 )
 @click.option(
     "--criterion",
-    default="magnitude",
+    default="fisher_noise",
     show_default=True,
     metavar="NAME",
-    help="What units are scored by: magnitude, l1, lamp, taylor, fisher, ...; a wrong name lists them all.",
+    help="What units are scored by: fisher_noise, magnitude, lamp, taylor, ...; a wrong name lists them all.",
 )
 @click.option(
     "--selector",
-    default="uniform",
-    show_default=True,
     metavar="NAME",
-    help="How many go where: uniform, global, knapsack or optimal.",
+    help="How many go where: uniform, global, knapsack or optimal.  [default: knapsack for criteria whose scores add "
+    "up, else uniform]",
 )
 @click.option(
     "--round-to",
@@ -82,6 +81,12 @@ _DTYPES = ("float32", "float16", "bfloat16")
 )
 @click.option("--tokens", is_flag=True, help="Remove learned tokens as well, registers say.")
 @click.option(
+    "--streams/--no-streams",
+    default=True,
+    show_default=True,
+    help="Remove channels of residual streams as well, or inner channels of blocks alone.",
+)
+@click.option(
     "--steps",
     type=click.IntRange(min=1),
     default=1,
@@ -106,7 +111,11 @@ _DTYPES = ("float32", "float16", "bfloat16")
     metavar="N",
     help="How many batches that looks at.  [default: all]",
 )
-@click.option("--finetune-bn", is_flag=True, help="Re-estimate the statistics of batch norms on the data.")
+@click.option(
+    "--finetune-bn",
+    is_flag=True,
+    help="Re-estimate the statistics of batch norms on the data, or correct them by noise where there is none.",
+)
 @data_options(required=False)
 @click.option(
     "--dtype", type=click.Choice(_DTYPES), help="Type of the weights in the checkpoint.  [default: as they are]"

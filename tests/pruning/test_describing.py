@@ -248,7 +248,7 @@ def chain() -> torchorbit.DagModule:
     "options",
     [
         {"flops": 0.5, "selector": Knapsack(tolerance=0.3), "constraint": Bounds(min_width=3, round_to=4)},
-        {"flops": 0.4, "criterion": WeightNorm(p=math.inf, over="sources"), "selector": Global(per_cost=True), "steps": 2},
+        {"flops": 0.4, "criterion": WeightNorm(p=math.inf, over="sources"), "selector": Global(per_cost=True, normalization="mean"), "steps": 2},
         {"selector": Ratios({"0": 0.5, "*": 0.25}), "round_to": 4},
         {"flops": 0.6, "criterion": "random", "seed": 5, "constraint": Overrides({"2": Bounds(round_to=8)}, EnotBounds(4))},
     ],

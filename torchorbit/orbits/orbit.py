@@ -17,6 +17,7 @@ from torchorbit.labels import Array, Dim, arrays_of
 from torchorbit.operators import Reading
 from torchorbit.orbits.costs import Costs
 from torchorbit.orbits.flat import FlatModel
+from torchorbit.orbits.streams import Role, role_of
 from torchorbit.orbits.tokens import is_of_tokens, weights_of
 
 
@@ -89,6 +90,16 @@ class Orbit:
         return "channels" if self.reading == 0 else "groups" if self.reading == 1 else f"reading {self.reading}"
 
     @cached_property
+    def role(self) -> Role:
+        """Where its channels are: in a residual ``"stream"``, to which several blocks add, or ``"inner"`` to one.
+
+        Whatever goes of a stream, all blocks on it lose; channels within a block are cheaper. A stream is where what
+        is made at different depths is added. Gates that are multiplied by what they gate, and parallel layers that
+        take in the same, make none.
+        """
+        return role_of(self)
+
+    @cached_property
     def slices(self) -> tuple[Slice, ...]:
         """Everything of parameters and buffers that the whole orbit owns."""
         return tuple(owned_slices(self.orbits, np.isin(self.orbits.positions[self.reading], self.components)))
@@ -140,7 +151,7 @@ class Orbit:
         sinks = ", ".join(self.sinks[:3]) + (f" and {len(self.sinks) - 3} more" if len(self.sinks) > 3 else "")
         arrow = f" -> {sinks}" if sinks else ""
         return (
-            f"orbit {self.index}: {self.width} {self.kind}, {shown}{arrow}; "
+            f"orbit {self.index}: {self.width} {self.kind} ({self.role}), {shown}{arrow}; "
             f"{self.parameters / 1e6:.3f} M parameters, {self.flops / 1e9:.3f} GFLOPs"
         )
 
@@ -282,6 +293,7 @@ class Orbits(Sequence[Orbit]):
                 orbit.index,
                 orbit.width,
                 orbit.kind,
+                orbit.role,
                 ", ".join(orbit.sources[:2]) + (", ..." if len(orbit.sources) > 2 else ""),
                 ", ".join(orbit.sinks[:2]) + (", ..." if len(orbit.sinks) > 2 else ""),
                 f"{orbit.parameters / 1e6:.3f}",
@@ -291,7 +303,7 @@ class Orbits(Sequence[Orbit]):
         ]
         table = tabulate(
             rows,
-            headers=("orbit", "width", "unit", "sources", "sinks", "M parameters", "GFLOPs"),
+            headers=("orbit", "width", "unit", "role", "sources", "sinks", "M parameters", "GFLOPs"),
             disable_numparse=True,
         )
         if self.unruled:

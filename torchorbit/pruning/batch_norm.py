@@ -56,7 +56,7 @@ def finetune_batch_norm(
     Raises:
         CalibrationError: the loader gives no batch, or one that is not what it should be.
     """
-    statistics = _Statistics()
+    statistics = BatchStatistics()
     batches = batches_of(
         loader, model, sample_to_model_inputs, lambda sample: 1, max_batches=max_batches, device=device
     )
@@ -67,7 +67,7 @@ def finetune_batch_norm(
     return statistics.write()
 
 
-class _Statistics(TorchFunctionMode):
+class BatchStatistics(TorchFunctionMode):
     """Lets batch norms use the statistics of the batch, and puts those of all batches together."""
 
     def __init__(self) -> None:
@@ -91,6 +91,7 @@ class _Statistics(TorchFunctionMode):
         return result
 
     def write(self) -> int:
+        """Set all running statistics to those of the batches so far; gives how many batch norms have some."""
         for moments in self.moments.values():
             moments.write()
         return len(self.moments)

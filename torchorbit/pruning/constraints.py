@@ -105,6 +105,23 @@ class WholeTokens(Constraint):
         return np.array([orbit.width], np.int64) if orbit.kind == "tokens" else self._inner.widths(orbit)
 
 
+class WholeStreams(Constraint):
+    """Keeps all channels of residual streams; of others it keeps what another constraint says.
+
+    Args:
+        inner: the other constraint.
+    """
+
+    name: ClassVar[str] = "whole_streams"
+
+    def __init__(self, inner: Constraint):
+        self._inner = inner
+
+    def widths(self, orbit: Orbit) -> NDArray[np.int64]:
+        """The whole width of a stream, or what the other constraint says."""
+        return np.array([orbit.width], np.int64) if orbit.role == "stream" else self._inner.widths(orbit)
+
+
 @dataclass(frozen=True)
 class EnotBounds(Constraint):
     """The constraint that ENOT's search uses by default (``DefaultChannelsSelectorConstraint``).

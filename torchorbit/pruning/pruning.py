@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from torchorbit.conversion import convert
 from torchorbit.conversion.converting import entered_at
+from torchorbit.cost.base import PredictedCost
 from torchorbit.cost.targets import Target
 from torchorbit.errors import ArgumentError, ArgumentTypeError, CalibrationError
 from torchorbit.graph.dag import DagModule
@@ -39,11 +40,12 @@ def prune(
     ratio: float | None = None,
     flops: float | None = None,
     parameters: float | None = None,
-    criterion: Criterion | str | Scores = "magnitude",
-    selector: Selector | str = "uniform",
+    criterion: Criterion | str | Scores = "fisher_noise",
+    selector: Selector | str | None = None,
     constraint: Constraint | None = None,
     round_to: int = 1,
     tokens: bool = False,
+    streams: bool = True,
     frozen: Iterable[nn.Module | str] | nn.Module | str = (),
     steps: int = 1,
     between_steps: Callable[[DagModule, int], object] | None = None,
@@ -66,7 +68,8 @@ def prune(
 ) -> DagModule:
     """Prune a model: the units that it needs least go, until it costs no more than it may.
 
-    By default the units of the smallest magnitude go, and the same share of every orbit. With data, say::
+    By default those units go without which the outputs change least for what they cost, as noise tells it. With data,
+    say::
 
         torchorbit.prune(model, images, loader, lambda output, sample: F.cross_entropy(output, sample[1]),
                          flops=0.5, criterion="taylor", selector="knapsack")
@@ -81,18 +84,22 @@ def prune(
         loss: gives the loss of a batch from the model's output and what the loader gave: the mean over its samples, or
             one number for each of them.
         target: what the result may cost, by FLOPs, parameters, or any function of a model.
-        ratio: share of the units to remove, of every orbit where the selector is ``"uniform"``, and of all where it is
-            ``"global"``.
+        ratio: share of the units to remove, of every orbit where the selector is ``"uniform"``, as it is by default
+            then, and of all where it is ``"global"``.
         flops: how many FLOPs the result may have: a fraction of the model's where it is below 1, else their number
             (two per multiply-accumulate, one sample of the recorded size). The same as ``Target.flops(flops)``.
         parameters: how many parameters it may have, likewise.
         criterion: what units are scored by: a name in `torchorbit.criteria.CRITERIA`, one of the classes there with
             other options, or scores that were made before by `torchorbit.calibrate`.
-        selector: how many go where: a name in `torchorbit.selectors.SELECTORS`, or one of the classes there.
+        selector: how many go where: a name in `torchorbit.selectors.SELECTORS`, or one of the classes there. By default
+            it is ``"knapsack"`` for scores that add up, as those of the default criterion do, and a target that can be
+            computed, as FLOPs can; and ``"uniform"`` for others, and for latencies that are measured.
         constraint: which widths orbits may have; by default any from 1 on.
         round_to: numbers of channels are multiples of this, where an orbit is wide enough. Whole heads and groups are
             not rounded. The same as ``Bounds(round_to=round_to)``.
         tokens: remove learned tokens as well, registers and queries say, which are orbits of kind ``"tokens"``.
+        streams: remove channels of residual streams as well; where it is false, those that are inner to blocks alone
+            (`torchorbit.Orbit.role`).
         frozen: what must stay as it is, as for `torchorbit.find_orbits`; modules may be those of ``model``.
         steps: reach the target in so many steps, in each of which the same part of the cost (or of the units) goes; the
             units that are left are scored anew in each.
@@ -102,7 +109,8 @@ def prune(
         reconstruct: give what consumed the channels that are gone new weights, in closed form, that make up for them on
             the loader's data, as `torchorbit.reconstruct` does; labels are not looked at. ``True`` is ``"layerwise"``.
         reconstruct_batches: how many batches that looks at; by default as many as ``max_batches`` says.
-        finetune_bn: re-estimate the running statistics of batch norms on the loader's data after each step.
+        finetune_bn: re-estimate the running statistics of batch norms on the loader's data after each step. Without a
+            loader they are corrected by as much as those of noise change.
         inplace: change the graph itself. The model that it was converted from has the same parameters, and no longer
             runs.
         optimizer: its state is cut along.
@@ -126,20 +134,21 @@ def prune(
 
     Raises:
         ArgumentError: nothing says how much is to go, or more than one thing does; a number is out of range; there is
-            no criterion or selector of that name; the criterion needs data and there is none; the graph is on the meta
-            device; or ``optimizer`` has none of its parameters.
+            no criterion or selector of that name; the selector adds scores up, and those of the criterion do not; the
+            criterion needs data and there is none; the graph is on the meta device; or ``optimizer`` has none of its
+            parameters.
         TargetError: the target cannot be reached, and the message says what can.
         ArgumentTypeError: an argument is of the wrong type, or ``loader`` can be gone through only once.
         ConversionError: the model cannot be converted.
         CalibrationError: the loader gives no batch, or one that is not what it should be; the loss is not finite, or
-            does not depend on the model.
+            does not depend on the model; or the model gives nothing on noise that the default criterion could score.
     """
     scored = criterion
     if not isinstance(scored, (Criterion, Scores)):
         scored = made_by_name("criterion", scored, CRITERIA, seed=seed)
-    chosen, aim = _aim(selector, target, ratio=ratio, flops=flops, parameters=parameters)
+    chosen, aim = _aim(selector, scored, target, ratio=ratio, flops=flops, parameters=parameters)
     method: Method | None = "layerwise" if reconstruct is True else reconstruct or None
-    _check(scored, loader, constraint, round_to, steps, between_steps, finetune_bn, method)
+    _check(scored, chosen, loader, constraint, round_to, steps, between_steps, method)
     schedule = Schedule(chosen, aim, steps)
     allowed = constraint or Bounds(round_to=round_to)
     dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
@@ -165,6 +174,7 @@ def prune(
         schedule,
         allowed,
         tokens=tokens,
+        streams=streams,
         frozen=frozen_paths(dag, frozen),
         data=data,
         reconstruct=method,
@@ -178,12 +188,12 @@ def prune(
 
 def _check(
     scored: Criterion | Scores,
+    selector: Selector,
     loader: Iterable[Any] | None,
     constraint: Constraint | None,
     round_to: int,
     steps: int,
     between_steps: Any,
-    finetune_bn: bool,
     method: Method | None,
 ) -> None:
     """Refuse arguments that exclude each other, or of which one needs another."""
@@ -195,12 +205,17 @@ def _check(
         raise ArgumentError(f"the scores are those of the whole model, and steps={steps} score anew: give a criterion")
     if not isinstance(scored, (Scores, WeightCriterion)) and loader is None:
         raise ArgumentError(f"the criterion {scored} looks at data: give a loader, and the loss")
-    if finetune_bn and loader is None:
-        raise ArgumentError("finetune_bn=True needs data: give a loader")
     if method is not None:
         require_method(method, "reconstruct")
         if loader is None:
             raise ArgumentError(f"reconstruct={method!r} needs data, labels or none: give a loader")
+    if selector.adds_scores and isinstance(scored, Criterion) and not _add_up(scored):
+        data = "'taylor', or without data " if loader is not None else ""
+        raise ArgumentError(
+            f"the selector {selector} adds scores of different orbits up and sets them against costs, and those by "
+            f"{scored} do not stand that: whatever costs most would go; give criterion={data}'fisher_noise', or "
+            "selector='uniform' or 'global', or say how to normalize scores, as Knapsack(normalization='mean')"
+        )
     if loader is not None:
         require_repeatable(loader)
     if between_steps is not None and not callable(between_steps):
@@ -209,8 +224,17 @@ def _check(
         )
 
 
+def _add_up(scored: Criterion | Scores) -> bool:
+    """Whether scores of different orbits add up to what the units are worth together."""
+    if isinstance(scored, Criterion):
+        return scored.comparable and scored.additive
+    kind = CRITERIA.get(scored.description.name)
+    return scored.comparable and (kind is None or kind.additive)
+
+
 def _aim(
-    selector: Selector | str,
+    selector: Selector | str | None,
+    scored: Criterion | Scores,
     target: Target | None,
     *,
     ratio: float | None,
@@ -227,16 +251,20 @@ def _aim(
             raise ArgumentTypeError(f"ratio={ratio!r}, expected a number")
         if not 0 <= ratio < 1:
             raise ArgumentError(f"ratio={ratio}, expected a share from 0 up to but not including 1")
-        if selector not in ("uniform", "global"):
+        if selector not in (None, "uniform", "global"):
             raise ArgumentError(f"ratio={ratio} is for the selectors 'uniform' and 'global'; given {selector!r}")
-        return (Uniform(ratio) if selector == "uniform" else Global(ratio)), None
+        return (Global(ratio) if selector == "global" else Uniform(ratio)), None
     if target is not None and not isinstance(target, Target):
         raise ArgumentTypeError(
             f"target={target!r}, expected a Target, as Target.flops(0.5) or Target(latency, seconds)"
         )
-    chosen = selector if isinstance(selector, Selector) else made_by_name("selector", selector, SELECTORS)
     aim = Target.flops(flops) if flops is not None else None if parameters is None else Target.parameters(parameters)
     aim = aim or target
+    if selector is None:
+        # Knapsack asks for the costs of many models, which is for nobody to wait for unasked where each is measured.
+        computed = aim is not None and isinstance(aim.cost, PredictedCost)
+        selector = "knapsack" if computed and _add_up(scored) else "uniform"
+    chosen = selector if isinstance(selector, Selector) else made_by_name("selector", selector, SELECTORS)
     if aim is None and chosen.needs_target:
         raise ArgumentError(
             f"nothing says how much is to go: give flops, parameters or target for the selector {chosen}"

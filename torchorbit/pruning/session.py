@@ -17,9 +17,10 @@ from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.pruning.batch_norm import finetune_batch_norm
 from torchorbit.pruning.calibration import MaskedLoss, calibrate
-from torchorbit.pruning.constraints import Constraint, WholeTokens
+from torchorbit.pruning.constraints import Constraint, WholeStreams, WholeTokens
 from torchorbit.pruning.criteria import Criterion, Place, WeightCriterion
 from torchorbit.pruning.describing import describe
+from torchorbit.pruning.noise import BatchNormCorrections
 from torchorbit.pruning.reconstruction.reconstructing import Method, adopt, reconstruct
 from torchorbit.pruning.schedule import Original, Schedule
 from torchorbit.pruning.scores import Scores
@@ -118,10 +119,12 @@ class Session:
         schedule: what chooses in which step, and what for.
         constraint: which widths orbits of the whole model may have.
         tokens: whether learned tokens may go as well.
+        streams: whether channels of residual streams may.
         frozen: paths of what must stay as it is.
         data: None where there is none.
         reconstruct: how what consumed the channels that are gone makes up for them; None where it does not.
-        finetune_bn: re-estimate the running statistics of batch norms after each step.
+        finetune_bn: re-estimate the running statistics of batch norms after each step, or correct them where there is
+            no data.
         between_steps: called after each step but the last.
         seed: of whatever is drawn.
 
@@ -136,6 +139,7 @@ class Session:
         constraint: Constraint,
         *,
         tokens: bool,
+        streams: bool,
         frozen: tuple[nn.Module | str, ...],
         data: Data | None,
         reconstruct: Method | None,
@@ -151,6 +155,7 @@ class Session:
         self._schedule = schedule
         self._constraint = constraint
         self._tokens = tokens
+        self._streams = streams
         self._frozen = frozen
         self._data = data
         self._reconstruct = reconstruct
@@ -179,8 +184,11 @@ class Session:
             units = sum(map(len, removed.values()))
             self._schedule.record_removed(units)
             removed_any = removed_any or units > 0
+            corrections = BatchNormCorrections.of(dag, removed) if self._finetune_bn and self._data is None else None
             dag = self._without(dag, removed, inplace or dag is not whole, optimizer, adjust_dropout)
-            if self._finetune_bn and self._data is not None:
+            if corrections is not None:
+                corrections.apply(dag)
+            elif self._finetune_bn and self._data is not None:
                 self._data.finetune_batch_norm(dag)
             if self._between_steps is not None and step < self._schedule.steps:
                 with same_modes(dag):
@@ -217,10 +225,14 @@ class Session:
         orbits = self._scored.orbits if isinstance(self._scored, Scores) else find_orbits(dag, frozen=self._frozen)
         self._original = self._original or Original(orbits)
         constraint = self._original.relative(self._constraint)
+        if not self._tokens:
+            constraint = WholeTokens(constraint)
+        if not self._streams:
+            constraint = WholeStreams(constraint)
         task = partial(
             Task,
             self._scores(dag, orbits),
-            constraint=constraint if self._tokens else WholeTokens(constraint),
+            constraint=constraint,
             loss=None if self._data is None else self._data.loss_without(orbits),
             seed=self._seed,
         )

@@ -13,6 +13,7 @@ from torchorbit.pruning.criteria.base import (
 )
 from torchorbit.pruning.criteria.batch_norm_scale import BatchNormScale
 from torchorbit.pruning.criteria.fisher import Fisher, FisherWeights
+from torchorbit.pruning.criteria.fisher_noise import FisherNoise
 from torchorbit.pruning.criteria.geometric_median import GeometricMedian
 from torchorbit.pruning.criteria.lamp import Lamp
 from torchorbit.pruning.criteria.magnitude import Magnitude
@@ -33,6 +34,7 @@ CRITERIA: dict[str, type[Criterion]] = {
         Lamp,
         BatchNormScale,
         GeometricMedian,
+        FisherNoise,
         Random,
         ActivationNorm,
         APoZ,
@@ -55,6 +57,7 @@ __all__ = [
     "BatchNormScale",
     "Criterion",
     "Fisher",
+    "FisherNoise",
     "FisherWeights",
     "GeometricMedian",
     "GradientCriterion",

@@ -19,10 +19,13 @@ class Criterion(ABC):
         name: what it is called, on the command line and in model cards.
         comparable: whether scores of different orbits can be compared as they are: changes of the loss can, norms
             cannot.
+        additive: whether scores that can be compared also add up to what several units are worth together, and can be
+            set against what they cost.
     """
 
     name: ClassVar[str]
     comparable: ClassVar[bool] = False
+    additive: ClassVar[bool] = True
 
     def __str__(self) -> str:
         """Its name, and the options that are not as by default."""

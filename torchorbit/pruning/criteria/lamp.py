@@ -38,6 +38,7 @@ class Lamp(WeightCriterion):
 
     name: ClassVar[str] = "lamp"
     comparable: ClassVar[bool] = True
+    additive: ClassVar[bool] = False  # the largest unit of every orbit has 1, whatever it is worth
 
     def __post_init__(self) -> None:
         check_choice("over", self.over, Over)
@@ -49,11 +50,12 @@ class Lamp(WeightCriterion):
         values = {}
         for orbit in orbits:
             squares = [norm(part, 2).square() for part in slices.of(orbit, self.over)]
-            values[orbit] = _lamp(reduced(squares, "sum", orbit.width))
+            values[orbit] = shares_of_rest(reduced(squares, "sum", orbit.width))
         return Scores(orbits, values, criterion=describe(self), comparable=self.comparable)
 
 
-def _lamp(squares: NDArray[np.float64]) -> NDArray[np.float64]:
+def shares_of_rest(squares: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What every unit has, over the sum of what those have that have at least as much, itself included."""
     order = np.argsort(squares, kind="stable")
     ascending = squares[order]
     left = np.cumsum(ascending[::-1])[::-1]

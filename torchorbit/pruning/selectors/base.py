@@ -189,10 +189,13 @@ class Selector(ABC):
     Attributes:
         name: what it is called, on the command line and in model cards.
         needs_target: whether it takes a `Target`.
+        adds_scores: whether it adds scores of different orbits up, or sets them against costs, and was not told how to
+            normalize them for that: only changes of the loss or of the outputs stand it.
     """
 
     name: ClassVar[str]
     needs_target: ClassVar[bool] = True
+    adds_scores: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, task: Task) -> Mapping[Orbit, Iterable[int]]:

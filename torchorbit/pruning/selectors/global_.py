@@ -65,6 +65,11 @@ class Global(WidthSelector):
         """It takes a target where it has no number of units."""
         return self.n_channels_or_ratio is None or self.per_cost
 
+    @property
+    def adds_scores(self) -> bool:  # type: ignore[override]
+        """It does where it divides them by costs."""
+        return self.per_cost and self.normalization == "auto"
+
     def widths(self, task: Task) -> Sequence[int]:
         """The width of every orbit."""
         blocks = _blocks(task, self.normalization, self.per_cost)

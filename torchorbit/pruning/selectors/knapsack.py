@@ -51,8 +51,10 @@ class Knapsack(WidthSelector):
     for each orbit and iteration. Between these widths costs are interpolated. A search with measured latencies also
     ends when the total score grows by less than 0.1 %.
 
-    Scores that are changes of the loss (``taylor``, ``fisher``) are what this is for. Others, divided by the mean of
-    their orbit, say that all orbits are worth the same, and then the expensive ones go; `Bounds` limits that.
+    Scores that are changes of the loss (``taylor``, ``fisher``) or of the outputs (``fisher_noise``) are what this is
+    for. Others, divided by the mean of their orbit, say that all orbits are worth the same, and then the expensive ones
+    go, whatever the model needs them for; `torchorbit.prune` refuses such criteria here, unless ``normalization`` is
+    given.
 
     Scores below zero count as zero, so that such units go first, but come back where they fit: a target is a limit to
     be used. Where no score is above zero, all are raised by the least.
@@ -96,6 +98,11 @@ class Knapsack(WidthSelector):
             raise ArgumentError(f"tolerance={self.tolerance}, expected a share of the target from 0 to 1")
         if self.exhaustive < 0:
             raise ArgumentError(f"exhaustive={self.exhaustive}, expected a number of combinations, 0 for none")
+
+    @property
+    def adds_scores(self) -> bool:  # type: ignore[override]
+        """It does, unless it is told how to normalize them."""
+        return self.normalization == "auto"
 
     def select(self, task: Task) -> dict[Orbit, Positions]:
         """Remove what is worth least."""
