@@ -21,7 +21,7 @@ NAMED = {
     "cost": "AdditiveCost CostFunction Flops FlopsCost ParametersCost PredictedCost",
     "criteria": """
         APoZ ActivationCriterion ActivationNorm BatchNormScale CRITERIA Calibrator Criterion Description Fisher
-        FisherWeights GeometricMedian GradientCriterion L1 L2 Lamp LossCriterion Losses Magnitude MaskedLoss Place Random
+        FisherNoise FisherWeights GeometricMedian GradientCriterion L1 L2 Lamp LossCriterion Losses Magnitude MaskedLoss Place Random
         Sensitivity Shapley Taylor TaylorWeights WeightCriterion WeightNorm default_sample_to_model_inputs
         default_sample_to_n_samples describe from_description
     """,

@@ -155,7 +155,7 @@ def test_enot_own_selector_by_scores():
 
     model = small(9, 6)
     scores = Magnitude().scores(torchorbit.find_orbits(torchorbit.convert(model, X)))
-    pruned = torchorbit.prune(model, X, selector=Above())
+    pruned = torchorbit.prune(model, X, criterion="magnitude", selector=Above())
     kept = [np.flatnonzero(values > np.median(values)) for values in scores.values()]
     assert torch.equal(kernels(pruned)[1], model[2].weight[kept[1]][:, kept[0]])
 
