@@ -12,8 +12,10 @@ from torchorbit.pruning.reconstruction.moments import Moments
 
 #: How much weights are held where they are, in parts of the mean square of an input; infinity moves the bias alone.
 STRENGTHS = (math.inf, 1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-6, 1e-8)
-_STRENGTHS_OF_MANY = STRENGTHS[:6]
+# Of more inputs the products are in single precision (`Moments.add`), and so is what is made of them.
+_STRENGTHS_OF_MANY = (math.inf, 0.1, 0.01, 1e-3)
 _MANY = 1024
+_MUCH = 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,8 @@ def solve(fitted: Moments, held_out: Moments, weight: Tensor, bias: Tensor, *, f
         missed = math.inf if found is None else held_out.error(*found)
         if missed < least * (1 - 1e-9):
             best, least = strength, missed
+        elif best is not None and missed > least * _MUCH:
+            break  # weaker ones fit the rows that they are fitted to, and no others
     if best is not None:
         found = _ridge(everything, weight, bias, best, free_bias)
         after = math.inf if found is None else everything.error(*found)
@@ -79,13 +83,16 @@ def _ridge(
         else:
             xx, xy = moments.about_zero()
             xy = xy - moments.rows * moments.means()[0].mT @ bias
+        precise = xx.dtype
+        if xx.shape[1] > _MANY:
+            xx, xy = xx.float(), xy.float()
         # One strength for all groups would hold those with small inputs only.
         diagonal = xx.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp(min=torch.finfo(xx.dtype).tiny)
         held = xx + torch.diag_embed(strength * diagonal.expand(-1, xx.shape[1]))
         factor, failed = torch.linalg.cholesky_ex(held)
         if bool(failed.any()):
             return None
-        new = weight + torch.cholesky_solve(xy - xx @ weight.mT, factor).mT
+        new = weight + torch.cholesky_solve(xy - xx @ weight.to(xx).mT, factor).mT.to(precise)
         if not bool(new.isfinite().all()):
             return None
     if free_bias:
