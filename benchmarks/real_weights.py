@@ -105,18 +105,20 @@ def compared(whole: Tensor, model: nn.Module, images: Tensor) -> tuple[float, fl
 
 def ours(dag: torchorbit.DagModule, images: Tensor, share: float) -> dict[str, Callable[[], nn.Module]]:
     """The ways of torchorbit."""
-    loader = list(images.split(32))
+    given: dict[str, Any] = {"loader": list(images.split(32))}
+    lamp: dict[str, Any] = {"criterion": "lamp", "selector": "global"}
 
     def prune(**options: Any) -> Callable[[], nn.Module]:
-        return lambda: torchorbit.prune(dag, flops=share, loader=loader, **options)
+        return lambda: torchorbit.prune(dag, flops=share, **options)
 
-    lamp = {"criterion": "lamp", "selector": "global"}
     return {
-        "torchorbit, nothing": prune(),
+        "torchorbit, nothing, by default": prune(),
+        "torchorbit, nothing, batch norms corrected": prune(finetune_bn=True),
         "torchorbit, nothing, LAMP": prune(**lamp),
-        "torchorbit, images": prune(reconstruct=True),
-        "torchorbit, images, affine": prune(reconstruct="affine"),
-        "torchorbit, images, LAMP": prune(reconstruct=True, **lamp),
+        "torchorbit, images, batch norms re-estimated": prune(finetune_bn=True, **given),
+        "torchorbit, images, reconstructed": prune(reconstruct=True, **given),
+        "torchorbit, images, affine": prune(reconstruct="affine", **given),
+        "torchorbit, images, reconstructed, LAMP": prune(reconstruct=True, **given, **lamp),
     }
 
 
