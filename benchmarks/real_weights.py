@@ -149,8 +149,8 @@ def main() -> None:
     whole = outputs(model, unseen)
     parts = [
         "# Real weights",
-        f"EfficientNet-Lite0 with its weights for ImageNet, pruned and not trained: how often its most probable class is "
-        f"that of the whole network on {options.images} crops of photographs that were not looked at, and the mean "
+        "EfficientNet-Lite0 with its weights for ImageNet, pruned and not trained: how often its most probable class "
+        f"is that of the whole network on {options.images} crops of photographs that were not looked at, and the mean "
         f"Kullback-Leibler divergence from its probabilities. {options.images} crops of other photographs to calibrate "
         "on; no labels. Of Torch-Pruning's ways without labels the three that agree most are shown. Made by "
         f"`nox -s bench -- real_weights` with {versions}.",

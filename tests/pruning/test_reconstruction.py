@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -244,6 +245,11 @@ def timm_resnet(settled_resnet: tuple[nn.Module, list[Tensor]]) -> tuple[nn.Modu
     return copy.deepcopy(model), inputs
 
 
+def pruned(dag: torchorbit.DagModule, **options: Any) -> torchorbit.DagModule:
+    """A smaller graph that lost the units of the smallest weights, and the same share of every orbit."""
+    return torchorbit.prune(dag, criterion="magnitude", selector="uniform", **options)
+
+
 def missed(whole: nn.Module, smaller: nn.Module, inputs: list[Tensor]) -> float:
     with torch.no_grad():
         return sum((whole(x) - smaller(x)).square().sum().item() for x in inputs)
@@ -252,10 +258,9 @@ def missed(whole: nn.Module, smaller: nn.Module, inputs: list[Tensor]) -> float:
 def test_pruning_with_and_without(timm_resnet: tuple[nn.Module, list[Tensor]]) -> None:
     model, inputs = timm_resnet
     dag = torchorbit.convert(model, inputs[0])
-    plain = torchorbit.prune(dag, flops=0.5)
+    plain = pruned(dag, flops=0.5)
     errors = {
-        way: missed(dag, torchorbit.prune(dag, loader=inputs, flops=0.5, reconstruct=way), inputs)
-        for way in (True, "affine")
+        way: missed(dag, pruned(dag, loader=inputs, flops=0.5, reconstruct=way), inputs) for way in (True, "affine")
     }
     assert errors[True] < errors["affine"] < missed(dag, plain, inputs)
     assert errors[True] < missed(dag, plain, inputs) / 5
@@ -264,14 +269,14 @@ def test_pruning_with_and_without(timm_resnet: tuple[nn.Module, list[Tensor]]) -
 def test_what_was_done_is_told(timm_resnet: tuple[nn.Module, list[Tensor]]) -> None:
     model, inputs = timm_resnet
     dag = torchorbit.convert(model, inputs[0])
-    smaller = torchorbit.prune(dag, loader=inputs, flops=0.5, reconstruct=True, reconstruct_batches=2)
+    smaller = pruned(dag, loader=inputs, flops=0.5, reconstruct=True, reconstruct_batches=2)
     (pruning,) = smaller.history.prunings
     made = pruning.reconstruction
     assert (made.method, made.samples, pruning.data) == ("layerwise", 16, True)
     assert made.proof < 1e-5
     assert len(made.layers) > 10
     assert all(0 <= layer.after <= layer.before for layer in made.layers)
-    again = torchorbit.prune(dag, loader=inputs, flops=0.5, reconstruct=True, reconstruct_batches=2)
+    again = pruned(dag, loader=inputs, flops=0.5, reconstruct=True, reconstruct_batches=2)
     for name, tensor in smaller.state_dict().items():
         assert torch.equal(again.state_dict()[name], tensor), name
 
@@ -279,7 +284,7 @@ def test_what_was_done_is_told(timm_resnet: tuple[nn.Module, list[Tensor]]) -> N
 def test_in_place_and_with_an_optimizer(timm_resnet: tuple[nn.Module, list[Tensor]]) -> None:
     model, inputs = timm_resnet
     dag = torchorbit.convert(model, inputs[0])
-    expected = torchorbit.prune(dag, loader=inputs, flops=0.6, reconstruct=True)
+    expected = pruned(dag, loader=inputs, flops=0.6, reconstruct=True)
     before = {name: tensor.clone() for name, tensor in dag.state_dict().items()}
     optimizer = torch.optim.SGD(dag.parameters(), lr=0.1, momentum=0.9)
     (dag(inputs[0]).square().mean()).backward()
@@ -287,7 +292,7 @@ def test_in_place_and_with_an_optimizer(timm_resnet: tuple[nn.Module, list[Tenso
     optimizer.zero_grad()
     dag.load_state_dict(before)  # that step is not what is compared
     given = dict(dag.named_parameters())
-    smaller = torchorbit.prune(dag, loader=inputs, flops=0.6, reconstruct=True, inplace=True, optimizer=optimizer)
+    smaller = pruned(dag, loader=inputs, flops=0.6, reconstruct=True, inplace=True, optimizer=optimizer)
     assert smaller is dag
     for name, parameter in smaller.named_parameters():
         assert torch.equal(parameter, expected.get_parameter(name)), name
@@ -304,7 +309,7 @@ def test_a_bias_that_is_new_trains_and_is_saved(tmp_path: Path) -> None:
     inputs = shown(model)
     dag = torchorbit.convert(model, inputs[0])
     optimizer = torch.optim.AdamW(dag.parameters())
-    smaller = torchorbit.prune(dag, loader=inputs, ratio=0.5, reconstruct=True, inplace=True, optimizer=optimizer)
+    smaller = pruned(dag, loader=inputs, ratio=0.5, reconstruct=True, inplace=True, optimizer=optimizer)
     bias = smaller.get_parameter("layers.2.bias")
     assert any(bias is parameter for parameter in optimizer.param_groups[0]["params"])
     smaller.save(tmp_path / "model")
@@ -316,8 +321,8 @@ def test_a_few_samples_are_enough_to_run(timm_resnet: tuple[nn.Module, list[Tens
     model, inputs = timm_resnet
     dag = torchorbit.convert(model, inputs[0])
     some = [inputs[0][:samples]]
-    plain = torchorbit.prune(dag, flops=0.5)
-    smaller = torchorbit.prune(dag, loader=some, flops=0.5, reconstruct=True)
+    plain = pruned(dag, flops=0.5)
+    smaller = pruned(dag, loader=some, flops=0.5, reconstruct=True)
     assert missed(dag, smaller, some) < missed(dag, plain, some)
 
 
@@ -326,10 +331,9 @@ def test_more_data_comes_closer_on_what_was_not_seen(timm_resnet: tuple[nn.Modul
     dag = torchorbit.convert(model, inputs[0])
     *shown_first, unseen = torch.randn(72, 3, 64, 64, generator=torch.Generator().manual_seed(1)).split(8)
     errors = [
-        missed(dag, torchorbit.prune(dag, loader=shown_first[:many], flops=0.4, reconstruct=True), [unseen])
-        for many in (1, 8)
+        missed(dag, pruned(dag, loader=shown_first[:many], flops=0.4, reconstruct=True), [unseen]) for many in (1, 8)
     ]
-    assert errors[1] < errors[0] < missed(dag, torchorbit.prune(dag, flops=0.4), [unseen])
+    assert errors[1] < errors[0] < missed(dag, pruned(dag, flops=0.4), [unseen])
 
 
 def test_values_that_do_not_fit_into_memory_are_kept_in_files(
@@ -337,12 +341,12 @@ def test_values_that_do_not_fit_into_memory_are_kept_in_files(
 ) -> None:
     model, inputs = timm_resnet
     dag = torchorbit.convert(model, inputs[0])
-    expected = torchorbit.prune(dag, loader=inputs, flops=0.5, reconstruct=True)
+    expected = pruned(dag, loader=inputs, flops=0.5, reconstruct=True)
     written = []
     save = torch.save
     monkeypatch.setattr(torch, "save", lambda value, path: (written.append(path), save(value, path)))
     monkeypatch.setattr("torchorbit.pruning.reconstruction.reconstructing._MOST_BYTES", 2**20)
-    found = torchorbit.prune(dag, loader=inputs, flops=0.5, reconstruct=True)
+    found = pruned(dag, loader=inputs, flops=0.5, reconstruct=True)
     assert written
     assert not any(Path(path).exists() for path in written)
     for name, tensor in expected.state_dict().items():
@@ -355,8 +359,8 @@ def test_wide_layers_are_made_channel_by_channel(
     model, inputs = timm_resnet
     dag = torchorbit.convert(model, inputs[0])
     monkeypatch.setattr("torchorbit.pruning.reconstruction.reconstructing._MOST_INPUTS", 200)
-    found = torchorbit.prune(dag, loader=inputs, flops=0.5, reconstruct=True)
-    assert missed(dag, found, inputs) < missed(dag, torchorbit.prune(dag, flops=0.5), inputs) / 2
+    found = pruned(dag, loader=inputs, flops=0.5, reconstruct=True)
+    assert missed(dag, found, inputs) < missed(dag, pruned(dag, flops=0.5), inputs) / 2
 
 
 def test_what_something_else_reads_as_well_is_left_alone() -> None:
@@ -375,7 +379,7 @@ def test_what_something_else_reads_as_well_is_left_alone() -> None:
     model = Tied().eval()
     inputs = list(torch.randint(0, 11, (24, 9), generator=torch.Generator().manual_seed(0)).split(8))
     dag = torchorbit.convert(model, inputs[0])
-    smaller = torchorbit.prune(dag, loader=inputs, ratio=0.5, reconstruct=True, frozen=["embed"])
+    smaller = pruned(dag, loader=inputs, ratio=0.5, reconstruct=True, frozen=["embed"])
     layers = [layer.layer for layer in smaller.history.prunings[0].reconstruction.layers]
     assert layers == ["out.weight"]
 
@@ -384,9 +388,9 @@ def test_arguments(timm_resnet: tuple[nn.Module, list[Tensor]]) -> None:
     model, inputs = timm_resnet
     dag = torchorbit.convert(model, inputs[0])
     with pytest.raises(torchorbit.errors.ArgumentError, match="reconstruct='layerwise' needs data"):
-        torchorbit.prune(dag, flops=0.5, reconstruct=True)
+        pruned(dag, flops=0.5, reconstruct=True)
     with pytest.raises(torchorbit.errors.ArgumentError, match="reconstruct='all', expected one of 'layerwise'"):
-        torchorbit.prune(dag, loader=inputs, flops=0.5, reconstruct="all")
+        pruned(dag, loader=inputs, flops=0.5, reconstruct="all")
     with pytest.raises(torchorbit.errors.ArgumentError, match="method='all', expected one of"):
         torchorbit.reconstruct(dag, {}, inputs, method="all")
     assert torchorbit.reconstruct(dag, {}, inputs)(inputs[0]).equal(dag(inputs[0]))

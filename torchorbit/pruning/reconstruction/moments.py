@@ -91,8 +91,10 @@ class Moments:
             weight: of shape (groups, outputs, inputs).
             bias: of shape (groups, 1, outputs).
         """
+        product = self.x0.dtype if weight.shape[2] <= _IN_DOUBLE else torch.float32
+        spread = (weight.to(product) @ self.xx.to(product)).to(weight)
         off = self.y0 - self.x0 @ weight.mT - bias
-        missed = self.yy.sum() - 2 * (weight.mT * self.xy).sum() + ((weight @ self.xx) * weight).sum()
+        missed = self.yy.sum() - 2 * (weight.mT * self.xy).sum() + (spread * weight).sum()
         missed += self.rows * off.square().sum() + 2 * (off * (self.y - self.x @ weight.mT)).sum()
         return max(float(missed), 0.0)
 

@@ -57,45 +57,60 @@ def solve(fitted: Moments, held_out: Moments, weight: Tensor, bias: Tensor, *, f
     before = everything.error(weight, bias)
     best, least = None, held_out.error(weight, bias)
     strengths = STRENGTHS if weight.shape[2] <= _MANY else _STRENGTHS_OF_MANY
+    ridge = _Ridge(fitted, weight, bias, free_bias)
     for strength in strengths if free_bias else strengths[1:]:
-        found = _ridge(fitted, weight, bias, strength, free_bias)
+        found = ridge.at(strength)
         missed = math.inf if found is None else held_out.error(*found)
         if missed < least * (1 - 1e-9):
             best, least = strength, missed
         elif best is not None and missed > least * _MUCH:
             break  # weaker ones fit the rows that they are fitted to, and no others
     if best is not None:
-        found = _ridge(everything, weight, bias, best, free_bias)
+        if everything is not fitted:
+            ridge = _Ridge(everything, weight, bias, free_bias)
+        found = ridge.at(best)
         after = math.inf if found is None else everything.error(*found)
         if found is not None and after < before:
             return Solution(*found, before / scale, after / scale, best)
     return Solution(weight, bias, before / scale, before / scale, None)
 
 
-def _ridge(
-    moments: Moments, weight: Tensor, bias: Tensor, strength: float, free_bias: bool
-) -> tuple[Tensor, Tensor] | None:
-    """Weights and bias for one strength; None where there are none."""
-    new = weight
-    if math.isfinite(strength):
+class _Ridge:
+    """Ridge regression around weights.
+
+    Args:
+        moments: of the rows that are fitted to.
+        weight: of shape (groups, outputs, inputs).
+        bias: of shape (groups, 1, outputs).
+        free_bias: whether the bias may change.
+    """
+
+    def __init__(self, moments: Moments, weight: Tensor, bias: Tensor, free_bias: bool):
+        self._means = moments.means()
         if free_bias:
             xx, xy = moments.centred()
         else:
             xx, xy = moments.about_zero()
-            xy = xy - moments.rows * moments.means()[0].mT @ bias
-        precise = xx.dtype
+            xy = xy - moments.rows * self._means[0].mT @ bias
         if xx.shape[1] > _MANY:
             xx, xy = xx.float(), xy.float()
+        self._weight, self._bias, self._free_bias = weight, bias, free_bias
+        self._xx = xx
+        self._left = xy - xx @ weight.to(xx).mT  # what the weights that are there leave
         # One strength for all groups would hold those with small inputs only.
-        diagonal = xx.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp(min=torch.finfo(xx.dtype).tiny)
-        held = xx + torch.diag_embed(strength * diagonal.expand(-1, xx.shape[1]))
-        factor, failed = torch.linalg.cholesky_ex(held)
-        if bool(failed.any()):
-            return None
-        new = weight + torch.cholesky_solve(xy - xx @ weight.to(xx).mT, factor).mT.to(precise)
-        if not bool(new.isfinite().all()):
-            return None
-    if free_bias:
-        x, y = moments.means()
-        bias = y - x @ new.mT
-    return new, bias
+        self._unit = xx.diagonal(dim1=1, dim2=2).mean(1, keepdim=True).clamp(min=torch.finfo(xx.dtype).tiny)
+
+    def at(self, strength: float) -> tuple[Tensor, Tensor] | None:
+        """Weights and bias for one strength; None where there are none."""
+        new = self._weight
+        if math.isfinite(strength):
+            held = self._xx.clone()
+            held.diagonal(dim1=1, dim2=2).add_(strength * self._unit)
+            factor, failed = torch.linalg.cholesky_ex(held)
+            if bool(failed.any()):
+                return None
+            new = new + torch.cholesky_solve(self._left, factor).mT.to(new)
+            if not bool(new.isfinite().all()):
+                return None
+        x, y = self._means
+        return new, y - x @ new.mT if self._free_bias else self._bias
