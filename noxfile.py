@@ -65,7 +65,7 @@ _TOOLS = ("torch", "torchvision", "hypothesis", "pytest", "pytest-xdist", "pyyam
 
 _BENCHMARKS = ("imports", "conversion", "orbits", "latency", "loading", "targets", "criteria")
 # Those that run when they are named: they want to be told what to compare with, or bring a dozen packages of their own.
-_NAMED_BENCHMARKS = ("commits", "generality", "real_weights", "yolo")
+_NAMED_BENCHMARKS = ("commits", "generality", "real_weights", "reconstruction", "yolo")
 _OF_OTHER_LIBRARIES = ("generality", "yolo")
 
 

@@ -396,3 +396,15 @@ def test_arguments(timm_resnet: tuple[nn.Module, list[Tensor]]) -> None:
     assert torchorbit.reconstruct(dag, {}, inputs)(inputs[0]).equal(dag(inputs[0]))
     with pytest.raises(torchorbit.errors.CalibrationError, match="gives no batch"):
         torchorbit.reconstruct(dag, {torchorbit.find_orbits(dag)[0]: [0]}, [])
+
+
+@pytest.mark.parametrize("name", timm.list_models("test_*"))
+def test_no_model_of_timm_is_farther_from_the_whole_one_than_without(name: str) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model(name, scriptable=False).eval()
+    size = model.default_cfg["input_size"]
+    inputs = [torch.randn(4, *size)]
+    dag = torchorbit.convert(model, inputs[0][:1])
+    smaller = pruned(dag, loader=inputs, flops=0.6, reconstruct=True)
+    assert missed(dag, smaller, inputs) < missed(dag, pruned(dag, flops=0.6), inputs)
+    assert all(layer.after <= layer.before for layer in smaller.history.prunings[0].reconstruction.layers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ from torchorbit.pruning.reconstruction.storing import Values
 
 #: Every so many-th sample is not fitted to, and decides how strongly weights are held where they are.
 HELD_OUT = 4
+# Inputs of rows that are taken at once: 32 MB of them.
+_NUMBERS_AT_ONCE = 1 << 23
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,13 +72,16 @@ class Fitting(ABC):
     def solve(self) -> Solution | None:
         """The weights, as `Solution` has them; None where there were no rows."""
 
-    def _index(self, places: int, number: int, inputs: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The places of which rows are taken: those to be fitted to, and those that are held out.
+    def _index(
+        self, places: int, number: int, inputs: int, groups: int, device: torch.device
+    ) -> Iterator[tuple[int, Tensor]]:
+        """The places of which rows are taken, some at a time: 0 and those to be fitted to, 1 and those held out.
 
         Args:
             places: how many there are in the batch, those of a sample one after the other.
             number: of the batch.
             inputs: of a row.
+            groups: how many rows a place gives.
             device: of the values.
         """
         samples, total = self.steps.batches.samples[number], self._starts[-1]
@@ -88,7 +94,9 @@ class Fitting(ABC):
         # Places of one sample are alike. Where there are few samples there is nothing else, though.
         apart = index if total < HELD_OUT else self._starts[number] + index * samples // places
         held = apart % HELD_OUT == HELD_OUT - 1
-        return index[~held].to(device), index[held].to(device)
+        for half, part in enumerate((index[~held], index[held])):
+            for some in part.split(max(_NUMBERS_AT_ONCE // (inputs * groups), 1)) if len(part) else ():
+                yield half, some.to(device)
 
     def _add(self, half: int, x: Tensor, y: Tensor) -> None:
         moments = self._moments[half]
@@ -128,9 +136,8 @@ class Rows(Fitting):
             return
         x, y = shape.with_batch(x, weight), shape.with_batch(y, weight)
         inputs = weight.numel() // weight.shape[1 if shape.transposed else 0]
-        for half, index in enumerate(self._index(shape.places(y), number, inputs, x.device)):
-            if len(index):
-                self._add(half, shape.inputs(x, weight.shape[2:], index), shape.outputs(y, index))
+        for half, index in self._index(shape.places(y), number, inputs, shape.groups, x.device):
+            self._add(half, shape.inputs(x, weight.shape[2:], index), shape.outputs(y, index))
 
     def _wide(self, use: Use, values: Values) -> Tensor | None:
         """The input of the whole graph, as far as it is kept."""
@@ -176,9 +183,7 @@ class Channels(Fitting):
         x = None
         if not self._alone:
             x = use.shape.with_batch(self.steps.value(1, values, use.input), self.consumer.weight)
-        for half, index in enumerate(self._index(use.shape.places(y), number, inputs, y.device)):
-            if not len(index):
-                continue
+        for half, index in self._index(use.shape.places(y), number, inputs, groups, y.device):
             ys = use.shape.channels(y, index)
             chosen = self._kept.to(ys.device)[:, None].expand(-1, ys.shape[1], -1)
             self._add(half, ys.gather(2, chosen) if x is None else use.shape.channels(x, index), ys)
