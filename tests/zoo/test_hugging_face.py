@@ -376,7 +376,7 @@ assert not [name for name in sys.modules if name.startswith("timm")]
     assert done.returncode == 0, done.stderr
     again = torchorbit.from_pretrained(tmp_path / "smaller")
     steps = [(step.target, str(step.selector)) for step in again.manifest.steps]
-    assert steps == [("", "uniform(ratio=0.25)"), ("flops=0.8", "uniform")]
+    assert steps == [("", "uniform(ratio=0.25)"), ("flops=0.8", "knapsack")]
 
 
 def test_on_the_command_line(hub, folder, tmp_path, capsys, monkeypatch):
