@@ -1,9 +1,10 @@
-"""Emoji in colour, as four makers draw them: which group of Unicode's is it, drawn by a hand that was never seen?
+"""Emoji in colour, as five makers draw them: which group of Unicode's is it, drawn in a way that was never seen?
 
-The classes are Unicode's subgroups, those with the same first word taken together (`animal-bird` and `animal-bug` are
-`animal`) and those of fewer than `LEAST` emoji left out, as are flags, which all makers copy, and whatever is not one
-code point with its signs: the skin tones, genders and families that are joined from several. A maker so draws every
-emoji once. All that one maker drew is for the test, and nothing else is.
+The classes are Unicode's subgroups, those of a category with the same first word taken together (`animal-bird` and
+`animal-bug` are `animal`) and those of fewer than `LEAST` emoji left out. So are `LEFT_OUT`: activities and objects,
+which go by what they are for and not by how they look, flags, which all makers copy, and components. And so is whatever
+is joined from several emoji: genders and families; skin tones are not taken to begin with. A maker so draws every emoji
+once. All that one maker drew is for the test, and nothing else is.
 
 Makers' pictures come from npm's registry, in versions that are held to by hashes. Each is cut to what is drawn, put in
 the middle of a grey square and made small; `runs/criteria` keeps what comes of it. Run as a program, this says what it
@@ -39,7 +40,8 @@ from torchorbit.files import digest, replacing
 KEPT = Path("runs/criteria/emoji.safetensors")
 SIZE = 32
 GREY = 128
-LEAST = 20
+LEAST = 12
+LEFT_OUT = ("Activities", "Objects", "Flags", "Component")
 REGISTRY = "https://registry.npmjs.org"
 #: A package that names emoji, too.
 NAMES = "package/emoji.json"
@@ -94,7 +96,15 @@ MAKERS = (
         ".webp",
     ),
     Maker(
-        "EmojiOne 2",
+        "EmojiOne 1",
+        "CC-BY-SA-4.0",
+        "emojione",
+        "1.5.2",
+        "OFCLNxhbPEkhFlSRV9EAEMHkFl5XYNdqhBa4EULoOxdubVrdgaWfcTEL+nYeRuF+UzX3pfh8uwC8RqgnJ6TObA==",
+        "package/assets/png/",
+    ),
+    Maker(
+        "EmojiOne 2, drawn anew",
         "CC-BY-4.0",
         "emojione",
         "2.2.7",
@@ -110,8 +120,7 @@ MAKERS = (
         "package/img/twitter/64/",
     ),
 )
-NAMING = MAKERS[0]
-TESTED = MAKERS[3]
+NAMING, TESTED = MAKERS[0], MAKERS[-1]
 
 
 @dataclass(frozen=True)
@@ -155,12 +164,12 @@ def classes_of(entries: Sequence[dict[str, Any]]) -> dict[str, str]:
         By the emoji's code points, as `code_points` writes them.
     """
     found = {
-        code_points(entry["unified"]): entry["subcategory"].partition("-")[0]
+        code_points(entry["unified"]): f"{entry['category']}: {entry['subcategory'].partition('-')[0]}"
         for entry in entries
-        if entry["category"] not in ("Flags", "Component") and _JOINER not in entry["unified"].lower().split("-")
+        if entry["category"] not in LEFT_OUT and _JOINER not in entry["unified"].lower().split("-")
     }
     counts = Counter(found.values())
-    return {emoji: name for emoji, name in found.items() if counts[name] >= LEAST and name != "other"}
+    return {emoji: name for emoji, name in found.items() if counts[name] >= LEAST and not name.endswith(": other")}
 
 
 def code_points(name: str) -> str:
