@@ -138,8 +138,8 @@ RECIPES = {
     ("vit", "digits"): Recipe(
         partial(_vit, size=28, patch=7), 28, epochs=45, optimizer=_adamw(1e-3), batch_size=32, warm_up=0.1
     ),
-    ("mobilenetv3", "digits"): Recipe(_mobilenet, 32, epochs=8, optimizer=_adamw(2e-3), warm_up=0.1),
-    ("convnext", "digits"): Recipe(_convnext, 32, epochs=8, optimizer=_adamw(2e-3), warm_up=0.1),
+    ("mobilenetv3", "digits"): Recipe(_mobilenet, 32, epochs=20, optimizer=lambda model: sgd(model, 0.1), warm_up=0.1),
+    ("convnext", "digits"): Recipe(_convnext, 32, epochs=16, optimizer=_adamw(2e-3), warm_up=0.1),
     ("swin", "digits"): Recipe(_swin, 32, epochs=8, optimizer=_adamw(1e-3), warm_up=0.1),
     ("resnet18", "emoji"): Recipe(_resnet18, SIZE, epochs=16, optimizer=lambda model: sgd(model, 0.05), warm_up=0.1),
     ("vit", "emoji"): Recipe(partial(_vit, size=SIZE, patch=8), SIZE, epochs=60, optimizer=_adamw(1e-3), warm_up=0.1),
