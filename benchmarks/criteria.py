@@ -1,9 +1,9 @@
 """What is left of a model's accuracy at half of its FLOPs, with no training after pruning.
 
-Two models of timm, trained here on handwritten digits (`trained.py`), are pruned by every criterion and every selector
-of torchorbit, and by every criterion of Torch-Pruning in many ways (`torch_pruning_options.py`). FLOPs are counted the
-same way (`torchorbit.flops`), the training images to look at and the test images are the same. Of the ways to use
-Torch-Pruning the best on the test images is shown, which is in its favour.
+Models of timm, trained here on handwritten digits or on emoji (`trained.py`), are pruned by every criterion and every
+selector of torchorbit, and by every criterion of Torch-Pruning in many ways (`torch_pruning_options.py`). FLOPs are
+counted the same way (`torchorbit.flops`), the training images to look at and the test images are the same. Of the ways
+to use Torch-Pruning the best on the test images is shown, which is in its favour.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from torch_pruning_options import IMPORTANCES, Option, Pruned, Pruner, first_opt
 from torchorbit import Scores
 from torchorbit.criteria import CRITERIA, Criterion, LossCriterion, WeightCriterion
 from torchorbit.selectors import SELECTORS, Selector
-from trained import CACHE, RECIPES, Digits, digits, trained
+from trained import CACHE, DATA, MODELS, RECIPES, Images, images, trained
 from training import BATCH, top1
 
 PACKAGES = ("torchorbit", "torch-pruning", "torch", "timm", "mlxtend")
@@ -82,7 +82,7 @@ class Case:
 
     name: str
     model: nn.Module
-    data: Digits
+    data: Images
     accuracy: float
     flops: float
     seeds: range
@@ -387,8 +387,9 @@ def section(case: Case, criteria: Sequence[str], selectors: Sequence[str], alone
 def main() -> None:
     """Train, prune, test and print."""
     offered = selectors_for_a_target()
-    names = list(RECIPES)
+    names = list(MODELS)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", choices=list(DATA), default="digits", help="what they are trained and tested on")
     parser.add_argument("--models", type=int, default=len(names), help="only the first so many models")
     parser.add_argument("--only", action="append", choices=names, help="only this model; can be repeated")
     parser.add_argument("--criteria", nargs="+", choices=list(CRITERIA), default=list(CRITERIA), metavar="NAME")
@@ -407,17 +408,17 @@ def main() -> None:
     versions = ", ".join(f"{package} {importlib.metadata.version(package)}" for package in PACKAGES)
     parts = [
         "# Criteria and selectors",
-        f"Top-1 accuracy on 1,000 test images of models pruned to {options.flops:.0%} of their FLOPs, with no training "
-        f"after pruning. {options.calibration} training images to calibrate on; means over {options.seeds} seeds where "
-        f"something is drawn; Shapley values from {LOSS_SAMPLES} permutation on one batch. Seconds are those from a "
-        "model to the pruned one; for Torch-Pruning at a ratio that is known, without the search for it. Made by "
-        f"`nox -s bench -- criteria {shlex.join(sys.argv[1:])}`.",
+        f"Top-1 accuracy on the test images of the {options.data} of models pruned to {options.flops:.0%} of their "
+        f"FLOPs, with no training after pruning. {options.calibration} training images to calibrate on; means over "
+        f"{options.seeds} seeds where something is drawn; Shapley values from {LOSS_SAMPLES} permutation on one batch. "
+        "Seconds are those from a model to the pruned one; for Torch-Pruning at a ratio that is known, without the "
+        f"search for it. Made by `nox -s bench -- criteria {shlex.join(sys.argv[1:])}`.",
         f"{platform.machine()}, {torch.get_num_threads()} threads, {versions}",
     ]
     for name in options.only or names[: options.models]:
-        model = trained(name, options.epochs)
-        data = digits(RECIPES[name].size, options.calibration)
-        settings = f"{options.flops} {options.calibration} {options.seeds} {options.epochs} {versions}"
+        model = trained(name, options.data, options.epochs)
+        data = images(options.data, RECIPES[name, options.data].size, options.calibration)
+        settings = f"{options.data} {options.flops} {options.calibration} {options.seeds} {options.epochs} {versions}"
         case = Case(
             name,
             model,

@@ -90,12 +90,12 @@ def families(names: list[str], flops: float) -> Iterator[list[str]]:
 
 def samples(flops: float) -> Iterator[list[str]]:
     """Top-1 by the number of images."""
-    from trained import RECIPES, digits, trained
+    from trained import RECIPES, images, trained
     from training import top1
 
     for name in TRAINED:
-        model = trained(name)
-        data = digits(RECIPES[name].size, max(NUMBERS))
+        model = trained(name, "digits")
+        data = images("digits", RECIPES[name, "digits"].size, max(NUMBERS))
         dag = torchorbit.convert(model, data.calibration[0][:1])
         for criterion, selector in (("fisher_noise", "knapsack"), ("magnitude", "uniform"), ("lamp", "global")):
             row = [name, f"{top1(dag, *data.test):.1%}", f"{criterion}, {selector}"]

@@ -64,7 +64,7 @@ IMPORTANCES = {
     "Taylor, multivariable": Importance(partial(importances.GroupTaylorImportance, multivariable=True), "gradients"),
     # Its own `accumulate_grad` keeps the last sample only; it takes what stands in `.grad` when that was not called.
     "Hessian": Importance(importances.GroupHessianImportance, "squares"),
-    "OBD-C": Importance(partial(importances.OBDCImportance, num_classes=10), "factors"),
+    "OBD-C": Importance(importances.OBDCImportance, "factors"),
     "random": Importance(importances.RandomImportance, reduces=False, draws=True),
 }
 
@@ -205,9 +205,14 @@ class Pruner:
             if needs in ("gradients", "squares"):
                 state = gradients(self.model, self.data, squared=needs == "squares")
             elif needs == "factors":
-                state = self._with_factors(copy.deepcopy(self.model), IMPORTANCES["OBD-C"].make())
+                state = self._with_factors(copy.deepcopy(self.model), self._made(IMPORTANCES["OBD-C"]))
             self._states[needs] = state, time.perf_counter() - started
         return self._states[needs]
+
+    def _made(self, importance: Importance, **options: Any) -> Any:
+        if importance.needs == "factors":
+            options["num_classes"] = self.model.num_classes  # it leaves out linear layers of so many outputs
+        return importance.make(**options)
 
     def _count(self, model: nn.Module) -> float:
         return flops(model, tuple(self.example.shape)).total
@@ -216,7 +221,7 @@ class Pruner:
         """The model with a share of its channels removed."""
         importance = IMPORTANCES[option.importance]
         chosen = {"group_reduction": option.reduction, "normalizer": option.normalizer} if importance.reduces else {}
-        model, scorer = self.model, importance.make(**chosen)
+        model, scorer = self.model, self._made(importance, **chosen)
         if importance.needs == "factors":
             model, known = self._state("factors")[0]
             scorer.Fisher, scorer.modules, scorer.steps = known.Fisher, known.modules, known.steps

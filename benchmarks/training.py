@@ -61,6 +61,12 @@ def shaken(images: Tensor) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def mirrored(images: Tensor) -> Tensor:
+    """Every other image, by chance, with left and right changed."""
+    chosen = torch.rand(len(images)) < 0.5
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
+
+
 @torch.no_grad()
 def top1(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """Share of the images that are told right."""

@@ -217,7 +217,7 @@ def test_what_was_removed_in_python_is_told_too(folder: Path, tmp_path: Path) ->
     manifest = save_checkpoint(second.flatten(), tmp_path / "b")
 
     steps = [(str(step.criterion), str(step.selector), step.target) for step in manifest.steps]
-    assert steps == [("magnitude", "uniform(ratio=0.2)", ""), ("chosen by hand", "chosen by hand", "1 unit")]
+    assert steps == [("fisher_noise", "uniform(ratio=0.2)", ""), ("chosen by hand", "chosen by hand", "1 unit")]
     assert describes(manifest, second)
     assert manifest.before == read_manifest(folder).before
 
@@ -226,7 +226,7 @@ def test_a_checkpoint_tells_all_that_it_takes_to_prune_to_the_same_widths(folder
     dag = load_checkpoint(folder)
     options = {
         "criterion": WeightNorm(p=float("inf"), reduce="max"),
-        "selector": Knapsack(tolerance=0.2, exhaustive=0, solver_time_limit=None),
+        "selector": Knapsack(normalization="mean", tolerance=0.2, exhaustive=0, solver_time_limit=None),
         "constraint": Overrides({"*": Bounds(min_width=2, round_to=2)}),
     }
     save_checkpoint(torchorbit.prune(dag, parameters=0.5, steps=2, seed=3, **options), tmp_path / "b")
@@ -245,7 +245,10 @@ def test_a_checkpoint_tells_all_that_it_takes_to_prune_to_the_same_widths(folder
     assert {path: tensor.shape for path, tensor in smaller.state_dict().items()} == {
         path: tensor.shape for path, tensor in expected.items()
     }
-    assert "knapsack(solver_time_limit=None, tolerance=0.2, exhaustive=0)" in (tmp_path / "b" / "README.md").read_text()
+    assert (
+        "knapsack(solver_time_limit=None, normalization='mean', tolerance=0.2, exhaustive=0)"
+        in (tmp_path / "b" / "README.md").read_text()
+    )
 
 
 def test_before_is_what_was_converted_and_not_what_is_saved_first(tmp_path: Path) -> None:
@@ -304,7 +307,9 @@ def test_a_block_of_a_graph_is_no_checkpoint(tmp_path: Path) -> None:
 
 def test_a_checkpoint_is_pruned_further_and_remembers_where_it_comes_from(tmp_path: Path) -> None:
     first = make_checkpoint("test_resnet", tmp_path / "a", Recipe(flops=0.7), seed=5, command="the first")
-    second = make_checkpoint(str(tmp_path / "a"), tmp_path / "b", Recipe(flops=0.5, round_to=4), command="the second")
+    second = make_checkpoint(
+        str(tmp_path / "a"), tmp_path / "b", Recipe(flops=0.5, round_to=4, selector="uniform"), command="the second"
+    )
 
     assert [(step.target, step.seed, step.command) for step in second.steps] == [
         ("flops=0.7", 5, "the first"),

@@ -18,6 +18,7 @@ from torchorbit.pruning.criteria.lamp import shares_of_rest
 from torchorbit.pruning.criteria.slices import require_weights
 from torchorbit.pruning.describing import describe
 from torchorbit.pruning.scores import Scores
+from torchorbit.records import opened
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def _projected(output: Any, directions: torch.Generator) -> Tensor:
     Raises:
         CalibrationError: there are no floating point numbers among them.
     """
-    found = [tensor for tensor in leaves_of(Tensor, output) if tensor.is_floating_point()]
+    found = [tensor for tensor in leaves_of(Tensor, opened(output)) if tensor.is_floating_point()]
     if not found:
         raise CalibrationError("it gives no floating point numbers")
     total = torch.zeros((), device=found[0].device)
