@@ -32,7 +32,7 @@ class Recipe:
     round_to: int = 1
     min_width: int = 1
     min_share: float = 0.0
-    criterion: str = "fisher_noise"
+    criterion: str | None = None
     selector: str | None = None
     steps: int = 1
     reconstruct: str | None = None

@@ -38,10 +38,9 @@ _DTYPES = ("float32", "float16", "bfloat16")
 )
 @click.option(
     "--criterion",
-    default="fisher_noise",
-    show_default=True,
     metavar="NAME",
-    help="What units are scored by: fisher_noise, magnitude, lamp, taylor, ...; a wrong name lists them all.",
+    help="What units are scored by: fisher_noise, magnitude, lamp, taylor, ...; a wrong name lists them all.  "
+    "[default: fisher_noise; magnitude for models that do not run on noise]",
 )
 @click.option(
     "--selector",

@@ -152,7 +152,7 @@ def test_a_manifest_says_what_was_done(run, digits, tmp_path):
     assert (str(first.constraint), first.data, first.target) == ("bounds(round_to=8)", None, "flops=0.6")
     assert second.data == f"10 images of {digits.name} (validation)"
     assert (second.constraint, second.target, second.steps) == (first.constraint, "flops=0.6", 2)
-    assert (first.criterion.name, second.criterion.name) == ("magnitude", "apoz")  # magnitudes look at no data
+    assert (first.criterion.name, second.criterion.name) == ("fisher_noise", "apoz")  # noise is no data
     assert "constraint bounds(round_to=8)" in (tmp_path / "a" / "README.md").read_text()
 
 
@@ -210,7 +210,6 @@ def test_images_without_labels():
         (("--flops", "0.5", "--criterion", "taylor"), "--criterion taylor looks at data: give --data"),
         (("--flops", "0.5", "--criterion", "tailor"), "there is no criterion 'tailor'; close to it: taylor"),
         (("--flops", "0.5", "--selector", "none"), "there is no selector 'none'"),
-        (("--flops", "0.5", "--finetune-bn"), "--finetune-bn needs data: give --data"),
         (("--flops", "0.5", "--reconstruct"), "--reconstruct needs data: give --data"),
         (("--flops", "0.5", "--samples", "3"), "--data, which is missing"),
         (("--flops", "0.5", "--criterion", "taylor", "--data", "nowhere"), "there is no such folder"),

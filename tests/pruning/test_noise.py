@@ -125,7 +125,7 @@ def test_whole_numbers_among_outputs_do_not_count():
     assert smaller(torch.zeros(1, 4))["best"].dtype == torch.int64
 
 
-def test_a_model_that_gives_no_floating_point_numbers_is_refused_with_what_to_do():
+def test_a_model_that_gives_no_floating_point_numbers():
     class Best(nn.Module):
         def __init__(self):
             super().__init__()
@@ -135,8 +135,11 @@ def test_a_model_that_gives_no_floating_point_numbers_is_refused_with_what_to_do
             return self.b(self.a(x).relu()).argmax(-1)
 
     with pytest.raises(CalibrationError, match=r"gives no floating point numbers.*criterion='magnitude'"):
-        torchorbit.prune(Best(), torch.zeros(1, 4), flops=0.6)
-    torchorbit.prune(Best(), torch.zeros(1, 4), flops=0.6, criterion="magnitude")
+        torchorbit.prune(Best(), torch.zeros(1, 4), flops=0.6, criterion="fisher_noise")
+    with pytest.warns(UserWarning, match=r"scored by their weights alone.*gives no floating point numbers"):
+        smaller = torchorbit.prune(Best(), torch.zeros(1, 4), flops=0.6)
+    (done,) = smaller.history.prunings
+    assert (str(done.criterion), str(done.selector)) == ("magnitude", "uniform")
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,12 @@ from torch import Tensor
 
 from torchorbit.comparing import evaluating
 from torchorbit.containers import leaves_of, map_leaves
+from torchorbit.errors import GraphRunError
 from torchorbit.graph.dag import DagModule
 from torchorbit.orbits.orbit import Orbit
 from torchorbit.pruning.batch_norm import BatchStatistics
 from torchorbit.pruning.calibration.batches import unchanged_buffers
+from torchorbit.records import opened
 from torchorbit.removal.cutting import remove_channels
 from torchorbit.removal.masked import random_inputs
 
@@ -95,6 +97,24 @@ def fitted_to_noise(dag: DagModule, batches: Sequence[NoiseBatch]) -> Iterator[N
     with unchanged_buffers(dag):
         _fit(dag, batches)
         yield
+
+
+def refusal(dag: DagModule) -> str:
+    """Why a graph cannot be scored on noise, in words; empty where it can.
+
+    Inputs may have to be of a kind that noise is not: a mask that is true everywhere, indices that mean something.
+    """
+    if any(parameter.is_meta for parameter in dag.parameters()):
+        return ""  # which is refused whatever units are scored by
+    (batch, *_) = noise(dag, samples=1, batch_size=1, seed=0)
+    try:
+        with evaluating(dag), torch.no_grad():
+            output = dag(*batch.args, **batch.kwargs)
+    except GraphRunError as error:
+        return str(error)
+    if not any(tensor.is_floating_point() for tensor in leaves_of(Tensor, opened(output))):
+        return "it gives no floating point numbers"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -19,9 +20,10 @@ from torchorbit.graph.dag import DagModule
 from torchorbit.pruning.calibration import default_sample_to_model_inputs, default_sample_to_n_samples
 from torchorbit.pruning.calibration.batches import batches_of, require_repeatable
 from torchorbit.pruning.constraints import Bounds, Constraint
-from torchorbit.pruning.criteria import CRITERIA, Criterion, Place, WeightCriterion
+from torchorbit.pruning.criteria import CRITERIA, Criterion, FisherNoise, Magnitude, Place, WeightCriterion
 from torchorbit.pruning.freezing import frozen_paths
 from torchorbit.pruning.naming import made_by_name
+from torchorbit.pruning.noise import refusal
 from torchorbit.pruning.reconstruction.reconstructing import Method, require_method
 from torchorbit.pruning.schedule import Schedule
 from torchorbit.pruning.scores import Scores
@@ -40,7 +42,7 @@ def prune(
     ratio: float | None = None,
     flops: float | None = None,
     parameters: float | None = None,
-    criterion: Criterion | str | Scores = "fisher_noise",
+    criterion: Criterion | str | Scores | None = None,
     selector: Selector | str | None = None,
     constraint: Constraint | None = None,
     round_to: int = 1,
@@ -90,7 +92,8 @@ def prune(
             (two per multiply-accumulate, one sample of the recorded size). The same as ``Target.flops(flops)``.
         parameters: how many parameters it may have, likewise.
         criterion: what units are scored by: a name in `torchorbit.criteria.CRITERIA`, one of the classes there with
-            other options, or scores that were made before by `torchorbit.calibrate`.
+            other options, or scores that were made before by `torchorbit.calibrate`. By default ``"fisher_noise"``;
+            where the model does not run on noise, ``"magnitude"``, with a warning.
         selector: how many go where: a name in `torchorbit.selectors.SELECTORS`, or one of the classes there. By default
             it is ``"knapsack"`` for scores that add up, as those of the default criterion do, and a target that can be
             computed, as FLOPs can; and ``"uniform"`` for others, and for latencies that are measured.
@@ -141,17 +144,28 @@ def prune(
         ArgumentTypeError: an argument is of the wrong type, or ``loader`` can be gone through only once.
         ConversionError: the model cannot be converted.
         CalibrationError: the loader gives no batch, or one that is not what it should be; the loss is not finite, or
-            does not depend on the model; or the model gives nothing on noise that the default criterion could score.
+            does not depend on the model; or the model gives nothing on noise that ``"fisher_noise"`` could score.
     """
-    scored = criterion
+    scored = FisherNoise(seed=seed) if criterion is None else criterion
     if not isinstance(scored, (Criterion, Scores)):
         scored = made_by_name("criterion", scored, CRITERIA, seed=seed)
     chosen, aim = _aim(selector, scored, target, ratio=ratio, flops=flops, parameters=parameters)
     method: Method | None = "layerwise" if reconstruct is True else reconstruct or None
     _check(scored, chosen, loader, constraint, round_to, steps, between_steps, method)
-    schedule = Schedule(chosen, aim, steps)
+    Schedule(chosen, aim, steps)  # refuses what it cannot do before the model is converted
     allowed = constraint or Bounds(round_to=round_to)
     dag = _graph(model, example_inputs, loader, sample_to_model_inputs, entry_point)
+    reason = refusal(dag) if criterion is None else ""
+    if reason:
+        warnings.warn(
+            f"units are scored by their weights alone (criterion='magnitude'), as the model cannot be run on noise: "
+            f"{reason}",
+            stacklevel=2,
+        )
+        scored = Magnitude()
+        chosen, aim = _aim(selector, scored, target, ratio=ratio, flops=flops, parameters=parameters)
+        _check(scored, chosen, loader, constraint, round_to, steps, between_steps, method)
+    schedule = Schedule(chosen, aim, steps)
     if optimizer is not None:
         check(optimizer, list(dag.parameters()))
     data = None
