@@ -60,7 +60,7 @@ def test_from_a_model_of_timm_to_one_that_somebody_else_pulls(run: Run, tmp_path
     assert (code, err) == (0, "")
     manifest = read_manifest(tmp_path / "further")
     assert [(step.target, str(step.selector)) for step in manifest.steps] == [
-        ("flops=0.5", "uniform"),
+        ("flops=0.5", "knapsack"),
         ("", "uniform(ratio=0.3)"),
     ]
     assert manifest.dtype == "bfloat16"
