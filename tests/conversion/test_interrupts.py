@@ -37,6 +37,14 @@ FILES = tuple(
 )
 
 
+@pytest.fixture(autouse=True)
+def ctrl_c_interrupts() -> Iterator[None]:
+    """It does nothing where the tests were started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 class Counting(nn.Module):
     """Moves a buffer, keeps a tensor in a plain attribute, and another one in a cache."""
 

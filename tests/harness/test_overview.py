@@ -78,10 +78,11 @@ def test_the_orbits_are_those_of_the_model() -> None:
     assert head.startswith(f"{len(widths)} orbits, {sum(widths)} units (timm {timm.__version__}, ")
     assert columns.split()[:2] == ["orbit", "width"]
     # The stem is one of them, with all of its channels.
-    assert rows[0].split()[:4] == [
+    assert rows[0].split()[:5] == [
         "0",
         str(timm.create_model("test_resnet").conv1[0].out_channels),
         "channels",
+        "inner",
         "conv1__0",
     ]
 

@@ -40,4 +40,4 @@ def test_a_checkpoint_of_0_1_0_is_pruned_further_and_saved_anew(tmp_path: Path) 
     smaller.save_pretrained(tmp_path / "smaller", name="smaller")
     again = torchorbit.from_pretrained(tmp_path / "smaller")
     assert torch.equal(again(X), smaller(X))
-    assert [str(step.selector) for step in again.manifest.steps] == ["global", "uniform"]
+    assert [str(step.selector) for step in again.manifest.steps] == ["global", "knapsack"]
