@@ -406,5 +406,6 @@ def test_no_model_of_timm_is_farther_from_the_whole_one_than_without(name: str) 
     inputs = [torch.randn(4, *size)]
     dag = torchorbit.convert(model, inputs[0][:1])
     smaller = pruned(dag, loader=inputs, flops=0.6, reconstruct=True)
-    assert missed(dag, smaller, inputs) < missed(dag, pruned(dag, flops=0.6), inputs)
+    # Of some nothing of the blocks reaches the output, with the weights that they have at first.
+    assert missed(dag, smaller, inputs) <= missed(dag, pruned(dag, flops=0.6), inputs) * (1 + 1e-6)
     assert all(layer.after <= layer.before for layer in smaller.history.prunings[0].reconstruction.layers)
