@@ -363,6 +363,32 @@ def test_wide_layers_are_made_channel_by_channel(
     assert missed(dag, found, inputs) < missed(dag, pruned(dag, flops=0.5), inputs) / 2
 
 
+def test_a_norm_behind_two_layers_is_left_as_it_is() -> None:
+    class Shared(nn.Module):
+        size = (3, 9, 9)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3)
+            self.one, self.other = nn.Conv2d(8, 4, 1, bias=False), nn.Conv2d(8, 4, 1, bias=False)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.first(x))
+            return torch.cat([self.norm(self.one(y)), self.norm(self.other(y))], 1)
+
+    torch.manual_seed(0)
+    model = Shared()
+    make_twins(model, "first.weight", 2, 5)
+    model = settled(model)
+    inputs = shown(model)
+    dag = torchorbit.convert(model, inputs[0])
+    smaller = torchorbit.reconstruct(dag, {orbit_of(dag, "first.weight"): [1, 5]}, inputs)
+    assert torch.equal(smaller.get_buffer("norm.running_mean"), dag.get_buffer("norm.running_mean"))
+    plain = torchorbit.remove_channels(dag, {orbit_of(dag, "first.weight"): [1, 5]})
+    assert missed(dag, smaller, inputs) < missed(dag, plain, inputs) / 2
+
+
 def test_what_something_else_reads_as_well_is_left_alone() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

@@ -82,7 +82,7 @@ class Consumer:
 
 def find_consumers(small: FlatModel) -> list[Consumer]:
     """The layers of a graph whose outputs are linear in weights that nothing else reads, in its order."""
-    readers = _readers(small)
+    readers, counts = _readers(small), _tensors_read(small)
     found: dict[int, Consumer] = {}
     refused: set[int] = set()
     for vertex in small.graph.vertices:
@@ -107,7 +107,7 @@ def find_consumers(small: FlatModel) -> list[Consumer]:
         consumer = found.get(id(tensor))
         if consumer is None:
             bare = leaf is not None and own is None and "bias" in leaf._parameters
-            norm = None if own is not None else _norm_behind(small, vertex.name, readers)
+            norm = None if own is not None else _norm_behind(small, vertex.name, readers, counts)
             consumer = found[id(tensor)] = Consumer(weight.path, tensor, own, leaf if bare else None, norm)  # type: ignore[arg-type]
         elif consumer.bias is not own or consumer.uses[0].shape != shape:
             refused.add(id(tensor))
@@ -115,7 +115,6 @@ def find_consumers(small: FlatModel) -> list[Consumer]:
         if consumer.uses:  # a bias for all calls of it, or none
             consumer.norm = None
         consumer.uses.append(Use(vertex.name, call.args["input"], shape))
-    counts = _tensors_read(small)
     return [
         consumer
         for identity, consumer in found.items()
@@ -138,14 +137,15 @@ def _readers(small: FlatModel) -> dict[str, list[str]]:
     return found
 
 
-def _norm_behind(small: FlatModel, vertex: str, readers: dict[str, list[str]]) -> Tensor | None:
-    """The running mean of the batch norm that alone reads a result."""
+def _norm_behind(small: FlatModel, vertex: str, readers: dict[str, list[str]], counts: dict[int, int]) -> Tensor | None:
+    """The running mean of the batch norm that alone reads a result, and that has it for nothing else."""
     behind = readers.get(vertex, [])
     call = small.calls.get(behind[0]) if len(behind) == 1 else None
     if call is None or call.operator != "batch_norm" or call.args.get("input") != Ref(vertex):
         return None
     mean = call.args.get("running_mean")
-    return small.tensor_at(mean.path) if type(mean) is Attr else None
+    tensor = small.tensor_at(mean.path) if type(mean) is Attr else None
+    return tensor if tensor is not None and counts[id(tensor)] == 1 else None
 
 
 def _tensors_read(small: FlatModel) -> dict[int, int]:
