@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from weakref import WeakKeyDictionary
@@ -88,38 +88,23 @@ class Bounds(Constraint):
         return np.unique(np.append(np.arange(first, orbit.width, step), orbit.width))
 
 
-class WholeTokens(Constraint):
-    """Keeps all learned tokens; of channels it keeps what another constraint says.
+class Whole(Constraint):
+    """Keeps all units of some orbits; of others it keeps what another constraint says.
 
     Args:
         inner: the other constraint.
+        untouched: whether an orbit is one of those.
     """
 
-    name: ClassVar[str] = "whole_tokens"
+    name: ClassVar[str] = "whole"
 
-    def __init__(self, inner: Constraint):
+    def __init__(self, inner: Constraint, untouched: Callable[[Orbit], bool]):
         self._inner = inner
+        self._untouched = untouched
 
     def widths(self, orbit: Orbit) -> NDArray[np.int64]:
-        """The whole width of tokens, or what the other constraint says."""
-        return np.array([orbit.width], np.int64) if orbit.kind == "tokens" else self._inner.widths(orbit)
-
-
-class WholeStreams(Constraint):
-    """Keeps all channels of residual streams; of others it keeps what another constraint says.
-
-    Args:
-        inner: the other constraint.
-    """
-
-    name: ClassVar[str] = "whole_streams"
-
-    def __init__(self, inner: Constraint):
-        self._inner = inner
-
-    def widths(self, orbit: Orbit) -> NDArray[np.int64]:
-        """The whole width of a stream, or what the other constraint says."""
-        return np.array([orbit.width], np.int64) if orbit.role == "stream" else self._inner.widths(orbit)
+        """The whole width, or what the other constraint says."""
+        return np.array([orbit.width], np.int64) if self._untouched(orbit) else self._inner.widths(orbit)
 
 
 @dataclass(frozen=True)

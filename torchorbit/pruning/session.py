@@ -17,7 +17,7 @@ from torchorbit.orbits.discovery import find_orbits
 from torchorbit.orbits.orbit import Orbit, Orbits
 from torchorbit.pruning.batch_norm import finetune_batch_norm
 from torchorbit.pruning.calibration import MaskedLoss, calibrate
-from torchorbit.pruning.constraints import Constraint, WholeStreams, WholeTokens
+from torchorbit.pruning.constraints import Constraint, Whole
 from torchorbit.pruning.criteria import Criterion, Place, WeightCriterion
 from torchorbit.pruning.describing import describe
 from torchorbit.pruning.noise import BatchNormCorrections
@@ -226,9 +226,9 @@ class Session:
         self._original = self._original or Original(orbits)
         constraint = self._original.relative(self._constraint)
         if not self._tokens:
-            constraint = WholeTokens(constraint)
+            constraint = Whole(constraint, lambda orbit: orbit.kind == "tokens")
         if not self._streams:
-            constraint = WholeStreams(constraint)
+            constraint = Whole(constraint, lambda orbit: orbit.role == "stream")
         task = partial(
             Task,
             self._scores(dag, orbits),
