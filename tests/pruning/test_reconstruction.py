@@ -389,6 +389,27 @@ def test_a_norm_behind_two_layers_is_left_as_it_is() -> None:
     assert missed(dag, smaller, inputs) < missed(dag, plain, inputs) / 2
 
 
+@pytest.mark.parametrize("tokens", [5, 6])
+def test_a_norm_of_tokens_takes_no_bias_of_features(tokens: int) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 6, bias=False), nn.BatchNorm1d(tokens)]
+    model = settled(Chain(*layers, size=(tokens, 8)))
+    inputs = shown(model)
+    dag = torchorbit.convert(model, inputs[0])
+    smaller = torchorbit.reconstruct(dag, {orbit_of(dag, "layers.0.weight"): [1, 4]}, inputs)
+    assert torch.equal(smaller.get_buffer("layers.3.running_mean"), dag.get_buffer("layers.3.running_mean"))
+
+
+def test_layers_that_share_their_weights_get_no_bias_that_one_of_them_lacks() -> None:
+    torch.manual_seed(0)
+    model = Twice()
+    model.shared.register_parameter("bias", None)
+    inputs = shown(model)
+    dag = torchorbit.convert(model, inputs[0])
+    smaller = torchorbit.reconstruct(dag, {orbit_of(dag, "first.weight"): [6]}, inputs)
+    assert smaller.get_submodule("shared").bias is None
+
+
 def test_what_something_else_reads_as_well_is_left_alone() -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:

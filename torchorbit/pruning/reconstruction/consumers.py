@@ -112,8 +112,8 @@ def find_consumers(small: FlatModel) -> list[Consumer]:
         elif consumer.bias is not own or consumer.uses[0].shape != shape:
             refused.add(id(tensor))
             continue
-        if consumer.uses:  # a bias for all calls of it, or none
-            consumer.norm = None
+        if consumer.uses:  # what one call would get for a bias, others might not
+            consumer.norm = consumer.module = None
         consumer.uses.append(Use(vertex.name, call.args["input"], shape))
     return [
         consumer
@@ -143,6 +143,10 @@ def _norm_behind(small: FlatModel, vertex: str, readers: dict[str, list[str]], c
     call = small.calls.get(behind[0]) if len(behind) == 1 else None
     if call is None or call.operator != "batch_norm" or call.args.get("input") != Ref(vertex):
         return None
+    layer, shape = small.calls[vertex], small.graph.shapes.get(vertex, ())
+    rank = 2 if layer.operator == "linear" else len(small.shape_of(layer.args["weight"]))
+    if len(shape) != rank or call.args.get("training") is True:
+        return None  # it normalizes another dimension than the layer's outputs, or whatever its mean is
     mean = call.args.get("running_mean")
     tensor = small.tensor_at(mean.path) if type(mean) is Attr else None
     return tensor if tensor is not None and counts[id(tensor)] == 1 else None
